@@ -1,0 +1,47 @@
+# The two commands that matter: `make serve` and `make test`.  Everything else is for daily work.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.installed
+BUNDLE := model_store/cifar10
+ARCHIVE := model_store/metastable.mar
+SOURCES := $(shell find metastable handlers export -name '*.py' 2>/dev/null)
+
+.PHONY: serve test check demo archive install format clean
+
+serve: $(READY) $(ARCHIVE)
+	@$(PY) -m deploy.serve --archive $(ARCHIVE) --sample samples/cat.png $(ARGS)
+
+test: $(READY)
+	@$(PY) -m pytest $(ARGS)
+
+check: $(READY)
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
+
+demo: $(READY)
+	@$(PY) -m demo $(ARGS)
+
+archive: $(ARCHIVE)
+
+$(ARCHIVE): $(READY) $(SOURCES) $(wildcard $(BUNDLE)/*) model-config.yaml
+	@$(PY) -m export mar --bundle $(BUNDLE) --out $@
+
+install: $(READY)
+
+# PyTorch first and alone, so that no other package chooses another build of it.
+$(READY): requirements.lock
+	@echo "installing the pinned dependencies into $(VENV) (once)"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.lock)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@touch $@
+
+format: $(READY)
+	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) .run .pytest_cache .mypy_cache .ruff_cache .hypothesis $(ARCHIVE)

@@ -1,0 +1,89 @@
+"""Every exception this project raises on purpose, and the HTTP status of each.
+
+    MetastableError
+    ├── RequestError                 the client sent something that cannot be answered
+    │   ├── MalformedRequest    400  no image, two images, a header that is not text
+    │   ├── TooLarge            413  more bytes or more pixels than the limits allow
+    │   ├── UnsupportedImage    415  not PNG, JPEG, WebP or .npy
+    │   ├── InvalidImage        422  the right format, but truncated or with impossible values
+    │   ├── InvalidOption       422  an unknown option, or a value outside its range
+    │   └── DeadlineExceeded    504  the deadline passed before there was an answer
+    ├── BundleError                  a bundle is damaged, of an unknown version, or does not match
+    ├── DataError                    a data set is missing or damaged
+    └── SettingsError                a settings file is wrong
+
+Messages of a RequestError are shown to clients: they say what was wrong and what to do, and
+repeat nothing of the request but names and numbers.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class MetastableError(Exception):
+    """Base class; `code` is stable and meant for programs, the message for people."""
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+
+
+class RequestError(MetastableError):
+    """A request that cannot be answered as it is; the message tells the client what to do."""
+
+    code = "bad_request"
+    status = 400
+
+
+class MalformedRequest(RequestError):
+    code = "malformed_request"
+    status = 400
+
+
+class TooLarge(RequestError):
+    code = "too_large"
+    status = 413
+
+
+class UnsupportedImage(RequestError):
+    code = "unsupported_image"
+    status = 415
+
+
+class InvalidImage(RequestError):
+    code = "invalid_image"
+    status = 422
+
+
+class InvalidOption(RequestError):
+    code = "invalid_option"
+    status = 422
+
+
+class DeadlineExceeded(RequestError):
+    code = "deadline_exceeded"
+    status = 504
+
+
+class BundleError(MetastableError):
+    code = "bad_bundle"
+
+
+class DataError(MetastableError):
+    code = "bad_data"
+
+
+class SettingsError(MetastableError):
+    code = "bad_settings"
+
+
+#: Reason phrases for the statuses above (ASCII only: TorchServe breaks on anything else).
+PHRASES: dict[int, str] = {
+    200: "OK",
+    400: "Bad Request",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    422: "Unprocessable Content",
+    500: "Internal Server Error",
+    504: "Gateway Timeout",
+}

@@ -1,0 +1,68 @@
+"""The lightweight energy network of Hill, Mitchell and Zhu 2021, and its score.
+
+U: images [B, C, H, W] in [0, 1] -> energies [B]; density p(x) proportional to exp(-U(x)).
+Inside, images are in [-1, 1] as in the paper.  The network returns U itself.  (The paper's code
+returns (tau^2 / 2) U; weights of that code must be divided by 5e-5 in the last layer.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class EnergyNetwork(nn.Module):
+    """conv 3x3 C->n, three convs 4x4/2 n->2n->4n->8n, one conv to a scalar; LeakyReLU 0.05.
+
+    Args:
+        channels: image channels C.
+        size: image height and width; 32 and 28 are tested.
+        features: n; the paper uses 32 (690 K parameters on 3x32x32).
+    """
+
+    slope = 0.05
+
+    def __init__(self, channels: int = 3, size: int = 32, features: int = 32) -> None:
+        super().__init__()
+        n, final = features, size // 8
+        self.hidden = nn.ModuleList(
+            [
+                nn.Conv2d(channels, n, 3, padding=1),
+                nn.Conv2d(n, 2 * n, 4, 2, padding=1),
+                nn.Conv2d(2 * n, 4 * n, 4, 2, padding=1),
+                nn.Conv2d(4 * n, 8 * n, 4, 2, padding=1),
+            ]
+        )
+        self.last = nn.Conv2d(8 * n, 1, final)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Energy U(x), [B]."""
+        h = 2 * x - 1
+        for conv in self.hidden:
+            h = F.leaky_relu(conv(h), self.slope)
+        out: Tensor = self.last(h).flatten()
+        return out
+
+    def score(self, x: Tensor) -> Tensor:
+        """-dU/dx for x in [0, 1]: [B, C, H, W].  A forward graph, no autograd.
+
+        A piecewise linear network has a gradient that depends on the signs of its activations
+        only: run the convolutions, keep the signs, and go back through transposed convolutions.
+        The last layer is linear, so it contributes its weights and needs no forward pass.
+        """
+        h = 2 * x - 1
+        signs: list[tuple[nn.Conv2d, Tensor, torch.Size]] = []
+        for conv in self.hidden:
+            assert isinstance(conv, nn.Conv2d)
+            a = conv(h)
+            signs.append((conv, a > 0, h.shape))
+            h = F.leaky_relu(a, self.slope)
+        g = self.last.weight.expand(len(x), -1, -1, -1)  # dU/dh, [B, 8n, 4, 4]
+        for conv, positive, shape in reversed(signs):
+            g = torch.where(positive, g, self.slope * g)
+            stride, kernel = conv.stride[0], conv.kernel_size[0]
+            # An odd size loses a row when it is halved; the transpose must give it back.
+            lost = shape[-1] - ((g.shape[-1] - 1) * stride - 2 + kernel)
+            g = F.conv_transpose2d(g, conv.weight, None, stride, 1, lost)
+        return -2.0 * g  # the chain rule through 2 x - 1

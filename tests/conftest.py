@@ -1,0 +1,68 @@
+"""Shared fixtures: a small bundle with random weights, and the shipped one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from metastable import anomaly, bundle, datasets
+from metastable.networks.classifier import WhitenedNet
+from metastable.networks.energy import EnergyNetwork
+from metastable.networks.score import ScoreNetwork
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = """
+default: fast
+caps: {chains: 16, steps: 20}
+settings:
+  none: {dynamics: none}
+  fast: {dynamics: adp, chains: 3, steps: 2, sigma: 0.2, sigma_unflagged: 0.04, step_fraction: 0.5}
+  softmax: {dynamics: adp, chains: 2, steps: 1, sigma: 0.1, average: softmax}
+  langevin: {dynamics: langevin, network: energy, chains: 2, steps: 3, tau: 0.01}
+"""
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Path:
+    """The bundle in the repository, trained weights and all."""
+    return ROOT / "model_store" / "cifar10"
+
+
+def write_tiny(folder: Path) -> Path:
+    """A bundle of small networks with random weights and a calibration, written to `folder`."""
+    torch.manual_seed(0)
+    arguments = {"widths": [4, 8, 8]}
+    score = ScoreNetwork(widths=(4, 8, 8))
+    norms = anomaly.score_norms(torch.rand(99, 3, 32, 32), score.score)
+    bundle.write(
+        folder,
+        name="tiny",
+        version="1.2",
+        classes=list(datasets.CIFAR10_CLASSES),
+        shape=(3, 32, 32),
+        networks={
+            "classifier": (WhitenedNet(widths=(8, 8, 8)).eval(), {"widths": [8, 8, 8]}),
+            "score": (score, arguments),
+            "energy": (EnergyNetwork(features=4), {"features": 4}),
+        },
+        settings=SETTINGS,
+        anomaly=anomaly.calibrate(norms, false_positive_rate=0.05, network="score", data={"name": "noise"}),
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> bundle.Bundle:
+    return bundle.load(tiny_folder)
