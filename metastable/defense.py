@@ -1,0 +1,146 @@
+"""The reference defense: replicate, purify, classify, average.  Short, slow, obviously right.
+
+F(x) = E[f(T(x))] (Hill, Mitchell and Zhu 2021, section 3.2), estimated with H chains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metastable import noise
+from metastable.dynamics import ScoreFunction
+from metastable.dynamics.adp import adp, inject
+from metastable.dynamics.langevin import langevin
+from metastable.settings import Average, Setting
+
+Classifier = Callable[[Tensor], Tensor]
+CHAINS_AT_ONCE = 64  # bounds memory; results do not depend on it
+
+
+@dataclass(frozen=True)
+class Defended:
+    """What the chains of N images say.
+
+    Attributes:
+        outputs: [N, H, classes], the logits (or probabilities) of each chain, as averaged.
+        purified: [N, C, H, W], the mean purified image.
+        steps: int64 [N, H], updates that each chain took.
+        average: what `outputs` are.
+    """
+
+    outputs: Tensor
+    purified: Tensor
+    steps: Tensor
+    average: Average
+
+    @property
+    def mean(self) -> Tensor:
+        """F_H(x), [N, classes]."""
+        return self.outputs.mean(dim=1)
+
+    @property
+    def labels(self) -> Tensor:
+        """argmax of F_H, int64 [N]."""
+        return self.mean.argmax(dim=1)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """[N, classes]: softmax of the mean logits, or the mean of the chains' softmax."""
+        return self.mean.softmax(dim=1) if self.average == "logits" else self.mean
+
+    def margins(self) -> tuple[Tensor, Tensor]:
+        """How far the label leads the runner-up in the mean, and the standard error of that: [N], [N].
+
+        The error is of the paired difference over chains; it is not known (nan) from one chain.
+        """
+        top = self.mean.topk(2, dim=1).indices
+        leader, rival = (
+            self.outputs.gather(2, i.view(-1, 1, 1).expand(-1, self.outputs.shape[1], 1))
+            for i in top.unbind(1)
+        )
+        difference = (leader - rival).squeeze(2)  # [N, H]
+        chains = difference.shape[1]
+        error = torch.full_like(difference[:, 0], torch.nan)
+        if chains > 1:
+            error = difference.std(dim=1) / chains**0.5
+        return difference.mean(dim=1), error
+
+
+def purify(
+    x: Tensor, keys: Sequence[noise.ChainKey], setting: Setting, score: ScoreFunction, flagged: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run one chain from each row of x [B, C, H, W]: purified states and steps taken, int64 [B].
+
+    Args:
+        keys: (request seed, chain number) of each row.
+        flagged: bool [B], the anomaly flag of each row's image.
+    """
+    shape = tuple(x.shape[1:])
+    if setting.dynamics == "langevin":
+        walked = langevin(
+            x, score, tau=setting.tau, steps=setting.steps, noise=lambda t: noise.normal(keys, t, shape).to(x)
+        )
+        return walked, torch.full((len(x),), setting.steps)
+    if setting.dynamics == "adp":
+        low = setting.sigma if setting.sigma_unflagged is None else setting.sigma_unflagged
+        sigma = torch.where(flagged, setting.sigma, low).to(x)
+        result = adp(
+            inject(x, sigma, noise.normal(keys, 0, shape).to(x)),
+            score,
+            steps=setting.steps,
+            lambda_=setting.step_fraction,
+            bounds=setting.step_bounds,
+            stop=setting.stop,
+        )
+        return result.x, result.steps
+    return x, torch.zeros(len(x), dtype=torch.int64)
+
+
+@torch.inference_mode()
+def defend(
+    images: Tensor,
+    seeds: Sequence[int],
+    setting: Setting,
+    *,
+    classifier: Classifier,
+    scores: Mapping[str, ScoreFunction],
+    flagged: Tensor,
+    between: Callable[[str, float], None] = lambda stage, share: None,
+) -> Defended:
+    """Purify and classify images [N, C, H, W] in [0, 1] with H = setting.chains chains each.
+
+    Args:
+        seeds: one secret seed an image; equal seeds give equal answers, whatever the batch.
+        classifier: f, images -> logits.
+        scores: the score functions by network name.
+        flagged: bool [N], the anomaly flags (they choose ADP's noise).
+        between: called as between(stage, share done) after each piece of work, stage `purify` or
+            `classify`; it may raise to give up.
+    """
+    h = setting.chains if setting.purifies else 1
+    owner = torch.arange(len(images)).repeat_interleave(h)
+    keys = [(seeds[int(i)], chain) for chain, i in zip(list(range(h)) * len(images), owner, strict=True)]
+    outputs, steps = [], []
+    purified = torch.zeros_like(images)
+    score = scores[setting.network] if setting.purifies else _no_score
+    for start in range(0, len(owner), CHAINS_AT_ONCE):
+        rows = owner[start : start + CHAINS_AT_ONCE]
+        x, taken = purify(images[rows], keys[start : start + len(rows)], setting, score, flagged[rows])
+        share = (start + len(rows)) / len(owner)
+        between("purify", share)
+        outputs.append(classifier(x).float())
+        steps.append(taken)
+        purified.index_add_(0, rows, x / h)
+        between("classify", share)
+    logits = torch.cat(outputs).view(len(images), h, -1)
+    if setting.average == "softmax":
+        logits = logits.softmax(dim=2)
+    return Defended(logits, purified, torch.cat(steps).view(len(images), h), setting.average)
+
+
+def _no_score(x: Tensor) -> Tensor:
+    return torch.zeros_like(x)

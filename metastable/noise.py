@@ -1,0 +1,39 @@
+"""Random numbers of one chain, independent of its neighbours in the batch.
+
+The noise of chain c at step t of a request with seed k is a Philox 4x64 stream with key k (128
+bits) and counter (0, 0, c, t): a pure function of those three numbers.  Batch size, batch order
+and the number of other chains change nothing, and any step can be drawn without the ones before.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SEED_BITS = 128
+ChainKey = tuple[int, int]  #: (request seed, chain number)
+
+
+def secret_seed() -> int:
+    """A seed that nobody can predict; known noise would let an attacker aim at one fixed path."""
+    return secrets.randbits(SEED_BITS)
+
+
+def normal(keys: Sequence[ChainKey], step: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal float32 [len(keys), *shape], row i drawn for chain keys[i] at `step`.
+
+    Raises ValueError for a seed outside [0, 2^128) or a negative chain or step.
+    """
+    out = np.empty((len(keys), *shape), np.float32)
+    for row, (seed, chain) in zip(out, keys, strict=True):
+        if not 0 <= seed < 1 << SEED_BITS or chain < 0 or step < 0:
+            raise ValueError("a seed lies in [0, 2^128); chains and steps count from 0")
+        key = np.array([seed & 0xFFFFFFFFFFFFFFFF, seed >> 64], np.uint64)
+        counter = np.array([0, 0, chain, step], np.uint64)
+        generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
+        generator.standard_normal(out=row, dtype=np.float32)
+    return torch.from_numpy(out)

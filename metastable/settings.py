@@ -1,0 +1,158 @@
+"""Settings: named latency/accuracy configurations of the defense, read from one YAML file.
+
+    default: balanced
+    caps: {chains: 256, steps: 2000}
+    settings:
+      none: {dynamics: none}
+      fast: {dynamics: adp, network: score, chains: 8, steps: 2, sigma: 0.15, sigma_unflagged: 0.05}
+
+A Setting checks itself; a file with an unknown key, a value out of range or more work than its
+caps allow is refused as a whole with a SettingsError that names the setting and the field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from metastable.errors import SettingsError
+
+Dynamics = Literal["none", "adp", "langevin"]
+Average = Literal["logits", "softmax"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One configuration.  Lengths are in [0, 1] image units.
+
+    Attributes:
+        dynamics: `none` classifies the image as it is; `adp` and `langevin` purify.
+        network: which network of the bundle gives the score: `score` or `energy`.
+        chains: H, replicates of the image.
+        steps: T or K, updates of each chain.
+        average: what is averaged over chains: `logits` (Hill 2021) or `softmax` (ADP, eq. 13).
+        sigma: ADP's injected noise.
+        sigma_unflagged: noise for images that the anomaly flag passes (ADP, Appendix F: 0.2
+            sigma); None injects `sigma` always.
+        step_fraction: ADP's lambda.
+        step_bounds: least and greatest adaptive step size of ADP.
+        stop: ADP's stopping threshold on |s(x)|.
+        tau: Langevin step; Hill's 0.01 in [-1, 1] is 0.005 here.
+    """
+
+    name: str
+    dynamics: Dynamics
+    network: Literal["score", "energy"] = "score"
+    chains: int = 1
+    steps: int = 0
+    average: Average = "logits"
+    sigma: float = 0.0
+    sigma_unflagged: float | None = None
+    step_fraction: float = 0.05
+    step_bounds: tuple[float, float] = (1e-5, 0.1)
+    stop: float = 1e-3
+    tau: float = 0.005
+
+    def __post_init__(self) -> None:
+        self._require(self.name.isidentifier() and self.name.isascii(), "name", "letters, digits and _")
+        self._require(self.dynamics in get_args(Dynamics), "dynamics", f"one of {get_args(Dynamics)}")
+        self._require(self.average in get_args(Average), "average", f"one of {get_args(Average)}")
+        self._require(self.network in ("score", "energy"), "network", "score or energy")
+        self._require(_whole(self.chains) and self.chains >= 1, "chains", "a whole number from 1")
+        least = 0 if self.dynamics == "none" else 1
+        self._require(_whole(self.steps) and self.steps >= least, "steps", f"a whole number from {least}")
+        self._require(_real(self.sigma) and 0 <= self.sigma <= 1, "sigma", "in [0, 1]")
+        low = self.sigma_unflagged
+        self._require(low is None or (_real(low) and 0 <= low <= 1), "sigma_unflagged", "in [0, 1]")
+        self._require(_real(self.step_fraction) and 0 < self.step_fraction <= 1, "step_fraction", "in (0, 1]")
+        bounds = self.step_bounds
+        good = len(bounds) == 2 and all(map(_real, bounds)) and 0 < bounds[0] <= bounds[1] <= 10
+        self._require(good, "step_bounds", "two numbers, 0 < least <= greatest <= 10")
+        self._require(_real(self.stop) and self.stop >= 0, "stop", "not negative")
+        self._require(_real(self.tau) and 0 < self.tau <= 1, "tau", "in (0, 1]")
+
+    def _require(self, good: bool, field: str, wanted: str) -> None:
+        if not good:
+            raise SettingsError(
+                f"setting {self.name!r}: {field} must be {wanted}, not {getattr(self, field)!r}"
+            )
+
+    @property
+    def purifies(self) -> bool:
+        return self.dynamics != "none"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a server, the default one, and the caps that bound what a request may cost."""
+
+    by_name: dict[str, Setting]
+    default: str
+    max_chains: int
+    max_steps: int
+
+    def __getitem__(self, name: str) -> Setting:
+        return self.by_name[name]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.by_name)
+
+
+def parse(text: str) -> Settings:
+    """Settings from YAML text; raises SettingsError naming the first thing that is wrong."""
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"the settings are not valid YAML: {error}") from None
+    if not isinstance(raw, dict) or set(raw) != {"default", "caps", "settings"}:
+        raise SettingsError("a settings file has exactly the keys default, caps and settings")
+    caps = raw["caps"]
+    if not isinstance(caps, dict) or set(caps) != {"chains", "steps"} or not all(map(_whole, caps.values())):
+        raise SettingsError("caps needs whole numbers for exactly chains and steps")
+    if not isinstance(raw["settings"], dict) or not raw["settings"]:
+        raise SettingsError("settings must name at least one setting")
+    by_name = {str(name): _setting(str(name), fields) for name, fields in raw["settings"].items()}
+    for setting in by_name.values():
+        if setting.chains > caps["chains"] or setting.steps > caps["steps"]:
+            raise SettingsError(
+                f"setting {setting.name!r} asks for {setting.chains} chains and {setting.steps} steps, "
+                f"above the caps of {caps['chains']} and {caps['steps']}"
+            )
+    if raw["default"] not in by_name:
+        raise SettingsError(f"default names {raw['default']!r}, which is no setting of this file")
+    return Settings(by_name, raw["default"], caps["chains"], caps["steps"])
+
+
+def load(path: Path) -> Settings:
+    """Settings from a YAML file; raises SettingsError if it is missing or wrong."""
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from None
+
+
+def _setting(name: str, fields: Any) -> Setting:
+    known = {f.name for f in dataclasses.fields(Setting)} - {"name"}
+    if not isinstance(fields, dict) or "dynamics" not in fields:
+        raise SettingsError(f"setting {name!r} must be a mapping with at least dynamics")
+    if unknown := sorted(map(str, set(fields) - known)):
+        raise SettingsError(f"setting {name!r} has unknown fields {unknown}; known are {sorted(known)}")
+    fields = dict(fields)
+    if "step_bounds" in fields:
+        if not isinstance(fields["step_bounds"], list):
+            raise SettingsError(f"setting {name!r}: step_bounds must be a list of two numbers")
+        fields["step_bounds"] = tuple(fields["step_bounds"])
+    return Setting(name=name, **fields)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _real(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

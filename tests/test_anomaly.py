@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+import torch
+
+from metastable import anomaly
+from metastable.bundle import Bundle
+
+
+def test_threshold_keeps_the_promised_rate_on_new_images() -> None:
+    rng = np.random.default_rng(0)
+    rates = []
+    for _ in range(200):
+        norms = torch.from_numpy(rng.gamma(3.0, size=400))
+        found = anomaly.calibrate(norms, false_positive_rate=0.05, network="score", data={})
+        rates.append(float(found.flags(torch.from_numpy(rng.gamma(3.0, size=2000))).float().mean()))
+    assert 0.04 < np.mean(rates) <= 0.0515  # the promise holds on average, and is not wasted
+
+
+def test_threshold_by_hand_and_flags() -> None:
+    norms = torch.arange(1, 100).float()
+    found = anomaly.calibrate(norms, false_positive_rate=0.1, network="score", data={"name": "x"})
+    assert found.threshold == 90.0  # ceil(100 * 0.9)
+    assert found.n == 99
+    assert found.flags(torch.tensor([90.0, 90.5, float("nan"), float("inf")])).tolist() == [
+        False,
+        True,
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(("n", "rate"), [(5, 0.05), (50, 0.0), (50, 1.0)])
+def test_impossible_calibrations_are_refused(n: int, rate: float) -> None:
+    with pytest.raises(ValueError, match="false-positive rate"):
+        anomaly.calibrate(torch.rand(n), false_positive_rate=rate, network="score", data={})
+
+
+def test_norms_do_not_depend_on_batching(tiny: Bundle) -> None:
+    x = torch.rand(7, 3, 32, 32)
+    one = anomaly.score_norms(x, tiny.scores["score"], batch=2)
+    other = anomaly.score_norms(x, tiny.scores["score"], batch=7)
+    assert torch.allclose(one, other, rtol=1e-4)

@@ -1,0 +1,105 @@
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metastable.bundle import Bundle
+from metastable.defense import Defended, defend
+from metastable.settings import Setting
+
+IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+SEEDS = [7, 8, 9, 10]
+
+
+def run(tiny: Bundle, setting: str | Setting, rows: list[int], flags: list[bool] | None = None) -> Defended:
+    chosen = tiny.settings[setting] if isinstance(setting, str) else setting
+    return defend(
+        IMAGES[rows],
+        [SEEDS[i] for i in rows],
+        chosen,
+        classifier=tiny.classifier,
+        scores=tiny.scores,
+        flagged=torch.tensor(flags or [False] * len(rows)),
+    )
+
+
+@settings(max_examples=15, deadline=None)
+@given(rows=st.lists(st.integers(0, 3), min_size=1, max_size=5), name=st.sampled_from(["fast", "langevin"]))
+def test_an_images_answer_does_not_depend_on_its_batch(tiny: Bundle, rows: list[int], name: str) -> None:
+    together = run(tiny, name, rows)
+    for at, row in enumerate(rows):
+        alone = run(tiny, name, [row])
+        assert torch.allclose(together.outputs[at], alone.outputs[0], atol=1e-4)
+        assert torch.allclose(together.purified[at], alone.purified[0], atol=1e-5)
+
+
+def test_chunks_do_not_change_answers(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(tiny, "fast", [0, 1, 2, 3])
+    monkeypatch.setattr("metastable.defense.CHAINS_AT_ONCE", 5)
+    assert torch.allclose(run(tiny, "fast", [0, 1, 2, 3]).outputs, whole.outputs, atol=1e-4)
+
+
+def test_chains_and_seeds_differ(tiny: Bundle) -> None:
+    outputs = run(tiny, "fast", [0, 0]).outputs  # same image and seed twice
+    assert torch.allclose(outputs[0], outputs[1], atol=1e-4)
+    assert not torch.allclose(outputs[0, 0], outputs[0, 1], atol=1e-4)
+
+
+def test_the_mean_is_over_chains_of_logits_or_of_softmax(tiny: Bundle) -> None:
+    logits = run(tiny, "fast", [0])
+    assert torch.allclose(logits.mean[0], logits.outputs[0].mean(0))
+    assert torch.allclose(logits.probabilities, logits.mean.softmax(1))
+    shares = run(tiny, "softmax", [0])
+    assert torch.allclose(shares.outputs.sum(2), torch.ones(1, 2), atol=1e-5)
+    assert torch.equal(shares.probabilities, shares.mean)
+
+
+def test_margin_and_its_standard_error_by_hand() -> None:
+    outputs = torch.tensor([[[3.0, 1.0, 0.0], [5.0, 2.0, 0.0], [4.0, 0.0, 9.0]]])  # means 4, 1, 3
+    value, error = Defended(outputs, torch.zeros(1), torch.zeros(1, 3), "logits").margins()
+    differences = torch.tensor([3.0, 5.0, -5.0])
+    assert value.item() == pytest.approx(1.0)
+    assert error.item() == pytest.approx(differences.std().item() / 3**0.5)
+    _, unknown = Defended(outputs[:, :1], torch.zeros(1), torch.zeros(1, 1), "logits").margins()
+    assert unknown.isnan().all()
+
+
+def test_flagged_images_get_more_noise(tiny: Bundle) -> None:
+    identity = Setting(
+        name="loud", dynamics="adp", chains=8, steps=1, sigma=0.2, sigma_unflagged=0.02, stop=1e9
+    )  # a stop so high that no chain moves: what is left is the injected noise
+    quiet = run(tiny, identity, [0], [False]).purified - IMAGES[:1]
+    loud = run(tiny, identity, [0], [True]).purified - IMAGES[:1]
+    assert float(loud.std() / quiet.std()) > 5
+
+
+def test_no_defense_is_the_bare_classifier(tiny: Bundle) -> None:
+    result = run(tiny, "none", [0, 1, 2])
+    with torch.inference_mode():
+        assert torch.equal(result.labels, tiny.classifier(IMAGES[:3]).argmax(1))
+    assert torch.equal(result.purified, IMAGES[:3])
+    assert result.outputs.shape == (3, 1, 10)
+    assert result.steps.sum() == 0
+
+
+def test_between_reports_progress_and_may_give_up(tiny: Bundle) -> None:
+    seen: list[tuple[str, float]] = []
+
+    def stop(stage: str, share: float) -> None:
+        seen.append((stage, share))
+        if stage == "purify":
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        defend(
+            IMAGES, SEEDS, tiny.settings["fast"], classifier=tiny.classifier, scores=tiny.scores,
+            flagged=torch.zeros(4, dtype=torch.bool), between=stop,
+        )  # fmt: skip
+    assert seen == [("purify", 1.0)]
+
+
+def test_the_library_reaches_no_server(root: Path) -> None:
+    for path in (root / "metastable").rglob("*.py"):
+        assert "import ts" not in path.read_text()

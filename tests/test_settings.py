@@ -1,0 +1,57 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metastable import settings
+from metastable.errors import SettingsError
+
+GOOD = """
+default: a
+caps: {chains: 8, steps: 10}
+settings:
+  a: {dynamics: none}
+  b: {dynamics: adp, chains: 8, steps: 10, sigma: 0.25, step_bounds: [0.1, 1.0]}
+"""
+
+
+def test_a_good_file() -> None:
+    loaded = settings.parse(GOOD)
+    assert loaded.names == ("a", "b")
+    assert loaded.default == "a"
+    assert loaded["b"].step_bounds == (0.1, 1.0)
+    assert loaded["b"].purifies
+    assert not loaded["a"].purifies
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("default: a", "default: z", "default"),
+        ("chains: 8, steps: 10}", "chains: 8}", "caps"),
+        ("chains: 8, steps: 10}\nsettings", "chains: 7, steps: 10}\nsettings", "caps"),
+        ("sigma: 0.25", "sigma: 2", "sigma"),
+        ("sigma: 0.25", "sigma: .nan", "sigma"),
+        ("sigma: 0.25", "sigma: yes", "sigma"),
+        ("sigma: 0.25", "sigmas: 0.25", "sigmas"),
+        ("dynamics: adp", "dynamics: magic", "dynamics"),
+        ("chains: 8, steps: 10, sigma", "chains: 0, steps: 10, sigma", "chains"),
+        ("chains: 8, steps: 10, sigma", "chains: 8, steps: 0, sigma", "steps"),
+        ("chains: 8, steps: 10, sigma", "chains: 1.5, steps: 1, sigma", "chains"),
+        ("[0.1, 1.0]", "[1.0, 0.1]", "step_bounds"),
+        ("[0.1, 1.0]", "3", "step_bounds"),
+        ("  b:", "  b-c:", "name"),
+        ("{dynamics: none}", "none", "dynamics"),
+        ("settings:", "setting:", "keys"),
+        ("settings:", "settings: [", "YAML"),
+    ],
+)
+def test_what_is_wrong_is_named(old: str, new: str, message: str) -> None:
+    assert old in GOOD
+    with pytest.raises(SettingsError, match=message):
+        settings.parse(GOOD.replace(old, new, 1))
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_settings_or_a_settings_error(text: str) -> None:
+    with pytest.raises(SettingsError):
+        settings.parse(text)
