@@ -1,0 +1,1 @@
+"""Trainers: `python -m metastable.training {classifier,score,energy-dsm,energy-ml} --help`."""

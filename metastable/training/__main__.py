@@ -1,0 +1,51 @@
+"""Command line of the trainers: `python -m metastable.training classifier --data D --out RUN`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from metastable import datasets
+from metastable.training import classifier, energy, score
+
+TRAINERS: dict[str, tuple[type, Any]] = {
+    "classifier": (classifier.ClassifierConfig, classifier.train),
+    "score": (score.ScoreConfig, score.train_score),
+    "energy-dsm": (score.EnergyDsmConfig, score.train_energy),
+    "energy-ml": (energy.EnergyMlConfig, energy.train_energy_ml),
+}
+
+
+def _add_fields(parser: argparse.ArgumentParser, config: type) -> None:
+    for field in dataclasses.fields(config):
+        flag = "--" + field.name.replace("_", "-")
+        if isinstance(field.default, bool):
+            parser.add_argument(flag, default=field.default, action=argparse.BooleanOptionalAction)
+        else:
+            parser.add_argument(flag, type=type(field.default), default=field.default)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m metastable.training", description=__doc__)
+    commands = parser.add_subparsers(dest="trainer", required=True)
+    for name, (config, train) in TRAINERS.items():
+        doc = (__import__(train.__module__, fromlist=["x"]).__doc__ or "").strip()
+        sub = commands.add_parser(
+            name, help=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        sub.add_argument("--data", help="folder of the data sets (default: METASTABLE_DATA)")
+        sub.add_argument("--out", type=Path, required=True, help="run folder; resumed if it holds a run")
+        sub.add_argument("--device", default="auto")
+        _add_fields(sub, config)
+    args = vars(parser.parse_args())
+    config_type, train = TRAINERS[args["trainer"]]
+    config = config_type(**{f.name: args[f.name] for f in dataclasses.fields(config_type)})
+    result = train(config, datasets.data_root(args["data"]), args["out"], args["device"])
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

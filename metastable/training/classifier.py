@@ -1,0 +1,197 @@
+"""Train a natural classifier: the fast recipe of Jordan (2024) for WhitenedNet or a WideResNet.
+
+SGD with Nesterov momentum on a triangular (one-cycle) schedule, label smoothing 0.2, shifts of
+two pixels with reflected borders, mirror images that alternate by epoch, and an average of the
+weights towards the end (lookahead).  bfloat16 convolutions where the machine has them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from metastable import datasets
+from metastable.networks import channels_last
+from metastable.networks.classifier import WhitenedNet, WideResNet
+from metastable.training.run import Ema, Run, device_of
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Learning rates are per 1 024 examples of a summed loss, decoupled from the momentum."""
+
+    network: str = "whitened"  # or "wrn-DEPTH-WIDTH"
+    epochs: int = 12
+    batch: int = 1024
+    lr: float = 11.5
+    momentum: float = 0.85
+    weight_decay: float = 0.0153
+    bias_lr_factor: float = 64.0
+    label_smoothing: float = 0.2
+    shift: int = 2
+    whiten_bias_epochs: int = 3
+    seed: int = 0
+    bf16: bool = True
+
+
+def build(name: str, classes: int = 10) -> WhitenedNet | WideResNet:
+    if name == "whitened":
+        return WhitenedNet(classes)
+    _, depth, width = name.split("-")
+    return WideResNet(int(depth), int(width), classes)
+
+
+def augment(images: Tensor, epoch: int, shift: int, flip_first: Tensor, rng: torch.Generator) -> Tensor:
+    """Random shifts of up to `shift` pixels; each image is mirrored in every second epoch.
+
+    Args: images [B, C, H, W]; flip_first bool [B], which images start mirrored.
+    """
+    b, _, height, width = images.shape
+    flip = flip_first if epoch % 2 == 0 else ~flip_first
+    images = torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)
+    padded = F.pad(images, (shift,) * 4, mode="reflect")
+    corners = torch.randint(0, 2 * shift + 1, (b, 2), generator=rng)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, C, 2s+1, 2s+1, H, W]
+    return windows[torch.arange(b), :, corners[:, 0], corners[:, 1]]
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, data: datasets.ImageSet, batch: int = 500) -> float:
+    """Share of `data` whose label the network gives."""
+    network.eval()
+    device = next(network.parameters()).device
+    right = 0
+    for start in range(0, len(data), batch):
+        x = datasets.to_float(data.images[start : start + batch]).to(device)
+        x = x.contiguous(memory_format=torch.channels_last)
+        predicted = network(x).argmax(1).cpu()
+        right += int((predicted == data.labels[start : start + batch]).sum())
+    return right / len(data)
+
+
+def _optimizer(network: nn.Module, config: ClassifierConfig) -> torch.optim.SGD:
+    # Per-example rate: the sum over a batch is what is back-propagated, and a momentum of m
+    # multiplies a steady gradient by 1 / (1 - m).
+    scale = 1024 * (1 + 1 / (1 - config.momentum))
+    lr, decay = config.lr / scale, config.weight_decay * config.batch / scale
+    groups = []
+    for is_norm in (True, False):
+        rate = lr * (config.bias_lr_factor if is_norm else 1.0)
+        chosen = [
+            p
+            for n, p in network.named_parameters()
+            if p.requires_grad and (".norm" in n or _is_norm_bias(network, n)) == is_norm
+        ]
+        groups.append({"params": chosen, "lr": rate, "weight_decay": decay / rate, "peak": rate})
+    return torch.optim.SGD(groups, momentum=config.momentum, nesterov=True)
+
+
+def _is_norm_bias(network: nn.Module, name: str) -> bool:
+    owner = network.get_submodule(name.rpartition(".")[0])
+    return isinstance(owner, nn.BatchNorm2d)
+
+
+def _one_cycle(step: int, total: int) -> float:
+    """Linear from 0.2 to 1 in the first 23 % of steps, then linear down to 0.07."""
+    peak = 0.23 * total
+    if step < peak:
+        return 0.2 + 0.8 * step / peak
+    return 1.0 - 0.93 * (step - peak) / (total - peak)
+
+
+def train(config: ClassifierConfig, data: Path, out: Path, device: str = "auto") -> dict[str, Any]:
+    """Train, resume where a checkpoint is, and return the metrics (test accuracy with n)."""
+    run, dev = Run(out, config), device_of(device)
+    train_set = datasets.load("cifar10", data, "train")
+    torch.manual_seed(config.seed)
+    network = build(config.network)
+    if isinstance(network, WhitenedNet):
+        network.fit_whitening(datasets.to_float(train_set.images[:5000]))
+    channels_last(network.to(dev))
+    optimizer = _optimizer(network, config)
+    average = Ema(network, 0.0)
+    images, labels = datasets.to_float(train_set.images), train_set.labels
+    flip_first = torch.rand(len(labels), generator=torch.Generator().manual_seed(config.seed)) < 0.5
+    per_epoch = len(labels) // config.batch
+    total, step = per_epoch * config.epochs, 0
+
+    if (saved := run.resume()) is not None:
+        network.load_state_dict(saved["network"])
+        optimizer.load_state_dict(saved["optimizer"])
+        average.load(saved["average"])
+        step = saved["step"]
+
+    def state() -> dict[str, Any]:
+        return {
+            "network": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "average": average.shadow,
+            "step": step,
+        }
+
+    bar = tqdm(total=total, initial=step, desc="classifier", unit="batch", mininterval=5)
+    while step < total:
+        epoch, index = divmod(step, per_epoch)
+        rng = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        order = torch.randperm(
+            len(labels), generator=torch.Generator().manual_seed(config.seed * 7919 + epoch)
+        )
+        pick = order[index * config.batch : (index + 1) * config.batch]
+        x = augment(images[pick], epoch, config.shift, flip_first[pick], rng).to(dev)
+        if isinstance(network, WhitenedNet):
+            network.whiten.bias.requires_grad_(epoch < config.whiten_bias_epochs)  # type: ignore[union-attr]
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * _one_cycle(step, total)
+        network.train()
+        with torch.autocast(dev.type, torch.bfloat16, enabled=config.bf16):
+            logits = network(x.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(
+            logits.float(), labels[pick].to(dev), label_smoothing=config.label_smoothing, reduction="sum"
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        step += 1
+        if step % 5 == 0:
+            _lookahead(network, average, step, total)
+        bar.update()
+        bar.set_postfix(loss=f"{loss.item() / len(pick):.3f}", refresh=False)
+        if step % per_epoch == 0 or step == total:
+            if step == total:
+                average.copy_to(network)
+            test = datasets.load("cifar10", data, "test").take(1000)
+            run.log(epoch=step / per_epoch, loss=loss.item() / len(pick), test_1000=accuracy(network, test))
+        run.checkpoint(state)
+    bar.close()
+    run.checkpoint(state, now=True)
+    average.copy_to(network)
+    test = datasets.load("cifar10", data, "test")
+    return run.finish(
+        network,
+        {
+            "network": config.network,
+            "test_accuracy": accuracy(network, test),
+            "test_n": len(test),
+            "train_digest": train_set.digest(),
+            "test_digest": test.digest(),
+        },
+    )
+
+
+def _lookahead(network: nn.Module, average: Ema, step: int, total: int) -> None:
+    """Pull the fast weights to their slow average and back: 0.95^5 at the start, 1 at the end."""
+    average.decay = 0.95**5 * (step / total) ** 3
+    fast = network.state_dict()
+    with torch.no_grad():
+        for name, slow in average.shadow.items():
+            if slow.is_floating_point():
+                slow.lerp_(fast[name], 1 - average.decay)
+                fast[name].copy_(slow)
+            else:
+                slow.copy_(fast[name])

@@ -1,0 +1,119 @@
+"""What every trainer shares: a run folder with checkpoints, a log, and resuming.
+
+A run folder holds `config.json` (written first; a resumed run must match it), `checkpoint.pt`
+(replaced atomically), `log.jsonl` (one line a report) and, at the end, `weights.safetensors`
+and `metrics.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from metastable.errors import DataError
+
+
+def device_of(name: str = "auto") -> torch.device:
+    """`auto` takes CUDA where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+class Run:
+    """One resumable training run in one folder.
+
+    Raises DataError when the folder holds a run with another configuration.
+    """
+
+    def __init__(self, folder: Path, config: Any, *, every_s: float = 240.0) -> None:
+        self.folder = folder
+        self.config: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+        self._every_s = every_s
+        self._started = self._saved = time.monotonic()
+        self._spent_before = 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "config.json"
+        if path.exists() and json.loads(path.read_text()) != self.config:
+            raise DataError(f"{folder} holds a run with another configuration: choose another --out")
+        path.write_text(json.dumps(self.config, indent=2) + "\n")
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds of training so far, earlier sittings included."""
+        return self._spent_before + time.monotonic() - self._started
+
+    def resume(self) -> dict[str, Any] | None:
+        """The last checkpoint, or None in a fresh folder."""
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return None
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        self._spent_before = float(state["spent_s"])
+        return state
+
+    def checkpoint(self, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
+        """Save `state()` if the last checkpoint is older than `every_s` seconds, or at once."""
+        if not now and time.monotonic() - self._saved < self._every_s:
+            return
+        part = self.folder / "checkpoint.part"
+        torch.save({**state(), "spent_s": self.spent_s}, part)
+        part.replace(self.folder / "checkpoint.pt")
+        self._saved = time.monotonic()
+
+    def log(self, **values: float) -> None:
+        line = {k: float(f"{v:.6g}") for k, v in values.items()}
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps({**line, "spent_s": round(self.spent_s, 1)}) + "\n")
+
+    def read_log(self) -> list[dict[str, float]]:
+        path = self.folder / "log.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def finish(self, network: nn.Module, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Write weights and metrics; returns the metrics with configuration and time added."""
+        tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+        save_file(tensors, self.folder / "weights.safetensors")
+        result = {
+            **metrics,
+            "config": self.config,
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "training_minutes": round(self.spent_s / 60, 1),
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "threads": torch.get_num_threads(),
+        }
+        (self.folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+        return result
+
+
+class Ema:
+    """Exponential moving average of a network's weights, with a warm-up so early steps count less."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.shadow = {k: v.detach().clone() for k, v in network.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in network.state_dict().items():
+            if value.is_floating_point():
+                self.shadow[name].lerp_(value, 1 - decay)
+            else:
+                self.shadow[name].copy_(value)
+
+    def load(self, shadow: dict[str, Tensor]) -> None:
+        for name, value in shadow.items():
+            self.shadow[name].copy_(value)
+
+    def copy_to(self, network: nn.Module) -> None:
+        network.load_state_dict(self.shadow)

@@ -1,0 +1,189 @@
+"""Train a score by denoising score matching: of a score network, or through an energy's gradient.
+
+Loss (Vincent 2011; Song and Ermon 2019, with their weights sigma^2 a level):
+
+    sigma^2 |s(x + sigma n) + n / sigma|^2 / D,    n ~ N(0, I),
+
+with sigma log-uniform in [sigma_min, sigma_max] instead of a list of levels.  A ScoreNetwork
+returns sigma^2 times the score, so there the loss is |s(x + sigma n) + sigma n|^2 / (sigma^2 D).
+An EnergyNetwork's score is -grad U in closed form, so one backward pass trains it too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from metastable import datasets
+from metastable.networks import channels_last
+from metastable.networks.energy import EnergyNetwork
+from metastable.networks.score import ScoreNetwork
+from metastable.training.run import Ema, Run, device_of
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Noise levels are in [0, 1] image units; `widths` is three numbers separated by commas."""
+
+    dataset: str = "cifar10"
+    widths: str = "32,80,160"
+    blocks: int = 1
+    updates: int = 18_000
+    batch: int = 64
+    lr: float = 2e-3
+    warmup: int = 300
+    sigma_min: float = 0.012
+    sigma_max: float = 0.35
+    ema: float = 0.999
+    seed: int = 0
+    bf16: bool = True
+
+
+@dataclass(frozen=True)
+class EnergyDsmConfig:
+    """Noise levels are in [0, 1] image units."""
+
+    dataset: str = "cifar10"
+    features: int = 32
+    updates: int = 8_000
+    batch: int = 64
+    lr: float = 1e-3
+    warmup: int = 300
+    sigma_min: float = 0.03
+    sigma_max: float = 0.2
+    ema: float = 0.999
+    seed: int = 0
+    bf16: bool = False  # signs near zero flip in bfloat16, and they are all a gradient depends on
+
+
+def score_network(config: ScoreConfig, channels: int) -> ScoreNetwork:
+    a, b, c = (int(w) for w in config.widths.split(","))
+    return ScoreNetwork(channels, (a, b, c), config.blocks)
+
+
+def dsm_loss(network: nn.Module, noisy: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """Per-image loss [B], 1 for a network that returns zero; noise is n, sigma [B, 1, 1, 1]."""
+    s = network.score(noisy).float()  # type: ignore[operator]
+    error = s * sigma + noise if isinstance(network, EnergyNetwork) else s / sigma + noise
+    loss: Tensor = error.square().mean(dim=(1, 2, 3))
+    return loss
+
+
+def train_score(config: ScoreConfig, data: Path, out: Path, device: str = "auto") -> dict[str, Any]:
+    """Train a ScoreNetwork; returns metrics with its denoising error on test images."""
+    channels = 1 if config.dataset == "mnist" else 3
+    torch.manual_seed(config.seed)
+    return _train(score_network(config, channels), config, data, out, device)
+
+
+def train_energy(config: EnergyDsmConfig, data: Path, out: Path, device: str = "auto") -> dict[str, Any]:
+    """Train an EnergyNetwork whose -grad U is a score; returns metrics as `train_score` does."""
+    channels, size = (1, 28) if config.dataset == "mnist" else (3, 32)
+    torch.manual_seed(config.seed)
+    return _train(EnergyNetwork(channels, size, config.features), config, data, out, device)
+
+
+def _train(
+    network: nn.Module, config: ScoreConfig | EnergyDsmConfig, data: Path, out: Path, device: str
+) -> dict[str, Any]:
+    run, dev = Run(out, config), device_of(device)
+    train_set = datasets.load(config.dataset, data, "train")
+    channels_last(network.to(dev))
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.lr, betas=(0.9, 0.99))
+    average = Ema(network, config.ema)
+    step = 0
+    if (saved := run.resume()) is not None:
+        network.load_state_dict(saved["network"])
+        optimizer.load_state_dict(saved["optimizer"])
+        average.load(saved["average"])
+        step = saved["step"]
+
+    def state() -> dict[str, Any]:
+        return {
+            "network": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "average": average.shadow,
+            "step": step,
+        }
+
+    running = 0.0
+    bar = tqdm(total=config.updates, initial=step, desc="score matching", unit="update", mininterval=5)
+    while step < config.updates:
+        noisy, noise, sigma = _batch(train_set.images, config, step)
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * _schedule(step, config.warmup, config.updates)
+        with torch.autocast(dev.type, torch.bfloat16, enabled=config.bf16):
+            loss = dsm_loss(network, noisy.to(dev), noise.to(dev), sigma.to(dev)).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        average.update(network, step)
+        running += 0.02 * (loss.item() - running)
+        bar.update()
+        bar.set_postfix(loss=f"{running:.4f}", refresh=False)
+        if step % 100 == 0:
+            run.log(step=step, loss=running)
+        run.checkpoint(state)
+    bar.close()
+    run.checkpoint(state, now=True)
+    average.copy_to(network)
+    test = datasets.load(config.dataset, data, "test").take(1000)
+    return run.finish(
+        network,
+        {
+            "denoising": denoising_error(network, datasets.to_float(test.images)),
+            "test_n": len(test),
+            "train_digest": train_set.digest(),
+        },
+    )
+
+
+def _batch(images: Tensor, config: ScoreConfig | EnergyDsmConfig, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The batch of one update, a function of seed and step alone, so a resumed run goes on the same."""
+    rng = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    pick = torch.randint(0, len(images), (config.batch,), generator=rng)
+    clean = datasets.to_float(images[pick])
+    if config.dataset != "mnist":  # digits have no mirror images
+        mirrored = torch.rand(config.batch, generator=rng) < 0.5
+        clean = torch.where(mirrored.view(-1, 1, 1, 1), clean.flip(3), clean)
+    clean = clean.contiguous(memory_format=torch.channels_last)
+    low, high = math.log(config.sigma_min), math.log(config.sigma_max)
+    sigma = torch.exp(low + (high - low) * torch.rand(config.batch, 1, 1, 1, generator=rng))
+    noise = torch.empty_like(clean).normal_(generator=rng)
+    return clean + sigma * noise, noise, sigma
+
+
+def _schedule(step: int, warmup: int, total: int) -> float:
+    """Linear warm-up, then half a cosine down to zero."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+@torch.no_grad()
+def denoising_error(network: nn.Module, clean: Tensor, batch: int = 250) -> dict[str, float]:
+    """Root mean squared error of one denoising step at several sigma, beside sigma itself.
+
+    For an energy the step is x + sigma^2 s(x); for a score network it is x + s(x).
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    result = {}
+    for sigma in (0.05, 0.1, 0.15, 0.2, 0.25):
+        rng, total = torch.Generator().manual_seed(1), 0.0
+        for x in torch.split(clean, batch):
+            noisy = (x + sigma * torch.randn(x.shape, generator=rng)).to(device)
+            step = network.score(noisy)  # type: ignore[operator]
+            if isinstance(network, EnergyNetwork):
+                step = sigma**2 * step
+            total += float((noisy + step - x.to(device)).square().mean(dim=(1, 2, 3)).sum())
+        result[f"{sigma:g}"] = round(math.sqrt(total / len(clean)), 5)
+    return result
