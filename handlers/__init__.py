@@ -1,0 +1,1 @@
+"""The front end under TorchServe: request -> options and image -> defense -> JSON verdict."""
