@@ -1,0 +1,1 @@
+"""A demonstration against a running server: attack shipped images, ask, show."""

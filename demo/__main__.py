@@ -1,0 +1,129 @@
+"""Attack the shipped sample images on the spot and ask the running server about them.
+
+    python -m demo                      # needs `make serve` in another terminal
+    python -m demo --images cat,ship --setting fast
+
+The attack is PGD on the bare classifier, 8/255, which does not know the defense.  The verdicts
+come from the server; the picture's purified images and logits are computed here with the same
+bundle and setting, because a server does not hand them out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import torch
+from torch import Tensor
+
+from demo import picture
+from metastable import bundle, noise
+from metastable.anomaly import score_norms
+from metastable.attacks.pgd import pgd
+from metastable.datasets import CIFAR10_CLASSES
+from metastable.defense import defend
+from metastable.errors import MetastableError
+from metastable.images import decode
+
+SAMPLES = Path(__file__).resolve().parent.parent / "samples"
+
+
+def npy_bytes(image: Tensor) -> bytes:
+    """Exact pixels of an image [C, H, W] as a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, image.numpy())
+    return buffer.getvalue()
+
+
+def ask(client: httpx.Client, url: str, image: Tensor, setting: str) -> dict[str, Any]:
+    """The server's verdict; raises MetastableError with its message for any other answer."""
+    headers = {"Content-Type": "application/octet-stream", "X-Metastable-Setting": setting}
+    try:
+        reply = client.post(url, content=npy_bytes(image), headers=headers)
+    except httpx.HTTPError as error:
+        raise MetastableError(f"no server answers at {url} ({error}): run `make serve` first") from None
+    if reply.status_code != 200:
+        raise MetastableError(f"the server answered {reply.status_code}: {reply.text[:300]}")
+    verdict: dict[str, Any] = reply.json()
+    return verdict
+
+
+def line(truth: str, kind: str, verdict: dict[str, Any]) -> str:
+    anomaly = verdict["anomaly"]
+    flag = "flagged" if anomaly["flagged"] else "-"
+    return (
+        f"{truth:<11}{kind:<9}{verdict['unpurified']['class']:<12}{verdict['class']:<12}"
+        f"{anomaly['score']:>7.3f}  {flag:<8}{verdict['chains']:>6}{verdict['timings_ms']['total']:>9.0f}"
+    )
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    names = args.images.split(",")
+    if unknown := sorted(set(names) - set(CIFAR10_CLASSES)):
+        raise MetastableError(f"there is no sample of {unknown}: choose from {', '.join(CIFAR10_CLASSES)}")
+    loaded = bundle.load(args.bundle)
+    if args.setting not in loaded.settings.names:
+        raise MetastableError(f"--setting must be one of {', '.join(loaded.settings.names)}")
+    assert loaded.anomaly is not None
+    clean = torch.stack([decode((SAMPLES / f"{n}.png").read_bytes()).pixels for n in names])
+    labels = torch.tensor([loaded.classes.index(n) for n in names])
+    print(f"attacking {len(names)} images: PGD on the bare classifier, 8/255, {args.steps} steps")
+    attacked = pgd(loaded.classifier, clean, labels, steps=args.steps)
+    print(
+        f"\n{'truth':<11}{'image':<9}{'bare says':<12}{'purified':<12}{'score':>7}  {'anomaly':<8}"
+        f"{'chains':>6}{'ms':>9}"
+    )
+    counts = {"clean_right": 0, "attacked_right": 0, "bare_attacked_right": 0, "attacked_flagged": 0}
+    with httpx.Client(timeout=120) as client:
+        for i, name in enumerate(names):
+            first = ask(client, args.url, clean[i], args.setting)
+            second = ask(client, args.url, attacked[i], args.setting)
+            print(line(name, "clean", first), line(name, "attacked", second), sep="\n")
+            counts["clean_right"] += first["class"] == name
+            counts["attacked_right"] += second["class"] == name
+            counts["bare_attacked_right"] += second["unpurified"]["class"] == name
+            counts["attacked_flagged"] += second["anomaly"]["flagged"]
+    norms = score_norms(attacked, loaded.scores[loaded.anomaly.network])
+    result = defend(
+        attacked[: args.rows],
+        [noise.secret_seed() for _ in names[: args.rows]],
+        loaded.settings[args.setting],
+        classifier=loaded.classifier,
+        scores=loaded.scores,
+        flagged=loaded.anomaly.flags(norms)[: args.rows],
+    )
+    picture.draw(clean, attacked, result, names, loaded.classes, args.picture)
+    print(f"\npicture: {args.picture}")
+    return {"command": "demo", "images": len(names), "setting": args.setting, **counts}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--url", default="http://127.0.0.1:8080/predictions/metastable")
+    parser.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"))
+    parser.add_argument("--images", default=",".join(CIFAR10_CLASSES))
+    parser.add_argument("--setting", default="balanced")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rows", type=int, default=4, help="images in the picture")
+    parser.add_argument("--picture", type=Path, default=Path("demo.png"))
+    parser.add_argument("--out", type=Path, help="write the JSON line here as well")
+    args = parser.parse_args()
+    try:
+        text = json.dumps(run(args))
+    except MetastableError as error:
+        sys.exit(str(error))
+    if args.out:
+        args.out.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""From training runs to a bundle, and from a bundle to a TorchServe archive."""

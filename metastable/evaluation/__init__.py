@@ -1,0 +1,1 @@
+"""Measurements: `python -m metastable.evaluation {calibrate,table} --help`."""

@@ -1,0 +1,75 @@
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from export import __main__ as command
+from export import mar, runs
+from metastable import bundle
+from metastable.errors import BundleError
+from metastable.networks.classifier import WhitenedNet
+from metastable.networks.energy import EnergyNetwork
+from metastable.networks.score import ScoreNetwork
+from metastable.training.classifier import ClassifierConfig
+from metastable.training.run import Run
+from metastable.training.score import EnergyDsmConfig, ScoreConfig
+
+SETTINGS = "default: a\ncaps: {chains: 1, steps: 1}\nsettings:\n  a: {dynamics: none}\n"
+
+
+@pytest.fixture
+def run_folders(tmp_path: Path) -> dict[str, Path]:
+    torch.manual_seed(0)
+    made = {
+        "classifier": (ClassifierConfig(), WhitenedNet()),
+        "score": (ScoreConfig(widths="4,8,8"), ScoreNetwork(widths=(4, 8, 8))),
+        "energy": (EnergyDsmConfig(features=4), EnergyNetwork(features=4)),
+    }
+    for part, (config, network) in made.items():
+        Run(tmp_path / part, config).finish(network, {})
+    return {part: tmp_path / part for part in made}
+
+
+def test_a_bundle_from_runs_computes_what_was_trained(run_folders: dict[str, Path], tmp_path: Path) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(SETTINGS)
+    runs.build(run_folders, settings, "cifar10", tmp_path / "bundle")
+    loaded = bundle.load(tmp_path / "bundle")
+    x = torch.rand(4, 3, 32, 32)
+    network, _ = runs.network_of("classifier", run_folders["classifier"])
+    with torch.inference_mode():
+        assert torch.allclose(loaded.classifier(x), network.eval()(x), atol=2e-2)  # float16 storage
+    assert loaded.anomaly is None
+    assert set(loaded.scores) == {"score", "energy"}
+
+
+def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
+    Run(tmp_path / "half", ScoreConfig())
+    with pytest.raises(BundleError, match="no finished run"):
+        runs.network_of("score", tmp_path / "half")
+
+
+def test_the_archive_holds_all_that_a_worker_imports(tiny_folder: Path, root: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "metastable.mar"
+    digest = mar.build(tiny_folder, root / "model-config.yaml", archive)
+    assert len(digest) == 64
+    with zipfile.ZipFile(archive) as packed:
+        names = packed.namelist()
+        manifest = json.loads(packed.read("MAR-INF/MANIFEST.json"))
+        assert packed.read("bundle/bundle.json") == (tiny_folder / "bundle.json").read_bytes()
+    assert manifest["model"]["modelName"] == "metastable"
+    assert manifest["model"]["modelVersion"] == "1.2"
+    assert {"handler.py", "handlers/service.py", "metastable/dynamics/adp.py"} <= set(names)
+    assert not [n for n in names if "training" in n or "__pycache__" in n or n.endswith(".pt")]
+
+
+def test_errors_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["x", "mar", "--bundle", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    assert stop.value.code == 2
+    assert "bundle.json is missing" in capsys.readouterr().err
