@@ -38,6 +38,7 @@ $(READY): requirements.lock
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.lock)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(PY) -c "from deploy import java; java.find(print)"
 	@touch $@
 
 format: $(READY)

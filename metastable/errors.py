@@ -5,7 +5,7 @@
     │   ├── MalformedRequest    400  no image, two images, a header that is not text
     │   ├── TooLarge            413  more bytes or more pixels than the limits allow
     │   ├── UnsupportedImage    415  not PNG, JPEG, WebP or .npy
-    │   ├── InvalidImage        422  the right format, but truncated or with impossible values
+    │   ├── InvalidImage        400  the right format, but damaged or with impossible values
     │   ├── InvalidOption       422  an unknown option, or a value outside its range
     │   └── DeadlineExceeded    504  the deadline passed before there was an answer
     ├── BundleError                  a bundle is damaged, of an unknown version, or does not match
@@ -52,7 +52,7 @@ class UnsupportedImage(RequestError):
 
 class InvalidImage(RequestError):
     code = "invalid_image"
-    status = 422
+    status = 400
 
 
 class InvalidOption(RequestError):

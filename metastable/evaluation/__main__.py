@@ -2,6 +2,7 @@
 
 calibrate   set the anomaly threshold of a bundle on training-split images
 table       natural and transfer-PGD accuracy of settings, with detection
+latency     milliseconds of one image at a time, without a server
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any
 
 import torch
 
-from metastable import anomaly, bundle, datasets
-from metastable.errors import MetastableError
-from metastable.evaluation import report, table
+from metastable import anomaly, bundle, datasets, settings
+from metastable.errors import MetastableError, SettingsError
+from metastable.evaluation import latency, report, table
+from metastable.images import decode
 
 
 def calibrate(args: argparse.Namespace) -> dict[str, Any]:
@@ -35,16 +37,41 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     return {"command": "calibrate", **dataclasses.asdict(result)}
 
 
-def make_table(args: argparse.Namespace) -> dict[str, Any]:
+def load_bundle(args: argparse.Namespace) -> bundle.Bundle:
+    """The bundle, with its settings replaced by those of --settings-file where given."""
     loaded = bundle.load(args.bundle)
+    if args.settings_file:
+        loaded = dataclasses.replace(loaded, settings=settings.load(args.settings_file))
+    return loaded
+
+
+def chosen_settings(args: argparse.Namespace, loaded: bundle.Bundle) -> tuple[str, ...]:
+    names = tuple(args.settings.split(",")) if args.settings else loaded.settings.names
+    if unknown := sorted(set(names) - set(loaded.settings.names)):
+        raise SettingsError(f"there are no settings {unknown}: choose from {loaded.settings.names}")
+    return names
+
+
+def measure_latency(args: argparse.Namespace) -> dict[str, Any]:
+    loaded = load_bundle(args)
+    names = chosen_settings(args, loaded)
+    images = torch.stack([decode(path.read_bytes()).pixels for path in sorted(args.images.glob("*.png"))])
+    rows = latency.measure(loaded, images, names, args.rounds)
+    for row in rows:
+        print(f"{row['setting']:<16}{row['median_ms']:>9.1f} ms  (p90 {row['p90_ms']:.1f})")
+    return {"command": "latency", "rows": rows, "machine": machine()}
+
+
+def make_table(args: argparse.Namespace) -> dict[str, Any]:
+    loaded = load_bundle(args)
     test = datasets.load(args.dataset, datasets.data_root(args.data), "test").take(args.n, skip=args.skip)
     config = table.TableConfig(
-        settings=tuple(args.settings.split(",")),
+        settings=chosen_settings(args, loaded),
         n=len(test),
         skip=args.skip,
         steps=args.attack_steps,
         seed=args.seed,
-        bundle=loaded.digest,
+        bundle=f"{loaded.digest} {loaded.settings.digest()}",
         data=test.digest(),
     )
     summary = table.measure(loaded, test, config, args.work)
@@ -52,7 +79,7 @@ def make_table(args: argparse.Namespace) -> dict[str, Any]:
     summary |= {
         "command": "table",
         "config": dataclasses.asdict(config),
-        "machine": f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "machine": machine(),
     }
     outcomes = table.read_outcomes(args.work / "outcomes.jsonl")
     if args.out:
@@ -63,10 +90,12 @@ def make_table(args: argparse.Namespace) -> dict[str, Any]:
     return summary
 
 
-def _processor() -> str:
+def machine() -> str:
+    """The processor, its cores and PyTorch's version, for the record."""
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+    name = names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def main() -> None:
@@ -86,14 +115,20 @@ def main() -> None:
     first.add_argument("--false-positive-rate", type=float, default=0.05)
     first.add_argument("--network", default="score", choices=("score", "energy"))
     first.set_defaults(run=calibrate)
-    second = commands.add_parser("table", parents=[common])
-    second.add_argument("--settings", default="none,fast,balanced")
+    chosen = argparse.ArgumentParser(add_help=False)
+    chosen.add_argument("--settings", help="names separated by commas (default: all)")
+    chosen.add_argument("--settings-file", type=Path, help="take settings from here, not from the bundle")
+    second = commands.add_parser("table", parents=[common, chosen])
     second.add_argument("--n", type=int, default=1000)
     second.add_argument("--skip", type=int, default=0, help="leave out the first images of the fixed order")
     second.add_argument("--attack-steps", type=int, default=20)
     second.add_argument("--seed", type=int, default=0)
     second.add_argument("--work", type=Path, required=True, help="folder of the outcomes; resumed")
     second.set_defaults(run=make_table)
+    third = commands.add_parser("latency", parents=[common, chosen])
+    third.add_argument("--images", type=Path, default=Path("samples"), help="folder of PNG images")
+    third.add_argument("--rounds", type=int, default=5)
+    third.set_defaults(run=measure_latency)
     args = parser.parse_args()
     try:
         line = json.dumps(args.run(args))

@@ -1,6 +1,5 @@
 """The launcher: what it refuses, and whole lives of a server with a tiny model."""
 
-import contextlib
 import os
 import re
 import shlex
@@ -9,26 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
-from deploy import java, serve
+from deploy import serve
 from deploy.run_folder import Refused
-
-REPOSITORY = Path(__file__).parents[2]
-PATIENCE = 300  # seconds; a busy machine is slow, a hanging server hangs for ever
-
-
-def free_port() -> int:
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return int(trial.getsockname()[1])
-
+from tests.launched import PATIENCE, REPOSITORY, free_port, launched
 
 # --- what is refused ---------------------------------------------------------------------------
 
@@ -120,21 +107,6 @@ responseTimeout: 120
 """
 
 
-@pytest.fixture
-def _java(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip where there is no Java: a test must not install packages."""
-
-    def install(*_: object) -> None:
-        raise java.JavaError("not in a test")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(java, "_install", install)
-        try:
-            java.find(print)
-        except java.JavaError:
-            pytest.skip("no Java 17 or later on this machine")
-
-
 def build_archive(folder: Path, initialize: str = "pass") -> Path:
     """A .mar with a tiny handler that runs `initialize` first."""
     (folder / "packing").mkdir()
@@ -154,68 +126,6 @@ def build_archive(folder: Path, initialize: str = "pass") -> Path:
     return folder / "metastable.mar"
 
 
-class Launched:
-    """The launcher as a subprocess on free ports, its output read as it comes."""
-
-    def __init__(self, folder: Path, archive: Path, *extra: str) -> None:
-        self.run_folder = folder / "run"
-        shadow = folder / "shadow" / "handlers"  # must not be what the worker imports
-        shadow.mkdir(parents=True)
-        (shadow / "__init__.py").write_text("raise ImportError('not from the archive')")
-        self.ports = [free_port() for _ in range(3)]
-        flags = ("--port", "--metrics-port", "--torchserve-metrics-port")
-        command = [sys.executable, "-m", "deploy.serve", "--archive", str(archive), *extra]
-        command += ["--run-dir", str(self.run_folder), "--ready-timeout", str(PATIENCE)]
-        for flag, port in zip(flags, self.ports, strict=True):
-            command += [flag, str(port)]
-        environment = os.environ | {"METASTABLE_SECRET": "x", "PYTHONPATH": str(folder / "shadow")}
-        both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        self.process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, text=True, **both)
-        self.started: list[psutil.Process] = []
-        self._killer = threading.Timer(2 * PATIENCE, self.process.kill)
-        self._killer.start()
-
-    def until_ready(self) -> str:
-        """The output up to the last line that a ready server prints."""
-        assert self.process.stdout is not None
-        lines = []
-        for line in self.process.stdout:
-            lines.append(line)
-            if line.strip().startswith("stop:"):
-                self.started = psutil.Process(self.process.pid).children(recursive=True)
-                return "".join(lines)
-        pytest.fail("the launcher ended early:\n" + "".join(lines))
-
-    def finish(self) -> tuple[int, str]:
-        """The exit status and the rest of the output."""
-        output, _ = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, output
-
-    def alive(self) -> list[psutil.Process]:
-        _, alive = psutil.wait_procs(self.started, timeout=30)
-        return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
-
-    def scratch(self) -> Path:
-        config = (self.run_folder / "config.properties").read_text()
-        found = re.search(r"^management_address=unix:(.*)/", config, re.MULTILINE)
-        assert found is not None
-        return Path(found[1])
-
-    def close(self) -> None:
-        self._killer.cancel()
-        self.process.kill()
-        self.process.communicate()
-
-
-@contextlib.contextmanager
-def launched(folder: Path, archive: Path, *extra: str) -> Iterator[Launched]:
-    one = Launched(folder, archive, *extra)
-    try:
-        yield one
-    finally:
-        one.close()
-
-
 def by_the_printed_curl_line(output: str) -> httpx.Response:
     """Do with httpx what the `try it` line does with curl."""
     line = next(line for line in output.splitlines() if "try it:" in line)
@@ -227,7 +137,6 @@ def by_the_printed_curl_line(output: str) -> httpx.Response:
     )
 
 
-@pytest.mark.usefixtures("_java")
 @pytest.mark.timeout(4 * PATIENCE)
 def test_a_server_starts_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
     with launched(tmp_path, build_archive(tmp_path)) as server:
@@ -253,7 +162,6 @@ def test_a_server_starts_answers_and_leaves_nothing_behind(tmp_path: Path) -> No
         serve.check_ports([("--port", "127.0.0.1", port) for port in server.ports])  # all free again
 
 
-@pytest.mark.usefixtures("_java")
 @pytest.mark.timeout(4 * PATIENCE)
 def test_check_predicts_once_and_ends(tmp_path: Path) -> None:
     with launched(tmp_path, build_archive(tmp_path), "--check") as server:
@@ -262,7 +170,6 @@ def test_check_predicts_once_and_ends(tmp_path: Path) -> None:
     assert 'check: predicted {"bytes":' in output
 
 
-@pytest.mark.usefixtures("_java")
 @pytest.mark.timeout(4 * PATIENCE)
 def test_a_model_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
     archive = build_archive(tmp_path, initialize='raise ValueError("the weights are damaged")')
@@ -273,7 +180,6 @@ def test_a_model_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
     assert "ValueError: the weights are damaged" in output
 
 
-@pytest.mark.usefixtures("_java")
 @pytest.mark.timeout(4 * PATIENCE)
 def test_a_server_that_dies_is_reported_and_cleared_away(tmp_path: Path) -> None:
     with launched(tmp_path, build_archive(tmp_path)) as server:
@@ -286,7 +192,6 @@ def test_a_server_that_dies_is_reported_and_cleared_away(tmp_path: Path) -> None
         assert server.alive() == []
 
 
-@pytest.mark.usefixtures("_java")
 @pytest.mark.timeout(4 * PATIENCE)
 def test_a_killed_launcher_takes_the_server_with_it(tmp_path: Path) -> None:
     with launched(tmp_path, build_archive(tmp_path)) as server:

@@ -1,0 +1,108 @@
+"""Run folders: resuming, refusing another configuration, atomic checkpoints; the moving average."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from metastable.errors import DataError
+from metastable.training.run import Ema, Run, device_of
+
+
+@dataclass(frozen=True)
+class Config:
+    lr: float = 0.1
+    name: str = "x"
+
+
+def test_a_run_resumes_with_its_state_and_time(tmp_path: Path) -> None:
+    run = Run(tmp_path / "new" / "folder", Config())
+    assert run.resume() is None
+    run.checkpoint(lambda: {"step": 3, "w": torch.arange(3)}, now=True)
+    state = torch.load(run.folder / "checkpoint.pt", weights_only=True)
+    torch.save({**state, "spent_s": 100.0}, run.folder / "checkpoint.pt")
+
+    again = Run(run.folder, Config())
+    resumed = again.resume()
+    assert resumed is not None
+    assert resumed["step"] == 3
+    assert torch.equal(resumed["w"], torch.arange(3))
+    assert 100 <= again.spent_s < 160
+
+
+def test_another_configuration_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    Run(tmp_path, Config())
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(DataError, match="another configuration"):
+        Run(tmp_path, Config(lr=0.2))
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_checkpoints_wait_until_they_are_due(tmp_path: Path) -> None:
+    def never() -> dict[str, Any]:
+        raise AssertionError("not due")
+
+    Run(tmp_path, Config(), every_s=1e9).checkpoint(never)
+    assert not (tmp_path / "checkpoint.pt").exists()
+    Run(tmp_path, Config(), every_s=0.0).checkpoint(lambda: {"step": 1})
+    assert (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_failed_save_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, Config())
+    run.checkpoint(lambda: {"step": 1}, now=True)
+
+    def full_disk(state: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        run.checkpoint(lambda: {"step": 2}, now=True)
+    resumed = Run(tmp_path, Config()).resume()
+    assert resumed is not None
+    assert resumed["step"] == 1
+
+
+def test_log_and_finish(tmp_path: Path) -> None:
+    run = Run(tmp_path, Config())
+    assert run.read_log() == []
+    run.log(step=1, loss=0.123456789)
+    run.log(step=2, loss=0.1)
+    assert [(line["step"], line["loss"]) for line in run.read_log()] == [(1, 0.123457), (2, 0.1)]
+
+    network = nn.Linear(3, 2)
+    result = run.finish(network, {"accuracy": 0.5})
+    assert result == json.loads((tmp_path / "metrics.json").read_text())
+    assert (result["accuracy"], result["parameters"]) == (0.5, 8)
+    assert result["config"] == {"lr": 0.1, "name": "x"}
+    assert torch.equal(load_file(tmp_path / "weights.safetensors")["weight"], network.weight)
+
+
+def test_average_follows_quickly_at_first_and_slowly_later() -> None:
+    network = nn.BatchNorm1d(1)  # weights, and an integer buffer
+    average = Ema(network, 0.99)
+    with torch.no_grad():
+        network.weight.fill_(2.0)
+    assert network.num_batches_tracked is not None
+    network.num_batches_tracked.fill_(7)
+    average.update(network, 0)  # decay 1 / 10: nine tenths of the way from 1 to 2
+    assert average.shadow["weight"].item() == pytest.approx(1.9)
+    assert average.shadow["num_batches_tracked"].item() == 7
+    average.load({"weight": torch.tensor([1.0])})
+    average.update(network, 10**6)  # decay 0.99
+    assert average.shadow["weight"].item() == pytest.approx(1.01)
+    average.copy_to(network)
+    assert network.weight.item() == pytest.approx(1.01)
+
+
+def test_a_device_may_be_named() -> None:
+    assert device_of("cpu") == torch.device("cpu")
+    assert device_of().type in ("cpu", "cuda")

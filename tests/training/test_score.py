@@ -1,0 +1,75 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from metastable import datasets
+from metastable.networks.energy import EnergyNetwork
+from metastable.networks.score import ScoreNetwork
+from metastable.training import score
+from metastable.training.score import EnergyDsmConfig, ScoreConfig
+
+
+@pytest.fixture
+def data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Constant images of random grey: a denoiser can remove nearly all noise."""
+
+    def load(name: str, root: Path, split: str) -> datasets.ImageSet:
+        rng = torch.Generator().manual_seed(len(split))
+        grey = torch.randint(60, 200, (64, 1, 1, 1), generator=rng, dtype=torch.uint8)
+        images = grey.expand(64, 3, 32, 32).contiguous()
+        return datasets.ImageSet(name, split, images, torch.zeros(64).long(), datasets.CIFAR10_CLASSES)
+
+    monkeypatch.setattr(datasets, "load", load)
+
+
+def test_the_loss_is_zero_for_the_exact_score() -> None:
+    """For known noise the score network's target is -sigma n and the energy's -n / sigma."""
+    noise, sigma = torch.randn(4, 3, 32, 32), torch.full((4, 1, 1, 1), 0.2)
+
+    class Exact(ScoreNetwork):
+        def score(self, x: torch.Tensor) -> torch.Tensor:
+            return -sigma * noise
+
+    class ExactEnergy(EnergyNetwork):
+        def score(self, x: torch.Tensor) -> torch.Tensor:
+            return -noise / sigma
+
+    for network in (Exact(widths=(4, 4, 4)), ExactEnergy(features=4)):
+        loss = score.dsm_loss(network, noise, noise, sigma)
+        assert loss.shape == (4,)
+        assert loss.max() < 1e-9
+
+
+def test_a_network_that_says_nothing_has_loss_one() -> None:
+    network = ScoreNetwork(widths=(4, 4, 4))
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)
+    noise, sigma = torch.randn(64, 3, 32, 32), torch.full((64, 1, 1, 1), 0.05)
+    assert float(score.dsm_loss(network, noise, noise, sigma).mean().detach()) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.usefixtures("data")
+def test_a_score_network_learns_to_denoise(tmp_path: Path) -> None:
+    config = ScoreConfig(widths="8,8,8", updates=60, warmup=5, batch=8, bf16=False, lr=1e-2, ema=0.9)
+    result = score.train_score(config, tmp_path, tmp_path / "run", "cpu")
+    for sigma, error in result["denoising"].items():
+        assert error < 0.6 * float(sigma)
+
+
+@pytest.mark.usefixtures("data")
+def test_an_energy_learns_to_denoise_through_its_gradient(tmp_path: Path) -> None:
+    config = EnergyDsmConfig(features=8, updates=150, warmup=5, batch=8, lr=3e-3, sigma_min=0.15, ema=0.9)
+    result = score.train_energy(config, tmp_path, tmp_path / "run", "cpu")
+    assert result["denoising"]["0.2"] < 0.8 * 0.2
+    assert math.isfinite(result["training_minutes"])
+
+
+def test_batches_depend_on_seed_and_step_only() -> None:
+    images = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
+    config = ScoreConfig(batch=4)
+    one, other = (score._batch(images, config, 5) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert not torch.equal(one[0], score._batch(images, config, 6)[0])
+    assert ((one[2] >= config.sigma_min) & (one[2] <= config.sigma_max)).all()
