@@ -32,8 +32,11 @@ def adaptive_step_size(
     """Eq. 18: alpha = lambda delta / (1 - <s(x), s(x')> / |s(x)|^2) with x' = x + delta s(x), [B].
 
     The step that shrinks the score by the share lambda.  Where the score does not shrink along
-    itself the quotient is negative or huge; the paper's code bounds alpha, and so does this.
+    itself the quotient is negative or huge; the paper's code bounds alpha, and so does this.  Equal
+    bounds fix alpha (the paper's "tuned" step size) and save the evaluation at x'.
     """
+    if bounds[0] == bounds[1]:
+        return torch.full((len(x),), bounds[0], dtype=x.dtype, device=x.device)
     flat, ahead = s.flatten(1), score(x + delta * s).flatten(1)
     # 1 - <s, s'>/|s|^2 as <s, s - s'>/|s|^2: the difference first, or float32 loses it all.
     shrink = (flat * (flat - ahead)).sum(1) / flat.square().sum(1).clamp_min(1e-30)

@@ -70,3 +70,16 @@ def test_injection_uses_each_chains_own_sigma(sigma: float) -> None:
     x = torch.full((2, 1, 16, 16), 0.5)
     out = inject(x, torch.tensor([0.05, sigma]), torch.ones_like(x))
     assert torch.allclose(out[:, 0, 0, 0], torch.tensor([0.55, 0.5 + sigma]))
+
+
+def test_equal_bounds_fix_the_step_and_save_an_evaluation() -> None:
+    calls = []
+
+    def counted(x: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return VARIANCE * gaussian(x)
+
+    x = torch.rand(2, 1, 4, 4)
+    end = adp(x, counted, steps=1, bounds=(1.0, 1.0), stop=0.0).x
+    assert torch.allclose(end, torch.full_like(x, MEAN), atol=1e-6)
+    assert len(calls) == 1
