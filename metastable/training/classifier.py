@@ -19,7 +19,7 @@ from tqdm import tqdm
 from metastable import datasets
 from metastable.networks import channels_last
 from metastable.networks.classifier import WhitenedNet, WideResNet
-from metastable.training.run import Ema, Run, device_of
+from metastable.training.run import Ema, Learner, Run, device_of
 
 
 @dataclass(frozen=True)
@@ -119,24 +119,12 @@ def train(config: ClassifierConfig, data: Path, out: Path, device: str = "auto")
     images, labels = datasets.to_float(train_set.images), train_set.labels
     flip_first = torch.rand(len(labels), generator=torch.Generator().manual_seed(config.seed)) < 0.5
     per_epoch = len(labels) // config.batch
-    total, step = per_epoch * config.epochs, 0
+    total = per_epoch * config.epochs
+    learner = Learner(network, optimizer, average)
+    learner.resume(run)
 
-    if (saved := run.resume()) is not None:
-        network.load_state_dict(saved["network"])
-        optimizer.load_state_dict(saved["optimizer"])
-        average.load(saved["average"])
-        step = saved["step"]
-
-    def state() -> dict[str, Any]:
-        return {
-            "network": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "average": average.shadow,
-            "step": step,
-        }
-
-    bar = tqdm(total=total, initial=step, desc="classifier", unit="batch", mininterval=5)
-    while step < total:
+    bar = tqdm(total=total, initial=learner.step, desc="classifier", unit="batch", mininterval=5)
+    while (step := learner.step) < total:
         epoch, index = divmod(step, per_epoch)
         rng = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         order = torch.randperm(
@@ -157,19 +145,16 @@ def train(config: ClassifierConfig, data: Path, out: Path, device: str = "auto")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        step += 1
+        learner.step = step = step + 1
         if step % 5 == 0:
             _lookahead(network, average, step, total)
         bar.update()
         bar.set_postfix(loss=f"{loss.item() / len(pick):.3f}", refresh=False)
-        if step % per_epoch == 0 or step == total:
-            if step == total:
-                average.copy_to(network)
-            test = datasets.load("cifar10", data, "test").take(1000)
-            run.log(epoch=step / per_epoch, loss=loss.item() / len(pick), test_1000=accuracy(network, test))
-        run.checkpoint(state)
+        if step % per_epoch == 0:
+            run.log(epoch=step / per_epoch, loss=loss.item() / len(pick))
+        run.checkpoint(learner.state)
     bar.close()
-    run.checkpoint(state, now=True)
+    run.checkpoint(learner.state, now=True)
     average.copy_to(network)
     test = datasets.load("cifar10", data, "test")
     return run.finish(

@@ -117,3 +117,29 @@ class Ema:
 
     def copy_to(self, network: nn.Module) -> None:
         network.load_state_dict(self.shadow)
+
+
+@dataclasses.dataclass
+class Learner:
+    """What a checkpoint of gradient training holds: network, optimizer, averaged weights, step."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: Ema
+    step: int = 0
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.shadow,
+            "step": self.step,
+        }
+
+    def resume(self, run: Run) -> None:
+        """Go on from the run's last checkpoint, if there is one."""
+        if (saved := run.resume()) is not None:
+            self.network.load_state_dict(saved["network"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.average.load(saved["average"])
+            self.step = saved["step"]

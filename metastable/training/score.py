@@ -24,7 +24,7 @@ from metastable import datasets
 from metastable.networks import channels_last
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.score import ScoreNetwork
-from metastable.training.run import Ema, Run, device_of
+from metastable.training.run import Ema, Learner, Run, device_of
 
 
 @dataclass(frozen=True)
@@ -97,24 +97,14 @@ def _train(
     channels_last(network.to(dev))
     optimizer = torch.optim.Adam(network.parameters(), lr=config.lr, betas=(0.9, 0.99))
     average = Ema(network, config.ema)
-    step = 0
-    if (saved := run.resume()) is not None:
-        network.load_state_dict(saved["network"])
-        optimizer.load_state_dict(saved["optimizer"])
-        average.load(saved["average"])
-        step = saved["step"]
+    learner = Learner(network, optimizer, average)
+    learner.resume(run)
 
-    def state() -> dict[str, Any]:
-        return {
-            "network": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "average": average.shadow,
-            "step": step,
-        }
-
-    running = 0.0
-    bar = tqdm(total=config.updates, initial=step, desc="score matching", unit="update", mininterval=5)
-    while step < config.updates:
+    running: float | None = None
+    bar = tqdm(
+        total=config.updates, initial=learner.step, desc="score matching", unit="update", mininterval=5
+    )
+    while (step := learner.step) < config.updates:
         noisy, noise, sigma = _batch(train_set.images, config, step)
         for group in optimizer.param_groups:
             group["lr"] = config.lr * _schedule(step, config.warmup, config.updates)
@@ -124,16 +114,16 @@ def _train(
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        step += 1
+        learner.step = step = step + 1
         average.update(network, step)
-        running += 0.02 * (loss.item() - running)
+        running = loss.item() if running is None else running + 0.02 * (loss.item() - running)
         bar.update()
         bar.set_postfix(loss=f"{running:.4f}", refresh=False)
         if step % 100 == 0:
             run.log(step=step, loss=running)
-        run.checkpoint(state)
+        run.checkpoint(learner.state)
     bar.close()
-    run.checkpoint(state, now=True)
+    run.checkpoint(learner.state, now=True)
     average.copy_to(network)
     test = datasets.load(config.dataset, data, "test").take(1000)
     return run.finish(
