@@ -78,8 +78,10 @@ class ServerGroup:
         deadline = time.monotonic() + KILL_SECONDS
         while (left := self.members()) and time.monotonic() < deadline:
             self._signal(signal.SIGKILL)
-            self._guard.poll()
+            self.running()
             time.sleep(0.05)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._guard.wait(KILL_SECONDS)  # a guard that is a zombie is no member, yet wants reaping
         os.close(self._pipe)
         return left
 

@@ -46,8 +46,8 @@ def draw(summary: dict[str, Any], outcomes: list[Outcome], threshold: float, pat
         scores = [o["score"] for o in outcomes if o["kind"] == kind and o["setting"] == names[0]]
         histogram.hist(scores, bins=60, alpha=0.6, color=color, label=kind, density=True)
     bars.set_xticks(range(len(names)), names)
-    bars.set(ylim=(0, 1), ylabel="accuracy (Wilson 95 %)", title="natural and transfer PGD, 8/255")
-    bars.legend()
+    bars.set(ylim=(0, 1.12), ylabel="accuracy (Wilson 95 %)", title="natural and transfer PGD, 8/255")
+    bars.legend(loc="upper right", ncol=2)
     histogram.axvline(threshold, color="black", linestyle="--", label="threshold")
     histogram.set(xlabel="score norm of the raw image", title=f"detection, AUROC {summary['auroc']:.3f}")
     histogram.legend()
