@@ -3,6 +3,9 @@
 TorchServe fails a whole batch, or stops answering for seconds, on an exception, a header value
 that is not a string or a reason phrase that is not ASCII.  So everything is caught a request at a
 time, and statuses and phrases come from fixed tables.
+
+In its continuous-batching mode TorchServe calls `handle` again and again with every request that
+has not been answered (see handlers.continuous).
 """
 
 from __future__ import annotations
@@ -15,9 +18,12 @@ from typing import Any
 
 import torch
 
+from handlers import continuous
 from handlers.metrics import Metrics
 from handlers.service import Request, Response, Service
 from metastable import bundle
+from metastable.engine.engine import Limits as EngineLimits
+from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import PHRASES
 from metastable.images import Limits
 
@@ -29,32 +35,42 @@ class MetastableHandler:
 
     def __init__(self) -> None:
         self._service: Service | None = None
+        self._continuous = False
 
     def initialize(self, context: Any) -> None:
         """Load the bundle, open the metrics address, and answer one image to warm up."""
-        options = dict((context.model_yaml_config or {}).get("handler") or {})
+        config = context.model_yaml_config or {}
+        options = dict(config.get("handler") or {})
+        self._continuous = config.get("continuousBatching", False) is True
         torch.set_num_threads(int(options.get("threads") or os.cpu_count() or 1))
         loaded = bundle.load(Path(context.system_properties["model_dir"]) / bundle.ARCHIVE_FOLDER)
         metrics = Metrics(settings=loaded.settings.names)
         self._service = Service(
             loaded,
             metrics,
+            TorchRunner(loaded.networks, loaded.classifier),
             allow_seed=options.get("allow_seed", False) is True,
             limits=Limits(
                 int(options.get("max_bytes", 2_000_000)), int(options.get("max_pixels", 16_000_000))
             ),
+            engine_limits=EngineLimits(
+                segment=1e-3 * float(options.get("segment_ms", 30.0)),
+                backlog=float(options.get("backlog_seconds", 30.0)),
+            ),
         )
+        if self._continuous:
+            continuous.install()
         if port := os.environ.get("METASTABLE_METRICS_PORT"):
             metrics.serve(int(port))
 
-    def handle(self, rows: list[Mapping[str, object]], context: Any) -> list[str]:
-        """One JSON body a row, with its own HTTP status."""
+    def handle(self, rows: list[Mapping[str, object]], context: Any) -> list[str | None]:
+        """A JSON body for each row; under continuous batching None for those that have not ended."""
         assert self._service is not None, "initialize comes first"
         requests = [
             Request(str(context.get_request_id(i)), _headers(context, i), row) for i, row in enumerate(rows)
         ]
-        responses = self._service.answer(requests)
-        return [_send(context, i, response) for i, response in enumerate(responses)]
+        responses = (self._service.step if self._continuous else self._service.answer)(requests)
+        return [None if r is None else _send(context, i, r) for i, r in enumerate(responses)]
 
 
 def _headers(context: Any, index: int) -> dict[str, str]:
@@ -66,4 +82,6 @@ def _send(context: Any, index: int, response: Response) -> str:
     phrase = PHRASES.get(response.status, "Error")
     context.set_response_status(code=response.status, phrase=phrase, idx=index)
     context.set_response_content_type(index, "application/json")
+    for name, value in response.headers.items():
+        context.set_response_header(index, name, value)
     return response.body

@@ -68,7 +68,12 @@ class Metrics:
         self._requests = counter("requests_total", "Requests answered", "setting", "outcome")
         self._seconds = histogram("request_seconds", "From arrival to answer", _SECONDS, "setting")
         self._stages = histogram("stage_seconds", "Time in one stage of a request", _SECONDS, "stage")
-        self._batch = histogram("batch_size", "Requests computed together", _REQUESTS)
+        self._batch = histogram("batch_size", "Requests held during a segment of work", _REQUESTS)
+        self._capped = counter("capped_total", "Verdicts that spent all chains undecided", "setting")
+        self._late = counter("late_total", "Verdicts cut short by their deadline", "setting")
+        self._redrawn = counter("redrawn_chains_total", "Chains drawn again because they were not numbers")
+        self._backlog = self._gauge("backlog_seconds", "Expected work of the requests held")
+        self._slots = self._gauge("chains_under_way", "Chains between their first and last step")
         self._chains = histogram("chains", "Markov chains spent on a verdict", _CHAINS, "setting")
         self._steps = histogram("steps", "Langevin steps of each chain", _STEPS, "setting")
         self._score = histogram("anomaly_score", "Score norm of the image as it came", _SCORES)
@@ -84,6 +89,9 @@ class Metrics:
             multiprocess_mode="max",
         )
 
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"metastable_{name}", text, registry=self.registry, multiprocess_mode="livesum")
+
     def request(self, setting: str, outcome: str, seconds: float) -> None:
         """One request was answered, with `ok` or with the code of an error."""
         setting = self._known(setting)
@@ -95,9 +103,18 @@ class Metrics:
         """A request, or a batch of them, spent `seconds` in one of STAGES."""
         self._stages.labels(name if name in STAGES else OTHER).observe(seconds)
 
-    def batch(self, n: int) -> None:
-        """`n` requests were computed together."""
-        self._batch.observe(n)
+    def engine(self, requests: int, backlog: float, chains: int) -> None:
+        """A segment ran with this many requests held; seconds of work and chains are left."""
+        self._batch.observe(requests)
+        self._backlog.set(backlog)
+        self._slots.set(chains)
+
+    def effort(self, setting: str, *, capped: bool, late: bool, redrawn: int) -> None:
+        """How one verdict was reached; adding 0 makes the series exist."""
+        setting = self._known(setting)
+        self._capped.labels(setting).inc(int(capped))
+        self._late.labels(setting).inc(int(late))
+        self._redrawn.inc(redrawn)
 
     def verdict(
         self,

@@ -1,7 +1,8 @@
-"""What the server does with a batch of requests, in terms that know no TorchServe.
+"""What the server does with requests, in terms that know no TorchServe.
 
-Requests of one setting run together; each request has its own outcome, and an image or option
-that cannot be used harms no other.
+The front end calls `step` again and again with every request that has no response yet.  A step
+admits the requests that are new, advances the engine by one segment, and responds to those that
+have ended, each with its own outcome: an image or option that cannot be used harms no other.
 """
 
 from __future__ import annotations
@@ -12,29 +13,32 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from handlers import options as options_module
 from handlers.metrics import Metrics
 from handlers.options import Options, Policy
+from handlers.verdict import verdict
 from metastable import noise
 from metastable.anomaly import score_norms
 from metastable.bundle import Bundle
-from metastable.defense import Defended, defend
-from metastable.dynamics import ScoreFunction
-from metastable.errors import DeadlineExceeded, MetastableError, RequestError
+from metastable.engine import costs
+from metastable.engine.engine import Engine
+from metastable.engine.engine import Limits as EngineLimits
+from metastable.engine.job import Answer, Job, kind_of
+from metastable.engine.runners import Runner
+from metastable.errors import MetastableError, Overloaded, RequestError
 from metastable.images import DecodedImage, Limits, decode
-from metastable.settings import Setting
 
 log = logging.getLogger(__name__)
+
+SIZES = (1, 2, 4, 8, 16)  # of the batches whose cost is measured at the start
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request as the front end received it."""
+    """One request as the front end received it; its id is its own while it has no response."""
 
     id: str
     headers: Mapping[str, str]
@@ -43,39 +47,37 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """Status and JSON body."""
+    """Status, JSON body and further headers."""
 
     status: int
     body: str
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
-class _Job:
+class _Held:
     """A request on its way: what was decoded, and seconds spent by stage."""
 
-    request: Request
+    id: str
     options: Options
     image: DecodedImage
     received: float
-    seed: int
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float]
     score: float = math.nan
     flagged: bool = False
     bare: int = -1  # what the classifier says of the image as it came
 
-    def expired(self, now: float) -> bool:
-        limit = self.options.deadline_ms
-        return limit is not None and 1e3 * (now - self.received) > limit
-
 
 class Service:
-    """Answers batches of requests with one bundle.
+    """Answers requests with one bundle on one runner.
 
     Args:
         bundle: must carry an anomaly calibration.
         metrics: counts every outcome.
+        runner: made for this bundle.
         allow_seed: whether clients may set the seed (known noise breaks the defense).
         limits: of image bytes and pixels.
+        engine_limits: of the work at a time and the work that may wait.
         clock: seconds, monotonic.
     """
 
@@ -83,188 +85,155 @@ class Service:
         self,
         bundle: Bundle,
         metrics: Metrics,
+        runner: Runner,
         *,
         allow_seed: bool = False,
         limits: Limits | None = None,
+        engine_limits: EngineLimits | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if bundle.anomaly is None:
             raise MetastableError("the bundle has no anomaly calibration: run the calibrate command")
-        self._bundle, self._anomaly, self._metrics = bundle, bundle.anomaly, metrics
+        self._bundle, self._anomaly, self._metrics, self._runner = bundle, bundle.anomaly, metrics, runner
         self._limits, self._clock = limits or Limits(), clock
         self._policy = Policy(bundle.settings.names, bundle.settings.default, len(bundle.classes), allow_seed)
+        kinds = {kind for setting in bundle.settings.by_name.values() if (kind := kind_of(setting))}
+        curve = costs.measure(runner, kinds, bundle.shape, SIZES, clock)
+        self._engine = Engine(runner, curve, bundle.shape, clock, engine_limits)
+        self._held: dict[str, _Held] = {}
         metrics.model(bundle.name, bundle.version, bundle.digest)
 
-    def answer(self, requests: Sequence[Request]) -> list[Response]:
-        """One response a request, in order.  Never raises for what a request contains."""
+    def step(self, requests: Sequence[Request]) -> list[Response | None]:
+        """One segment of work: a response for every request that has ended, in order, else None.
+
+        Requests that were here before and are missing now are given up.  Never raises for what a
+        request contains.
+        """
         received = self._clock()
-        self._metrics.batch(len(requests))
-        responses: dict[int, Response] = {}
-        jobs: dict[int, _Job] = {}
-        for index, request in enumerate(requests):
+        responses = self._admit_new([r for r in requests if r.id not in self._held], received)
+        for gone in set(self._held) - {request.id for request in requests}:
+            self._engine.cancel(gone)
+        self._engine.advance()
+        for outcome in self._engine.collect():
+            held = self._held.pop(outcome.job.id)
             try:
-                jobs[index] = self._admit(request, received)
+                if not isinstance(outcome, Answer):
+                    raise outcome.error
+                responses[held.id] = self._succeed(held, outcome)
             except Exception as error:
-                responses[index] = self._refuse(request, "none given", received, error)
-        # Cheap settings first: nobody waits for work that is longer than their own.
-        for name in sorted({j.options.setting for j in jobs.values()}, key=self._price):
-            group = {i: j for i, j in jobs.items() if j.options.setting == name}
-            responses |= self._run(group, self._bundle.settings[name])
-        return [responses[index] for index in range(len(requests))]
+                responses[held.id] = self._refuse(held.id, held.options.setting, held.received, error)
+        self._metrics.engine(len(requests), self._engine.backlog, self._engine.chains.used)
+        return [responses.get(request.id) for request in requests]
 
-    def _price(self, name: str) -> int:
-        setting = self._bundle.settings[name]
-        return setting.chains * setting.steps
+    def answer(self, requests: Sequence[Request]) -> list[Response]:
+        """Step until every request has its response, as a server without continuous batching must."""
+        found: dict[str, Response] = {}
+        while waiting := [request for request in requests if request.id not in found]:
+            for request, response in zip(waiting, self.step(waiting), strict=True):
+                if response is not None:
+                    found[request.id] = response
+        return [found[request.id] for request in requests]
 
-    def _admit(self, request: Request, received: float) -> _Job:
+    def _admit_new(self, requests: Sequence[Request], received: float) -> dict[str, Response]:
+        responses: dict[str, Response] = {}
+        new: list[_Held] = []
+        for request in requests:
+            try:
+                new.append(self._decode(request, received))
+            except Exception as error:
+                responses[request.id] = self._refuse(request.id, "none given", received, error)
+        if not new:
+            return responses
+        try:
+            self._inspect(new)
+        except Exception as error:
+            # One error object each: what is logged of one request must not grow with the others.
+            for held in new:
+                own = MetastableError("the raw image could not be judged")
+                own.__cause__ = error
+                responses[held.id] = self._refuse(held.id, held.options.setting, received, own)
+            return responses
+        for held in new:
+            try:
+                self._engine.submit(self._job(held))
+                self._held[held.id] = held
+            except Exception as error:
+                responses[held.id] = self._refuse(held.id, held.options.setting, received, error)
+        return responses
+
+    def _decode(self, request: Request, received: float) -> _Held:
         started = self._clock()
         data, fields = options_module.split_body(request.row)
         chosen = options_module.parse(request.headers, fields, self._policy)
         channels, size, _ = self._bundle.shape
         image = decode(data, size=size, channels=channels, limits=self._limits)
-        seed = noise.secret_seed() if chosen.seed is None else chosen.seed
-        job = _Job(request, chosen, image, received, seed)
-        job.seconds["decode"] = self._clock() - started
-        return job
-
-    def _run(self, group: dict[int, _Job], setting: Setting) -> dict[int, Response]:
-        responses: dict[int, Response] = {}
-        now = self._clock()
-        alive = {}
-        for index, job in group.items():
-            job.seconds["queue"] = max(0.0, now - job.received - job.seconds["decode"])
-            if job.expired(now):
-                responses[index] = self._fail(job, _late(job))
-            else:
-                alive[index] = job
-        if not alive:
-            return responses
-        jobs = list(alive.values())
-        try:
-            result = self._defend(jobs, setting)
-        except Exception as error:
-            return responses | {index: self._fail(job, error) for index, job in alive.items()}
-        for row, (index, job) in enumerate(alive.items()):
-            if job.expired(self._clock()):
-                responses[index] = self._fail(job, _late(job))
-            else:
-                responses[index] = self._succeed(job, setting, result, row)
-        return responses
-
-    def _defend(self, jobs: list[_Job], setting: Setting) -> Defended:
-        images = torch.stack([job.image.pixels for job in jobs])
-        last = self._clock()
-
-        def spent(stage: str) -> None:
-            nonlocal last
-            now = self._clock()
-            for job in jobs:
-                job.seconds[stage] = job.seconds.get(stage, 0.0) + now - last
-            last = now
-
-        def between(stage: str, share: float) -> None:
-            spent(stage)
-            if share < 1 and all(job.expired(last) for job in jobs):
-                raise _late(jobs[0])
-
-        norms, bare = self._inspect(images, self._bundle.scores[self._anomaly.network])
-        flagged = self._anomaly.flags(norms)
-        for row, job in enumerate(jobs):
-            job.score, job.flagged, job.bare = float(norms[row]), bool(flagged[row]), int(bare[row])
-        spent("anomaly")
-        return defend(
-            images,
-            [job.seed for job in jobs],
-            setting,
-            classifier=self._bundle.classifier,
-            scores=self._bundle.scores,
-            flagged=flagged,
-            between=between,
-        )
+        return _Held(request.id, chosen, image, received, {"decode": self._clock() - started})
 
     @torch.inference_mode()
-    def _inspect(self, images: Tensor, score: ScoreFunction) -> tuple[Tensor, Tensor]:
-        """Score norms [N] and the bare classifier's labels [N] of the raw images."""
-        return score_norms(images, score), self._bundle.classifier(images).argmax(1)
+    def _inspect(self, new: list[_Held]) -> None:
+        """Anomaly score and the bare classifier's label of images as they came."""
+        started = self._clock()
+        images = torch.stack([held.image.pixels for held in new])
+        norms = score_norms(images, lambda x: self._runner.score(self._anomaly.network, x))
+        flags = self._anomaly.flags(norms)
+        bare = self._runner.classify(images).argmax(1)
+        each = (self._clock() - started) / len(new)
+        for row, held in enumerate(new):
+            held.score, held.flagged, held.bare = float(norms[row]), bool(flags[row]), int(bare[row])
+            held.seconds["anomaly"] = each
 
-    def _succeed(self, job: _Job, setting: Setting, result: Defended, row: int) -> Response:
-        body = self._verdict(job, setting, result, row)
-        total = self._clock() - job.received
-        body["timings_ms"] = {k: round(1e3 * v, 3) for k, v in {**job.seconds, "total": total}.items()}
-        for stage, seconds in job.seconds.items():
-            self._metrics.stage(stage, seconds)
+    def _job(self, held: _Held) -> Job:
+        limit = held.options.deadline_ms
+        return Job(
+            held.id,
+            held.image.pixels,
+            self._bundle.settings[held.options.setting],
+            noise.secret_seed() if held.options.seed is None else held.options.seed,
+            flagged=held.flagged,
+            deadline=None if limit is None else held.received + 1e-3 * limit,
+        )
+
+    def _succeed(self, held: _Held, answer: Answer) -> Response:
+        body = verdict(
+            self._bundle,
+            answer,
+            options=held.options,
+            image=held.image,
+            score=held.score,
+            flagged=held.flagged,
+            bare=held.bare,
+        )
+        total = self._clock() - held.received
+        seconds = held.seconds | answer.seconds
+        for stage, spent in seconds.items():
+            self._metrics.stage(stage, spent)
+        name = answer.job.setting.name
         self._metrics.verdict(
-            setting.name,
+            name,
             chains=body["chains"],
             steps=body["steps"],
-            score=job.score,
-            flagged=job.flagged,
-            label_changed=body["label"] != job.bare,
+            score=held.score,
+            flagged=held.flagged,
+            label_changed=body["label"] != held.bare,
         )
-        self._metrics.request(setting.name, "ok", total)
+        self._metrics.effort(name, capped=answer.capped, late=answer.late, redrawn=answer.redrawn)
+        self._metrics.request(name, "ok", total)
+        body["request_id"] = held.id
+        body["timings_ms"] = {k: round(1e3 * v, 3) for k, v in {**seconds, "total": total}.items()}
         return Response(200, json.dumps(body, allow_nan=False))
 
-    def _verdict(self, job: _Job, setting: Setting, result: Defended, row: int) -> dict[str, Any]:
-        classes = self._bundle.classes
-        probabilities = result.probabilities[row]
-        order = [int(i) for i in result.mean[row].argsort(descending=True)]
-        margin, error = (float(value[row]) for value in result.margins())
-        if not all(map(math.isfinite, (margin, job.score))):
-            raise FloatingPointError("the defense returned a value that is not a finite number")
-        return {
-            "label": order[0],
-            "class": classes[order[0]],
-            "top": [
-                {"label": i, "class": classes[i], "probability": round(float(probabilities[i]), 6)}
-                for i in order[: job.options.top_k]
-            ],
-            "margin": {
-                "value": round(margin, 6),
-                "standard_error": round(error, 6) if math.isfinite(error) else None,
-                "of": result.average,
-                "runner_up": classes[order[1]],
-            },
-            "setting": setting.name,
-            "chains": int(result.outputs.shape[1]),
-            "steps": round(float(result.steps[row].float().mean()), 2),
-            "unpurified": {"label": job.bare, "class": classes[job.bare]},
-            "anomaly": {
-                "score": round(job.score, 6),
-                "threshold": round(self._anomaly.threshold, 6),
-                "false_positive_rate": self._anomaly.false_positive_rate,
-                "flagged": job.flagged,
-            },
-            "image": {
-                "format": job.image.format,
-                "original_size": list(job.image.original_size),
-                "resized": job.image.resized,
-                "notes": list(job.image.notes),
-            },
-            "request_id": job.request.id,
-            "model": {
-                "name": self._bundle.name,
-                "version": self._bundle.version,
-                "digest": self._bundle.digest,
-            },
-        }
-
-    def _fail(self, job: _Job, error: Exception) -> Response:
-        return self._refuse(job.request, job.options.setting, job.received, error)
-
-    def _refuse(self, request: Request, setting: str, received: float, error: Exception) -> Response:
+    def _refuse(self, id: str, setting: str, received: float, error: Exception) -> Response:
         """A JSON error; what went wrong inside is logged by type and never told to the client."""
+        headers = {}
         if isinstance(error, RequestError):
             status, code, message = error.status, error.code, str(error)
+            if isinstance(error, Overloaded):
+                headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
         else:
             log.error("request failed: %s", type(error).__name__, exc_info=error)
             status, code = MetastableError.status, MetastableError.code
             message = "something went wrong inside the server: try again, or tell its operator the request id"
         self._metrics.request(setting, code, self._clock() - received)
-        body = {"error": {"code": code, "message": message}, "request_id": request.id}
-        return Response(status, json.dumps(body))
-
-
-def _late(job: _Job) -> DeadlineExceeded:
-    return DeadlineExceeded(
-        f"no answer within deadline_ms = {job.options.deadline_ms}: allow more, or choose a cheaper setting"
-    )
+        return Response(
+            status, json.dumps({"error": {"code": code, "message": message}, "request_id": id}), headers
+        )

@@ -59,6 +59,7 @@ class Bundle:
 
     Attributes:
         shape: (channels, height, width) of an image.
+        networks: the purifying networks by name; each has a method `score`.
         digest: SHA-256 of bundle.json, which holds the digests of all the rest.
     """
 
@@ -67,10 +68,15 @@ class Bundle:
     classes: list[str]
     shape: tuple[int, int, int]
     classifier: nn.Module
-    scores: dict[str, ScoreFunction]
+    networks: dict[str, nn.Module]
     anomaly: Calibration | None
     settings: settings_module.Settings
     digest: str
+
+    @property
+    def scores(self) -> dict[str, ScoreFunction]:
+        """The networks' score functions, by name."""
+        return {name: network.score for name, network in self.networks.items()}  # type: ignore[misc]
 
 
 def write(
@@ -137,7 +143,7 @@ def load(folder: Path) -> Bundle:
         classes=[str(c) for c in manifest["classes"]],
         shape=(channels, height, width),
         classifier=networks["classifier"],
-        scores={k: v.score for k, v in networks.items() if k != "classifier"},  # type: ignore[misc]
+        networks={k: v for k, v in networks.items() if k != "classifier"},
         anomaly=anomaly,
         settings=settings,
         digest=hashlib.sha256(raw).hexdigest(),

@@ -70,6 +70,11 @@ class Defended:
         return difference.mean(dim=1), error
 
 
+def sigma_of(setting: Setting, flagged: bool) -> float:
+    """The noise that ADP injects into an image with this anomaly flag (Appendix F)."""
+    return setting.sigma if flagged or setting.sigma_unflagged is None else setting.sigma_unflagged
+
+
 def purify(
     x: Tensor, keys: Sequence[noise.ChainKey], setting: Setting, score: ScoreFunction, flagged: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -86,8 +91,7 @@ def purify(
         )
         return walked, torch.full((len(x),), setting.steps)
     if setting.dynamics == "adp":
-        low = setting.sigma if setting.sigma_unflagged is None else setting.sigma_unflagged
-        sigma = torch.where(flagged, setting.sigma, low).to(x)
+        sigma = torch.tensor([sigma_of(setting, flag) for flag in flagged.tolist()]).to(x)
         result = adp(
             inject(x, sigma, noise.normal(keys, 0, shape).to(x)),
             score,

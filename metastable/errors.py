@@ -7,7 +7,11 @@
     │   ├── UnsupportedImage    415  not PNG, JPEG, WebP or .npy
     │   ├── InvalidImage        400  the right format, but damaged or with impossible values
     │   ├── InvalidOption       422  an unknown option, or a value outside its range
-    │   └── DeadlineExceeded    504  the deadline passed before there was an answer
+    │   ├── DeadlineExceeded    504  the deadline passed before there was an answer
+    │   ├── Overloaded          503  more work is waiting than the server takes on
+    │   ├── Draining            503  the server is stopping and takes no new work
+    │   └── Cancelled           499  the client gave the request up
+    ├── EngineFailure                a step or a classification failed; the engine lives on
     ├── BundleError                  a bundle is damaged, of an unknown version, or does not match
     ├── DataError                    a data set is missing or damaged
     └── SettingsError                a settings file is wrong
@@ -65,6 +69,31 @@ class DeadlineExceeded(RequestError):
     status = 504
 
 
+class Overloaded(RequestError):
+    """`retry_after`: seconds until a request of this price would be taken."""
+
+    code = "overloaded"
+    status = 503
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Draining(RequestError):
+    code = "draining"
+    status = 503
+
+
+class Cancelled(RequestError):
+    code = "cancelled"
+    status = 499
+
+
+class EngineFailure(MetastableError):
+    code = "engine_failure"
+
+
 class BundleError(MetastableError):
     code = "bad_bundle"
 
@@ -84,6 +113,8 @@ PHRASES: dict[int, str] = {
     413: "Content Too Large",
     415: "Unsupported Media Type",
     422: "Unprocessable Content",
+    499: "Client Closed Request",
     500: "Internal Server Error",
+    503: "Service Unavailable",
     504: "Gateway Timeout",
 }

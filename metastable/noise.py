@@ -23,17 +23,22 @@ def secret_seed() -> int:
     return secrets.randbits(SEED_BITS)
 
 
-def normal(keys: Sequence[ChainKey], step: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal float32 [len(keys), *shape], row i drawn for chain keys[i] at `step`.
+def normal(keys: Sequence[ChainKey], step: int | Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """Standard normal float32 [len(keys), *shape], row i drawn for chain keys[i] at its step.
 
-    Raises ValueError for a seed outside [0, 2^128) or a negative chain or step.
+    Args:
+        step: the step of all rows, or one for each.
+
+    Raises ValueError for a seed outside [0, 2^128), a negative chain or step, or steps that are not
+    as many as the keys.
     """
+    steps = [step] * len(keys) if isinstance(step, int) else step
     out = np.empty((len(keys), *shape), np.float32)
-    for row, (seed, chain) in zip(out, keys, strict=True):
-        if not 0 <= seed < 1 << SEED_BITS or chain < 0 or step < 0:
+    for row, (seed, chain), t in zip(out, keys, steps, strict=True):
+        if not 0 <= seed < 1 << SEED_BITS or chain < 0 or t < 0:
             raise ValueError("a seed lies in [0, 2^128); chains and steps count from 0")
         key = np.array([seed & 0xFFFFFFFFFFFFFFFF, seed >> 64], np.uint64)
-        counter = np.array([0, 0, chain, step], np.uint64)
+        counter = np.array([0, 0, chain, t], np.uint64)
         generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
         generator.standard_normal(out=row, dtype=np.float32)
     return torch.from_numpy(out)

@@ -43,6 +43,8 @@ class Setting:
         step_bounds: least and greatest adaptive step size of ADP.
         stop: ADP's stopping threshold on |s(x)|.
         tau: Langevin step; Hill's 0.01 in [-1, 1] is 0.005 here.
+        delta: stop as soon as the label is settled at this error a request (metastable.stopping);
+            None always spends all chains.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Setting:
     step_bounds: tuple[float, float] = (1e-5, 0.1)
     stop: float = 1e-3
     tau: float = 0.005
+    delta: float | None = None
 
     def __post_init__(self) -> None:
         self._require(self.name.isidentifier() and self.name.isascii(), "name", "letters, digits and _")
@@ -75,6 +78,8 @@ class Setting:
         self._require(good, "step_bounds", "two numbers, 0 < least <= greatest <= 10")
         self._require(_real(self.stop) and self.stop >= 0, "stop", "not negative")
         self._require(_real(self.tau) and 0 < self.tau <= 1, "tau", "in (0, 1]")
+        delta = self.delta
+        self._require(delta is None or (_real(delta) and 0 < delta < 1), "delta", "in (0, 1)")
 
     def _require(self, good: bool, field: str, wanted: str) -> None:
         if not good:

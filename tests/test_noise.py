@@ -32,6 +32,16 @@ def test_different_seeds_chains_and_steps_are_independent_normals() -> None:
     assert np.abs(correlation).max() < 5 / np.sqrt(flat.shape[1])
 
 
+@given(st.lists(st.tuples(KEYS, st.integers(0, 2000)), min_size=1, max_size=6))
+def test_rows_may_be_at_different_steps(rows: list[tuple[noise.ChainKey, int]]) -> None:
+    keys, steps = [key for key, _ in rows], [step for _, step in rows]
+    together = noise.normal(keys, steps, SHAPE)
+    for row, key, step in zip(together, keys, steps, strict=True):
+        assert torch.equal(row, noise.normal([key], step, SHAPE)[0])
+    with pytest.raises(ValueError, match="zip"):
+        noise.normal(keys, [*steps, 0], SHAPE)
+
+
 def test_impossible_keys_are_refused() -> None:
     for key, step in (((-1, 0), 0), ((1 << 128, 0), 0), ((0, -1), 0), ((0, 0), -1)):
         with pytest.raises(ValueError, match="seed"):

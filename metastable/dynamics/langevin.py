@@ -13,8 +13,8 @@ from torch import Tensor
 from metastable.dynamics import ScoreFunction
 
 
-def langevin_step(x: Tensor, score: Tensor, tau: float, noise: Tensor) -> Tensor:
-    """x + (tau^2 / 2) grad log p(x) + tau z; x, score and noise z are [B, C, H, W]."""
+def langevin_step(x: Tensor, score: Tensor, tau: float | Tensor, noise: Tensor) -> Tensor:
+    """x + (tau^2 / 2) grad log p(x) + tau z; x, score and noise z are [B, C, H, W], tau fits them."""
     return x + 0.5 * tau**2 * score + tau * noise
 
 

@@ -57,12 +57,14 @@ def test_a_verdict_fills_its_series() -> None:
 
 def test_every_promised_name_is_exposed() -> None:
     metrics = Metrics(settings=["fast"])
-    metrics.batch(4)
+    metrics.engine(4, 1.5, 7)
     metrics.model("cifar10", "1", "ab12")
     for stage in STAGES:
         metrics.stage(stage, 0.5)
     text = text_of(metrics)
     assert "metastable_batch_size_sum 4.0" in text
+    assert "metastable_backlog_seconds 1.5" in text
+    assert "metastable_chains_under_way 7.0" in text
     assert 'metastable_model_info{digest="ab12",model="cifar10",version="1"} 1.0' in text
     assert 'metastable_stage_seconds_bucket{le="0.001",stage="queue"} 0.0' in text
     assert 'metastable_stage_seconds_bucket{le="30.0",stage="classify"} 1.0' in text
@@ -79,6 +81,7 @@ def test_labels_are_bounded_whatever_comes_in(names: list[str]) -> None:
     for name in names:
         metrics.request(name, name, 0.1)
         metrics.stage(name, 0.1)
+        metrics.effort(name, capped=True, late=True, redrawn=1)
         metrics.verdict(name, chains=1, steps=1, score=1.0, flagged=True, label_changed=True)
     seen = {
         value

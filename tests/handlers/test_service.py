@@ -1,17 +1,19 @@
 import io
+import itertools
 import json
 import logging
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
 from handlers.metrics import Metrics
 from handlers.service import Request, Service
 from metastable.bundle import Bundle
+from metastable.engine.engine import Limits as EngineLimits
+from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.images import Limits
 
 
@@ -20,6 +22,9 @@ def png(seed: int = 0, size: tuple[int, int] = (32, 32)) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+IDS = itertools.count()
 
 
 class Clock:
@@ -39,10 +44,12 @@ def registry() -> CollectorRegistry:
 
 
 def service(tiny: Bundle, registry: CollectorRegistry, **options: Any) -> Service:
+    options.setdefault("runner", TorchRunner(tiny.networks, tiny.classifier))
     return Service(tiny, Metrics(registry, settings=tiny.settings.names), **options)
 
 
-def request(data: bytes | None = None, id: str = "r", **headers: str) -> Request:
+def request(data: bytes | None = None, id: str | None = None, **headers: str) -> Request:
+    id = id or f"r{next(IDS)}"
     named = {"X-Metastable-" + k.replace("_", "-"): v for k, v in headers.items()}
     return Request(id, named, {"body": bytearray(png() if data is None else data)})
 
@@ -92,17 +99,19 @@ def test_a_batch_mixes_settings_and_failures_and_keeps_order(
     count = registry.get_sample_value
     assert count("metastable_requests_total", {"setting": "fast", "outcome": "ok"}) == 2
     assert count("metastable_requests_total", {"setting": "other", "outcome": "unsupported_image"}) == 1
-    assert count("metastable_batch_size_sum") == len(batch)
+    assert count("metastable_batch_size_count") >= 1
 
 
 def test_seeds_are_secret_unless_allowed(tiny: Bundle, registry: CollectorRegistry) -> None:
     closed = service(tiny, registry)
-    one, two = (json.loads(r.body) for r in closed.answer([request(setting="fast")] * 2))
+    twice = [request(setting="fast"), request(setting="fast")]
+    one, two = (json.loads(r.body) for r in closed.answer(twice))
     assert one["margin"] != two["margin"]
     [refused] = closed.answer([request(seed="5")])
     assert refused.status == 422
     opened = service(tiny, CollectorRegistry(), allow_seed=True)
-    three, four = (json.loads(r.body) for r in opened.answer([request(setting="fast", seed="5")] * 2))
+    twice = [request(setting="fast", seed="5"), request(setting="fast", seed="5")]
+    three, four = (json.loads(r.body) for r in opened.answer(twice))
     [five] = opened.answer([request(setting="fast", seed="5")])
     assert three["margin"] == pytest.approx(four["margin"], abs=1e-4)
     assert three["margin"]["value"] == pytest.approx(json.loads(five.body)["margin"]["value"], abs=1e-4)
@@ -115,22 +124,41 @@ def test_a_passed_deadline_is_504_and_harms_no_neighbour(tiny: Bundle, registry:
     assert json.loads(late.body)["error"]["code"] == "deadline_exceeded"
 
 
-def test_work_stops_when_every_deadline_has_passed(
-    tiny: Bundle, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+def test_a_deadline_with_some_chains_done_is_the_best_answer_so_far(
+    tiny: Bundle, registry: CollectorRegistry
 ) -> None:
-    monkeypatch.setattr("metastable.defense.CHAINS_AT_ONCE", 1)
-    clock, calls = Clock(0.001), []
-    original = tiny.classifier.forward
+    # A segment is one chain; the clock moves 10 ms a look.
+    slow = service(tiny, registry, clock=Clock(0.01), engine_limits=EngineLimits(segment=1e-6))
+    [reply] = slow.answer([request(deadline_ms="400", setting="fast")])
+    body = json.loads(reply.body)
+    assert reply.status == 200
+    assert body["late"]
+    assert not body["decided"]
+    assert body["chains"] == 2
+    count = registry.get_sample_value
+    assert count("metastable_late_total", {"setting": "fast"}) == 1
 
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        clock.now += 0.05
-        calls.append(1)
-        return original(x)
 
-    monkeypatch.setattr(tiny.classifier, "forward", forward)
-    [late] = service(tiny, registry, clock=clock).answer([request(deadline_ms="80", setting="fast")])
-    assert late.status == 504
-    assert len(calls) < 1 + 3  # the raw image and three chains would be four
+def test_requests_join_while_others_run_and_those_that_vanish_are_given_up(
+    tiny: Bundle, registry: CollectorRegistry
+) -> None:
+    served = service(tiny, registry, engine_limits=EngineLimits(segment=1e-6))
+    first, second, third = (request(setting="fast") for _ in range(3))
+    assert served.step([first, second]) == [None, None]
+    assert served.step([first, third]) == [None, None]
+    count = registry.get_sample_value
+    assert count("metastable_requests_total", {"setting": "fast", "outcome": "cancelled"}) == 1
+    assert [reply.status for reply in served.answer([first, third])] == [200, 200]
+    assert count("metastable_requests_total", {"setting": "fast", "outcome": "ok"}) == 2
+    assert count("metastable_chains_under_way") == 0
+
+
+def test_work_beyond_the_backlog_is_503_with_a_time(tiny: Bundle, registry: CollectorRegistry) -> None:
+    small = service(tiny, registry, engine_limits=EngineLimits(backlog=1e-9))
+    fine, refused = small.answer([request(setting="fast"), request(setting="fast")])
+    assert (fine.status, refused.status) == (200, 503)
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert json.loads(refused.body)["error"]["code"] == "overloaded"
 
 
 def test_an_inner_failure_is_a_500_without_details(
@@ -139,12 +167,14 @@ def test_an_inner_failure_is_a_500_without_details(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def broken(*_: Any, **__: Any) -> None:
-        raise RuntimeError("secret detail")
+    class Broken(TorchRunner):
+        def advance(self, *_: Any, **__: Any) -> Any:
+            raise RuntimeError("secret detail")
 
-    monkeypatch.setattr("handlers.service.defend", broken)
+    served = service(tiny, registry, runner=TorchRunner(tiny.networks, tiny.classifier))
+    monkeypatch.setattr(TorchRunner, "advance", Broken.advance)
     with caplog.at_level(logging.ERROR):
-        [reply] = service(tiny, registry).answer([request(id="r7")])
+        [reply] = served.answer([request(id="r7")])
     assert reply.status == 500
     assert "secret" not in reply.body
     assert "r7" in reply.body
@@ -163,3 +193,4 @@ def test_no_noise_no_error_bar(tiny: Bundle, registry: CollectorRegistry) -> Non
     body = json.loads(reply.body)
     assert body["margin"]["standard_error"] is None
     assert body["class"] == body["unpurified"]["class"]
+    assert not body["decided"]

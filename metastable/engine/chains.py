@@ -1,0 +1,177 @@
+"""Chains under way: their slots, their steps, their classification.
+
+Knows which request a chain belongs to, and nothing of rounds, deadlines or admission.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from metastable import noise
+from metastable.defense import sigma_of
+from metastable.dynamics.adp import inject
+from metastable.engine.costs import CLASSIFY, Costs
+from metastable.engine.job import Request
+from metastable.engine.runners import Batch, Kind, Runner
+from metastable.errors import EngineFailure
+from metastable.noise import ChainKey
+
+REDRAWN = 1 << 32
+"""Added to the number of a chain that is drawn again: other noise, and as repeatable."""
+
+
+class Chains:
+    """A fixed number of slots, and the runner that advances what is in them.
+
+    Args:
+        slots: how many chains can be under way.
+        shape: (C, H, W) of their states.
+        clock: seconds; the times of batches are measured with it, and `costs` follows them.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        costs: Costs,
+        slots: int,
+        shape: tuple[int, int, int],
+        clock: Callable[[], float],
+    ) -> None:
+        self._runner, self._costs, self._shape, self._clock = runner, costs, shape, clock
+        self._x = torch.zeros(slots, *shape)
+        self._key: list[ChainKey] = [(0, 0)] * slots
+        self._step = [0] * slots
+        self._owner: list[Request | None] = [None] * slots
+        self._free = list(range(slots))
+        self.steps_made = 0
+        self.redrawn = 0
+
+    @property
+    def used(self) -> int:
+        return len(self._owner) - len(self._free)
+
+    def room(self, request: Request) -> int:
+        """Slots that new chains of a request may take.
+
+        A quarter is kept for requests that hold none, so that long chains cannot shut others out.
+        """
+        kept = len(self._owner) // 4 if request.slots else 0
+        return max(len(self._free) - kept, 0)
+
+    def owners(self, slots: Sequence[int]) -> list[Request]:
+        """The requests that have chains in `slots`, each once; slots freed meanwhile have none."""
+        found = {id(o): o for slot in slots if (o := self._owner[slot]) is not None}
+        return list(found.values())
+
+    def begin(self, request: Request, count: int) -> list[int]:
+        """Start the next `count` chains of a request; returns their slots."""
+        if not request.begun:
+            request.seconds["queue"] = self._clock() - request.arrived
+        slots = []
+        for chain in range(request.begun, request.begun + count):
+            slot = self._free.pop()
+            self._owner[slot], self._key[slot] = request, (request.job.seed, chain)
+            slots.append(slot)
+        request.begun += count
+        request.slots += slots
+        self._place(request, slots)
+        return slots
+
+    def leave(self, request: Request) -> None:
+        """Free all slots of a request."""
+        for slot in request.slots:
+            self._give(slot)
+        request.slots = []
+
+    def walk(self, kind: Kind, slots: list[int], budget: float) -> tuple[list[int], list[Request]]:
+        """Advance the chains in `slots` by as many steps as fit into `budget` seconds, at least one.
+
+        Returns the slots of chains that have arrived, and requests with a chain that is broken.
+        """
+        size = len(slots)
+        owners = [o for slot in slots if (o := self._owner[slot]) is not None]
+        left = min(o.steps - self._step[slot] for o, slot in zip(owners, slots, strict=True))
+        steps = max(1, min(left, int(budget / self._costs.seconds(kind, size))))
+        batch = Batch(
+            self._x[slots],
+            [self._key[slot] for slot in slots],
+            [self._step[slot] for slot in slots],
+            [o.parameters for o in owners],
+        )
+        started = self._clock()
+        x, moved = self._runner.advance(kind, batch, steps)
+        spent = self._clock() - started
+        self._costs.observe(kind, size, spent / steps)
+        self.steps_made += steps * size
+        self._x[slots] = x
+        finite = x.flatten(1).isfinite().all(1).tolist()
+        arrived, broken = [], []
+        for slot, owner, good, made in zip(slots, owners, finite, moved.tolist(), strict=True):
+            owner.charge("purify", spent / size)
+            self._step[slot] += made
+            if not good:
+                broken += self._redraw(owner, slot)
+            elif self._step[slot] >= owner.steps or made < steps:
+                arrived.append(slot)
+        return arrived, broken
+
+    def classify(self, slots: list[int]) -> list[Request]:
+        """Classify finished chains, give outputs and states to their requests, and free the slots.
+
+        Returns the requests for which the classifier returned what is not a number.
+        """
+        size = len(slots)
+        x = self._x[slots]
+        started = self._clock()
+        outputs = self._runner.classify(x).float()
+        spent = self._clock() - started
+        self._costs.observe(CLASSIFY, size, spent)
+        finite = outputs.isfinite().all(1).tolist()
+        broken = []
+        for row, slot in enumerate(slots):
+            owner = self._owner[slot]
+            assert owner is not None, "a chain that is classified has an owner"
+            owner.charge("classify", spent / size)
+            if finite[row]:
+                owner.outputs.append(outputs[row])
+                owner.taken.append(self._step[slot])
+                owner.purified += x[row]
+            else:
+                broken.append(owner)
+            owner.slots.remove(slot)
+            self._give(slot)
+        return broken
+
+    def _place(self, request: Request, slots: list[int]) -> None:
+        """Put the starting states of a request's chains into their slots."""
+        x = request.job.image.expand(len(slots), *self._shape)
+        if request.job.setting.dynamics == "adp":
+            sigma = torch.full((len(slots),), sigma_of(request.job.setting, request.job.flagged))
+            x = inject(x, sigma, noise.normal([self._key[slot] for slot in slots], 0, self._shape))
+        self._x[slots] = x
+        for slot in slots:
+            self._step[slot] = 0
+
+    def _redraw(self, request: Request, slot: int) -> list[Request]:
+        """Start a chain again with other noise, once; the second time its request is broken."""
+        seed, chain = self._key[slot]
+        if chain >= REDRAWN:
+            return [request]
+        self.redrawn += 1
+        request.redrawn += 1
+        self._key[slot] = (seed, chain + REDRAWN)
+        self._place(request, [slot])
+        return []
+
+    def _give(self, slot: int) -> None:
+        self._owner[slot], self._key[slot] = None, (0, 0)  # the key holds a secret seed: forget it
+        self._free.append(slot)
+
+
+def broken(what: str, cause: Exception | None = None) -> EngineFailure:
+    """A new error object for one request, with the cause that it may share with others."""
+    error = EngineFailure(what)
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,105 @@
+"""A thread that drives an engine, for scripts, tests and front ends without a loop of their own.
+
+    with Driver(engine) as driver:
+        answer = driver.submit(job).result()      # from any thread
+        answer = await driver.answer(job)         # from any event loop
+
+Cancelling the future, or the task that awaits it, frees the job's chains at the next segment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from concurrent.futures import Future
+from types import TracebackType
+
+from metastable.engine.engine import Engine
+from metastable.engine.job import Answer, Failure, Job
+from metastable.errors import Draining
+
+
+class Driver:
+    """Owns `engine` from now on: nobody else may call it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._inbox: deque[tuple[Job, Future[Answer]]] = deque()
+        self._futures: dict[str, Future[Answer]] = {}
+        self._changed = threading.Condition()
+        self._closing: float | None = None
+        self._thread = threading.Thread(target=self._run, name="metastable-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> Future[Answer]:
+        """The answer to come; the future raises what `Engine.submit` raises, or the job's failure.
+
+        Raises Draining if the driver is closed.
+        """
+        future: Future[Answer] = Future()
+        with self._changed:
+            if self._closing is not None:
+                raise Draining("the driver is closed: send the request to another one")
+            self._inbox.append((job, future))
+            self._changed.notify()
+        return future
+
+    async def answer(self, job: Job) -> Answer:
+        """The same for asyncio."""
+        return await asyncio.wrap_future(self.submit(job))
+
+    def close(self, drain: float = 10.0) -> None:
+        """Take no more jobs, finish or expire those held within `drain` seconds, end the thread."""
+        with self._changed:
+            if self._closing is None:
+                self._closing = drain
+            self._changed.notify()
+        self._thread.join()
+
+    def __enter__(self) -> Driver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        draining = False
+        while True:
+            with self._changed:
+                while not self._inbox and not self._engine.held and self._closing is None:
+                    self._changed.wait()
+                arrived, closing = list(self._inbox), self._closing
+                self._inbox.clear()
+            for job, future in arrived:
+                self._take(job, future)
+            if closing is not None and not draining:
+                draining = True
+                self._engine.drain(closing)
+            for id in [id for id, future in self._futures.items() if future.cancelled()]:
+                self._engine.cancel(id)
+            self._engine.advance()
+            self._deliver()
+            if draining and not self._engine.held:
+                return
+
+    def _take(self, job: Job, future: Future[Answer]) -> None:
+        try:
+            self._engine.submit(job)
+        except Exception as error:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+        else:
+            self._futures[job.id] = future
+
+    def _deliver(self) -> None:
+        for outcome in self._engine.collect():
+            future = self._futures.pop(outcome.job.id)
+            if not future.set_running_or_notify_cancel():
+                continue  # whoever asked has gone
+            if isinstance(outcome, Failure):
+                future.set_exception(outcome.error)
+            else:
+                future.set_result(outcome)

@@ -1,0 +1,271 @@
+"""The engine: a state machine that advances the chains of many jobs together.
+
+    engine.submit(job)      # or it says when to try again
+    engine.advance()        # one segment: a batch of chains, a few steps, their classification
+    engine.collect()        # what has ended since the last look
+
+It has no thread and no clock of its own: whoever drives it calls `advance` again and again, from
+one thread.  Every job that `submit` took ends in exactly one outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from metastable import noise, stopping
+from metastable.engine.chains import Chains, broken
+from metastable.engine.costs import CLASSIFY, Costs
+from metastable.engine.job import Answer, Failure, Job, Outcome, Request, kind_of
+from metastable.engine.policy import Policy
+from metastable.engine.runners import Kind, Runner
+from metastable.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Draining,
+    MetastableError,
+    Overloaded,
+)
+from metastable.settings import Setting
+
+LATE = "the deadline passed before there was an answer: allow more time, or choose a cheaper setting"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much the engine does at a time, and takes on.
+
+    Attributes:
+        segment: seconds that one call of `advance` aims at.
+        slots: chains that can be under way.
+        backlog: seconds of expected work that may wait; a job above it is refused, unless it is alone.
+        jobs: jobs that may be held.
+    """
+
+    segment: float = 0.03
+    slots: int = 1024
+    backlog: float = 30.0
+    jobs: int = 1024
+
+
+@dataclass
+class Counters:
+    """What the engine did since it was made."""
+
+    segments: int = 0
+    failures: int = 0
+    capped: int = 0
+
+
+class Engine:
+    """See the module.
+
+    Args:
+        runner: advances and classifies.
+        costs: the runner's cost curve (`costs.measure`), for every kind that jobs will have.
+        shape: (C, H, W) of images.
+        clock: seconds, monotonic; deadlines are on it.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        costs: Costs,
+        shape: tuple[int, int, int],
+        clock: Callable[[], float],
+        limits: Limits | None = None,
+    ) -> None:
+        self._costs, self._shape, self._clock = costs, shape, clock
+        self._limits = limits or Limits()
+        self.chains = Chains(runner, costs, self._limits.slots, shape, clock)
+        self._requests: dict[str, Request] = {}
+        self._ended: list[Outcome] = []
+        self._share: dict[str, float] = {}  # of a setting's chains that its requests have needed, lately
+        self._orders = 0
+        self._policy = Policy()
+        self._drain_by: float | None = None
+        self.counters = Counters()
+
+    # --- what callers do -----------------------------------------------------------------------
+
+    def submit(self, job: Job) -> None:
+        """Take a job on.
+
+        Raises:
+            ValueError: a job of this id is held, the image has another shape, or the seed is no seed.
+            Overloaded: too much work is waiting; says after how many seconds to try again.
+            Draining: the engine takes no more jobs.
+        """
+        if job.id in self._requests:
+            raise ValueError(f"a job with id {job.id!r} is already held")
+        if tuple(job.image.shape) != self._shape:
+            raise ValueError(f"the image has shape {tuple(job.image.shape)}, not {self._shape}")
+        if not 0 <= job.seed < 1 << noise.SEED_BITS:
+            raise ValueError(f"a seed lies in [0, 2^{noise.SEED_BITS})")
+        if self._drain_by is not None:
+            raise Draining("the server is stopping: send the request to another one")
+        price, waiting = self.price(job.setting), self.backlog
+        over = waiting + price - self._limits.backlog
+        if self._requests and (over > 0 or len(self._requests) >= self._limits.jobs):
+            wait = over if over > 0 else waiting / len(self._requests)
+            raise Overloaded(
+                f"the server has {waiting:.1f} s of work waiting: try again in {wait:.1f} s, or choose a "
+                "cheaper setting",
+                wait,
+            )
+        request = Request(job, self._orders, self._clock(), price, 0)
+        self._orders += 1
+        self._requests[job.id] = request
+        self._next_round(request, None)
+
+    def cancel(self, id: str) -> bool:
+        """End a job as cancelled, if it is held; its chains leave before the next segment."""
+        if (request := self._requests.get(id)) is None:
+            return False
+        self._fail(request, Cancelled("the request was given up"))
+        return True
+
+    def drain(self, seconds: float) -> None:
+        """Take no more jobs; those still held after `seconds` get the best answer so far, or fail."""
+        self._drain_by = self._clock() + seconds
+
+    def collect(self) -> list[Outcome]:
+        """The outcomes since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def price(self, setting: Setting) -> float:
+        """Seconds of the machine that a job of this setting is expected to need."""
+        kind, classify = kind_of(setting), self._costs.unit(CLASSIFY)
+        if kind is None:
+            return classify
+        chains = setting.chains * self._share.get(setting.name, 1.0)
+        return max(chains, 1.0) * (setting.steps * self._costs.unit(kind) + classify)
+
+    @property
+    def backlog(self) -> float:
+        """Seconds of expected work that is left to do."""
+        return sum(max(r.price - r.served, 0.0) for r in self._requests.values())
+
+    @property
+    def held(self) -> int:
+        """Jobs without an outcome."""
+        return len(self._requests)
+
+    # --- one segment ---------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def advance(self) -> bool:
+        """Run one segment; False if there was nothing to do.
+
+        What goes wrong in a batch fails the jobs that have chains in it, and no others.
+        """
+        self._expire()
+        if not self._requests:
+            return False
+        started = self._clock()
+        slots, kind = self._choose()
+        self.counters.segments += 1
+        try:
+            if kind is not None:
+                slots, bad = self.chains.walk(kind, slots, self._limits.segment)
+                self._fail_all(bad, "a chain left the numbers twice: a network or a setting is broken")
+                slots = [slot for slot in slots if self.chains.owners([slot])]
+            if slots:
+                self._fail_all(self.chains.classify(slots), "the classifier returned what is not a number")
+        except Exception as error:
+            self._fail_all(self.chains.owners(slots), "a step of the engine failed", error)
+        self._policy.spent(self._clock() - started)
+        for request in list(self._requests.values()):
+            if request.wanting == 0 and not request.slots:
+                self._end_round(request)
+        return True
+
+    def _expire(self) -> None:
+        now = self._clock()
+        stopped = self._drain_by is not None and now >= self._drain_by
+        for request in list(self._requests.values()):
+            deadline = request.job.deadline
+            if stopped or (deadline is not None and now >= deadline):
+                if len(request.outputs) > 1:
+                    self._answer(request, late=True)
+                elif stopped:
+                    self._fail(request, Draining("the server stopped before there was an answer"))
+                else:
+                    self._fail(request, DeadlineExceeded(LATE))
+
+    def _choose(self) -> tuple[list[int], Kind | None]:
+        """The slots of the next batch, new chains placed in them, and their kind."""
+        ordered = self._policy.order(self._requests.values())
+        kind = ordered[0].kind
+        same = [r for r in ordered if r.kind == kind]
+        width = self._costs.width(CLASSIFY if kind is None else kind, self._limits.segment)
+        slots: list[int] = []
+        for request in same:
+            slots += request.slots[: width - len(slots)]
+            if new := min(request.wanting, width - len(slots), self.chains.room(request)):
+                slots += self.chains.begin(request, new)
+            if len(slots) >= width:
+                break
+        if not slots:  # every slot is taken by chains of other kinds: go on with the oldest of them
+            oldest = min((r for r in ordered if r.slots), key=lambda r: r.order)
+            return oldest.slots[:width], oldest.kind
+        return slots, kind
+
+    # --- the ends of rounds and requests -------------------------------------------------------
+
+    def _end_round(self, request: Request) -> None:
+        result = request.result()
+        rule = _rule(request.job.setting)
+        decision = stopping.decide(result.outputs[0], rule)
+        if len(request.outputs) >= request.cap or (
+            request.job.setting.delta is not None and decision.decided
+        ):
+            self._answer(request, late=False)
+        else:
+            self._next_round(request, decision)
+
+    def _next_round(self, request: Request, decision: stopping.Decision | None) -> None:
+        """Ask for more chains: all of them, or as many as deciding early is likely to need."""
+        if request.job.setting.delta is None or request.kind is None:
+            request.goal = request.cap
+            return
+        kind, steps = request.kind, request.steps
+        request.goal += stopping.next_round(
+            stopping.UNSEEN if decision is None else decision.needed,
+            request.goal,
+            request.cap,
+            lambda n: steps * self._costs.seconds(kind, n) + self._costs.seconds(CLASSIFY, n),
+        )
+
+    def _answer(self, request: Request, *, late: bool) -> None:
+        result, setting = request.result(), request.job.setting
+        decision = stopping.decide(result.outputs[0], _rule(setting))
+        capped = setting.delta is not None and request.cap > 1 and not decision.decided and not late
+        self.counters.capped += capped
+        if not late:
+            share = len(request.outputs) / request.cap
+            self._share[setting.name] = 0.9 * self._share.get(setting.name, 1.0) + 0.1 * share
+        self._leave(request)
+        answer = Answer(request.job, result, decision, late, capped, request.redrawn, request.seconds)
+        self._ended.append(answer)
+
+    def _fail(self, request: Request, error: MetastableError) -> None:
+        self._leave(request)
+        self._ended.append(Failure(request.job, error))
+
+    def _fail_all(self, requests: list[Request], what: str, cause: Exception | None = None) -> None:
+        for request in {r.order: r for r in requests}.values():
+            self.counters.failures += 1
+            self._fail(request, broken(what, cause))
+
+    def _leave(self, request: Request) -> None:
+        self.chains.leave(request)
+        del self._requests[request.job.id]
+
+
+def _rule(setting: Setting) -> stopping.Stopping:
+    default = stopping.Stopping()
+    return default if setting.delta is None else replace(default, delta=setting.delta)

@@ -1,0 +1,126 @@
+"""What goes into the engine and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metastable.defense import Defended
+from metastable.engine.runners import Kind
+from metastable.errors import MetastableError
+from metastable.settings import Setting
+from metastable.stopping import Decision
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One request for a purified answer.
+
+    Attributes:
+        id: unique among the jobs that the engine holds.
+        image: float32 [C, H, W] in [0, 1].
+        seed: of its chains, in [0, 2^128); keep it secret.
+        flagged: the anomaly flag of the image; it chooses ADP's noise.
+        deadline: on the engine's clock; None for no deadline.
+    """
+
+    id: str
+    image: Tensor
+    setting: Setting
+    seed: int
+    flagged: bool = False
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What the chains of a job say.
+
+    Attributes:
+        result: outputs [1, n, classes], purified mean [1, C, H, W] and steps [1, n] of its n chains.
+        decision: whether n chains decided the label, and by how much.
+        late: the deadline came before a decision; this is the best answer so far.
+        capped: all chains of the setting were spent without a decision.
+        redrawn: chains that became NaN and were drawn again.
+        seconds: `queue` until its first chain started; its share of the time of the batches that it
+            was in, as `purify` and `classify`.
+    """
+
+    job: Job
+    result: Defended
+    decision: Decision
+    late: bool
+    capped: bool
+    redrawn: int
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Failure:
+    """A job that ends without an answer."""
+
+    job: Job
+    error: MetastableError
+
+
+Outcome = Answer | Failure
+
+
+def kind_of(setting: Setting) -> Kind | None:
+    """The kind of a setting's chains; None where there is nothing to purify."""
+    if setting.dynamics == "langevin":
+        return Kind("langevin", setting.network)
+    if setting.dynamics == "adp":
+        return Kind("adp", setting.network, adaptive=setting.step_bounds[0] != setting.step_bounds[1])
+    return None
+
+
+def parameters_of(setting: Setting) -> tuple[float, ...]:
+    """A row of `runners.Batch.parameters`."""
+    if setting.dynamics == "langevin":
+        return (setting.tau,)
+    return (setting.step_fraction, *setting.step_bounds, setting.stop)
+
+
+class Request:
+    """A job on its way through the engine.
+
+    Chains are numbered from 0 in the order in which they start, and `goal` of them are wanted so
+    far.  `served` is the machine time that it got, in seconds, and `price` what it was expected to
+    need when it was admitted.
+    """
+
+    def __init__(self, job: Job, order: int, arrived: float, price: float, goal: int) -> None:
+        self.job, self.order, self.arrived, self.price, self.goal = job, order, arrived, price, goal
+        self.kind, self.parameters = kind_of(job.setting), parameters_of(job.setting)
+        self.steps = job.setting.steps
+        self.cap = job.setting.chains if job.setting.purifies else 1
+        self.begun = 0
+        self.slots: list[int] = []
+        self.outputs: list[Tensor] = []
+        self.taken: list[int] = []
+        self.purified = torch.zeros_like(job.image)
+        self.redrawn = 0
+        self.served = 0.0
+        self.seconds = {"queue": 0.0, "purify": 0.0, "classify": 0.0}
+
+    @property
+    def wanting(self) -> int:
+        """Chains of its rounds so far that have not begun."""
+        return self.goal - self.begun
+
+    def charge(self, stage: str, seconds: float) -> None:
+        """Note that `stage` spent `seconds` of machine time on it."""
+        self.seconds[stage] += seconds
+        self.served += seconds
+
+    def result(self) -> Defended:
+        """The chains that have finished, one or more, as a result of the reference defense."""
+        outputs = torch.stack(self.outputs)
+        average = self.job.setting.average
+        if average == "softmax":
+            outputs = outputs.softmax(1)
+        purified = self.purified / len(self.outputs)
+        return Defended(outputs[None], purified[None], torch.tensor(self.taken)[None], average)

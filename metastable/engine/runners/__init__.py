@@ -1,0 +1,70 @@
+"""Runners: what advances a batch of chains, and classifies, on one backend.
+
+A runner is made for one bundle.  Chains in a batch share a `Kind`; everything else (parameters,
+seeds, the number of the next step) may differ from row to row.  The path of a chain is a function
+of its key and its parameters: not of the batch, its size, or how many steps a call takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from metastable.noise import ChainKey
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What chains must share to be advanced in one batch.
+
+    Attributes:
+        dynamics: `langevin` or `adp`.
+        network: name of the bundle's network that gives the score.
+        adaptive: of `adp`: whether the step size adapts (else it is the upper bound).
+    """
+
+    dynamics: Literal["langevin", "adp"]
+    network: str
+    adaptive: bool = True
+
+
+@dataclass
+class Batch:
+    """Chains of one kind.
+
+    Attributes:
+        x: states, float32 [B, C, H, W] in [0, 1] units.
+        keys: (request seed, chain number) of every row.
+        steps: number of the next step of every row: noise is keyed by it.  ADP injects with step 0
+            before the first update, so its updates need no noise.
+        parameters: of every row: (tau,) for `langevin`; (lambda, low, high, stop) for `adp`.
+    """
+
+    x: Tensor
+    keys: Sequence[ChainKey]
+    steps: Sequence[int]
+    parameters: Sequence[tuple[float, ...]]
+
+
+class Runner(Protocol):
+    """Advances and classifies.  Methods raise RuntimeError when the backend fails."""
+
+    name: str
+
+    def advance(self, kind: Kind, batch: Batch, steps: int) -> tuple[Tensor, Tensor]:
+        """`steps` fused steps of every chain: states [B, C, H, W], and steps moved, int64 [B].
+
+        A chain of ADP that moved fewer than `steps` has stopped for good.
+        """
+        ...
+
+    def score(self, network: str, x: Tensor) -> Tensor:
+        """The score of x [B, C, H, W] in [0, 1] units, same shape."""
+        ...
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Logits [B, classes], float32, of images x [B, C, H, W] in [0, 1]."""
+        ...

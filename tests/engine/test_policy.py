@@ -1,0 +1,65 @@
+"""The promise of the policy, in a simulation on the engine's own clock."""
+
+from dataclasses import replace
+
+from metastable.engine.engine import Limits
+from metastable.engine.job import Answer, Job
+from tests.engine.worlds import LONG, SHORT, job, run_out, world
+
+SEGMENT = 0.03
+
+
+def latencies(long_jobs: int, short_jobs: int, gap: float) -> tuple[list[float], list[float]]:
+    """Seconds from submission to outcome of long jobs that are there first, and of short ones every `gap`."""
+    engine, _, clock = world(Limits(segment=SEGMENT, backlog=1e9, jobs=10_000))
+    arrived: dict[str, float] = {}
+    ended: dict[str, float] = {}
+
+    def submit(one: Job) -> None:
+        arrived[one.id] = clock.now
+        engine.submit(one)
+
+    for i in range(long_jobs):
+        submit(job(f"long{i}", LONG, seed=i))
+    due = [1.0 + k * gap for k in range(short_jobs)]  # by then the long ones have had some service
+    while due or engine.held:
+        while due and due[0] <= clock.now:
+            submit(job(f"short{len(due)}", SHORT, seed=len(due)))
+            due.pop(0)
+        if not engine.advance():
+            clock.now = due[0]
+        for outcome in engine.collect():
+            assert isinstance(outcome, Answer)
+            ended[outcome.job.id] = clock.now
+    spent = {id: ended[id] - arrived[id] for id in arrived}
+    return (
+        [seconds for id, seconds in spent.items() if id.startswith("long")],
+        [seconds for id, seconds in spent.items() if id.startswith("short")],
+    )
+
+
+def test_short_requests_do_not_wait_for_long_ones() -> None:
+    _, alone = latencies(0, 50, gap=0.05)
+    _, beside = latencies(5, 50, gap=0.05)
+    # The segment that runs when it comes, its own work, and the oldest request's share of segments.
+    assert max(beside) <= max(alone) + 3 * 2 * SEGMENT
+
+
+def test_a_long_request_gets_its_share_however_many_short_ones_come() -> None:
+    # Short ones alone would fill the machine: 4 chains of 2 ms + 2 ms every 16 ms.
+    [[alone], _] = latencies(1, 0, gap=1.0)
+    [[long], _] = latencies(1, 500, gap=0.016)
+    # A quarter of the time, less what others that ride along in its segments take of it.
+    assert long <= 4.5 * alone
+
+
+def test_requests_of_one_kind_take_turns() -> None:
+    engine, *_ = world()
+    for i in range(3):
+        engine.submit(job(f"r{i}", replace(LONG, steps=5), seed=i))
+    order = []
+    while engine.held:
+        engine.advance()
+        order += [outcome.job.id for outcome in engine.collect()]
+    run_out(engine)
+    assert sorted(order) == ["r0", "r1", "r2"]
