@@ -20,7 +20,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from metastable.evaluation.stats import wilson
-from metastable.stopping import UNSEEN, Stopping, decide, next_round
+from metastable.stopping import UNSEEN, Decision, Stopping, decide, next_round
 
 REFERENCE = 150
 """H of the answer that an early one has to agree with, and the cap of every replay."""
@@ -81,7 +81,7 @@ def replay_rounds(
         taken, cost, needed = 0, 0.0, UNSEEN
         while size := next_round(needed, taken, cap, seconds):
             taken, cost = taken + size, cost + seconds(size)
-            decision = decide(request[:taken], stopping)
+            decision = _first_decision(request, taken - size, taken, stopping)
             if decision.decided:
                 break
             needed = decision.needed
@@ -89,6 +89,15 @@ def replay_rounds(
         spent.append(cost)
     labels, chains, decided = zip(*rows, strict=True)
     return Replay(torch.tensor(labels), torch.tensor(chains), torch.tensor(decided)), torch.tensor(spent)
+
+
+def _first_decision(outputs: Tensor, before: int, after: int, stopping: Stopping) -> Decision:
+    """As the engine judges a round: by the first number of chains that decides, or by all."""
+    for n in range(before + 1, after + 1):
+        decision = decide(outputs[:n], stopping)
+        if decision.decided:
+            break
+    return decision
 
 
 def _margins(outputs: Tensor) -> tuple[Tensor, int]:

@@ -13,7 +13,7 @@ from metastable import noise
 from metastable.defense import sigma_of
 from metastable.dynamics.adp import inject
 from metastable.engine.costs import CLASSIFY, Costs
-from metastable.engine.job import Request
+from metastable.engine.job import Finished, Request
 from metastable.engine.runners import Batch, Kind, Runner
 from metastable.errors import EngineFailure
 from metastable.noise import ChainKey
@@ -135,9 +135,8 @@ class Chains:
             assert owner is not None, "a chain that is classified has an owner"
             owner.charge("classify", spent / size)
             if finite[row]:
-                owner.outputs.append(outputs[row])
-                owner.taken.append(self._step[slot])
-                owner.purified += x[row]
+                chain = self._key[slot][1] % REDRAWN
+                owner.finished[chain] = Finished(outputs[row], x[row], self._step[slot])
             else:
                 broken.append(owner)
             owner.slots.remove(slot)

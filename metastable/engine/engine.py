@@ -189,8 +189,8 @@ class Engine:
         for request in list(self._requests.values()):
             deadline = request.job.deadline
             if stopped or (deadline is not None and now >= deadline):
-                if len(request.outputs) > 1:
-                    self._answer(request, late=True)
+                if len(request.finished) > 1:
+                    self._answer(request, len(request.finished), late=True)
                 elif stopped:
                     self._fail(request, Draining("the server stopped before there was an answer"))
                 else:
@@ -217,15 +217,22 @@ class Engine:
     # --- the ends of rounds and requests -------------------------------------------------------
 
     def _end_round(self, request: Request) -> None:
-        result = request.result()
-        rule = _rule(request.job.setting)
-        decision = stopping.decide(result.outputs[0], rule)
-        if len(request.outputs) >= request.cap or (
-            request.job.setting.delta is not None and decision.decided
-        ):
-            self._answer(request, late=False)
-        else:
-            self._next_round(request, decision)
+        """Answer if the label is settled or all chains are spent, else ask for more.
+
+        The answer is that of the first number of chains that decides, in the order of their numbers:
+        so it depends on the seed, and not on how many chains a round had.
+        """
+        if request.job.setting.delta is None or request.kind is None:
+            self._answer(request, request.cap)
+            return
+        outputs, rule = request.result().outputs[0], _rule(request.job.setting)
+        for n in range(request.judged + 1, len(outputs) + 1):
+            decision = stopping.decide(outputs[:n], rule)
+            if decision.decided or n == request.cap:
+                self._answer(request, n)
+                return
+        request.judged = len(outputs)
+        self._next_round(request, decision)
 
     def _next_round(self, request: Request, decision: stopping.Decision | None) -> None:
         """Ask for more chains: all of them, or as many as deciding early is likely to need."""
@@ -240,13 +247,13 @@ class Engine:
             lambda n: steps * self._costs.seconds(kind, n) + self._costs.seconds(CLASSIFY, n),
         )
 
-    def _answer(self, request: Request, *, late: bool) -> None:
-        result, setting = request.result(), request.job.setting
+    def _answer(self, request: Request, chains: int, *, late: bool = False) -> None:
+        result, setting = request.result(chains), request.job.setting
         decision = stopping.decide(result.outputs[0], _rule(setting))
         capped = setting.delta is not None and request.cap > 1 and not decision.decided and not late
         self.counters.capped += capped
         if not late:
-            share = len(request.outputs) / request.cap
+            share = len(request.finished) / request.cap
             self._share[setting.name] = 0.9 * self._share.get(setting.name, 1.0) + 0.1 * share
         self._leave(request)
         answer = Answer(request.job, result, decision, late, capped, request.redrawn, request.seconds)

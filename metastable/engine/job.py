@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,12 +85,20 @@ def parameters_of(setting: Setting) -> tuple[float, ...]:
     return (setting.step_fraction, *setting.step_bounds, setting.stop)
 
 
+class Finished(NamedTuple):
+    """What one chain came to: its output [classes], its state [C, H, W], and its steps."""
+
+    output: Tensor
+    state: Tensor
+    steps: int
+
+
 class Request:
     """A job on its way through the engine.
 
-    Chains are numbered from 0 in the order in which they start, and `goal` of them are wanted so
-    far.  `served` is the machine time that it got, in seconds, and `price` what it was expected to
-    need when it was admitted.
+    Chains are numbered from 0 in the order in which they start; `goal` of them are wanted so far,
+    and the first `judged` of them were not enough to decide.  `served` is the machine time that it
+    got, in seconds, and `price` what it was expected to need when it was admitted.
     """
 
     def __init__(self, job: Job, order: int, arrived: float, price: float, goal: int) -> None:
@@ -99,9 +108,8 @@ class Request:
         self.cap = job.setting.chains if job.setting.purifies else 1
         self.begun = 0
         self.slots: list[int] = []
-        self.outputs: list[Tensor] = []
-        self.taken: list[int] = []
-        self.purified = torch.zeros_like(job.image)
+        self.finished: dict[int, Finished] = {}
+        self.judged = 0
         self.redrawn = 0
         self.served = 0.0
         self.seconds = {"queue": 0.0, "purify": 0.0, "classify": 0.0}
@@ -116,11 +124,12 @@ class Request:
         self.seconds[stage] += seconds
         self.served += seconds
 
-    def result(self) -> Defended:
-        """The chains that have finished, one or more, as a result of the reference defense."""
-        outputs = torch.stack(self.outputs)
+    def result(self, count: int | None = None) -> Defended:
+        """The first `count` chains by number, or all that have finished, as of the reference defense."""
+        chains = [self.finished[chain] for chain in sorted(self.finished)[:count]]
+        outputs = torch.stack([one.output for one in chains])
         average = self.job.setting.average
         if average == "softmax":
             outputs = outputs.softmax(1)
-        purified = self.purified / len(self.outputs)
-        return Defended(outputs[None], purified[None], torch.tensor(self.taken)[None], average)
+        purified = torch.stack([one.state for one in chains]).mean(0)
+        return Defended(outputs[None], purified[None], torch.tensor([[c.steps for c in chains]]), average)

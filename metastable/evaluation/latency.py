@@ -6,14 +6,14 @@ import time
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from metastable import noise
 from metastable.anomaly import score_norms
 from metastable.bundle import Bundle
-from metastable.defense import defend
+from metastable.engine.local import LocalEngine
+from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import DataError
 
 
@@ -21,18 +21,21 @@ def measure(bundle: Bundle, images: Tensor, names: tuple[str, ...], rounds: int)
     """Median and 90th percentile over `rounds` passes of images [N, C, H, W], settings interleaved."""
     if bundle.anomaly is None:
         raise DataError("the bundle has no anomaly calibration: run the calibrate command first")
+    engine = LocalEngine(TorchRunner(bundle.networks, bundle.classifier), bundle.settings, bundle.shape)
     times: dict[str, list[float]] = {name: [] for name in names}
+    chains: dict[str, list[int]] = {name: [] for name in names}
     for turn in tqdm(range(rounds + 1), desc="rounds", mininterval=2):
         for image in images:
             for name in names:
                 started = time.perf_counter()
-                _answer(bundle, image[None], name)
+                used = _answer(bundle, engine, image[None], name)
                 if turn:  # the first round warms up
                     times[name].append(1e3 * (time.perf_counter() - started))
+                    chains[name].append(used)
     return [
         {
             "setting": name,
-            "chains": bundle.settings[name].chains,
+            "chains": round(float(np.mean(chains[name])), 1),
             "steps": bundle.settings[name].steps,
             "n": len(values),
             "median_ms": round(float(np.median(values)), 1),
@@ -42,15 +45,9 @@ def measure(bundle: Bundle, images: Tensor, names: tuple[str, ...], rounds: int)
     ]
 
 
-@torch.inference_mode()
-def _answer(bundle: Bundle, image: Tensor, name: str) -> None:
+def _answer(bundle: Bundle, engine: LocalEngine, image: Tensor, name: str) -> int:
+    """Answer one image as a server would; returns the chains that it took."""
     assert bundle.anomaly is not None
     flagged = bundle.anomaly.flags(score_norms(image, bundle.scores[bundle.anomaly.network]))
-    defend(
-        image,
-        [noise.secret_seed()],
-        bundle.settings[name],
-        classifier=bundle.classifier,
-        scores=bundle.scores,
-        flagged=flagged,
-    )
+    [answer] = engine.answer(image, [noise.secret_seed()], bundle.settings[name], flagged)
+    return answer.result.outputs.shape[1]

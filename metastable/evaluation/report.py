@@ -14,16 +14,17 @@ from metastable.evaluation.table import Outcome
 def markdown(summary: dict[str, Any]) -> str:
     """The table as Markdown: one row a setting."""
     lines = [
-        "| setting | chains H | steps | natural accuracy | transfer-PGD accuracy | flagged: natural | "
-        "flagged: PGD | ms an image |",
-        "|---|---|---|---|---|---|---|---|",
+        "| setting | chains: natural | chains: PGD | steps | natural accuracy | transfer-PGD accuracy | "
+        "flagged: natural | flagged: PGD | ms: natural | ms: PGD |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     rows = {(row["setting"], row["kind"]): row for row in summary["rows"]}
     for name in dict.fromkeys(row["setting"] for row in summary["rows"]):
         clean, attacked = rows[name, "natural"], rows[name, "pgd"]
         lines.append(
-            f"| `{name}` | {clean['chains']} | {clean['steps']:g} | {_share(clean)} | {_share(attacked)} | "
-            f"{100 * clean['flag_rate']:.1f} % | {100 * attacked['flag_rate']:.1f} % | {clean['ms']:g} |"
+            f"| `{name}` | {clean['chains']:g} | {attacked['chains']:g} | {clean['steps']:g} | "
+            f"{_share(clean)} | {_share(attacked)} | {100 * clean['flag_rate']:.1f} % | "
+            f"{100 * attacked['flag_rate']:.1f} % | {clean['ms']:g} | {attacked['ms']:g} |"
         )
     return "\n".join(lines) + "\n"
 

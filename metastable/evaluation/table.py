@@ -1,7 +1,8 @@
 """Natural and transfer-PGD accuracy of a bundle's settings, image by image, resumable.
 
-The attack is PGD on the bare classifier in its l_inf ball; it does not know the defense.  Every
-image's outcome is one line of `outcomes.jsonl`, so an interrupted run goes on where it stopped.
+The attack is PGD on the bare classifier in its l_inf ball; it does not know the defense.  Answers
+come from the engine, as a server's do, deciding early where the setting says so.  Every image's
+outcome is one line of `outcomes.jsonl`, so an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from metastable import datasets
 from metastable.anomaly import score_norms
 from metastable.attacks.pgd import pgd
 from metastable.bundle import Bundle
-from metastable.defense import defend
+from metastable.engine.local import LocalEngine
+from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import DataError
 from metastable.evaluation.stats import auroc, wilson
 
@@ -58,31 +60,31 @@ def measure(bundle: Bundle, test: datasets.ImageSet, config: TableConfig, out: P
     done = {(o["setting"], o["kind"], o["index"]) for o in read_outcomes(path)}
     jobs = [(s, k, i) for s in config.settings for k in kinds for i in range(len(test))]
     left = [job for job in jobs if job not in done]
+    engine = LocalEngine(TorchRunner(bundle.networks, bundle.classifier), bundle.settings, bundle.shape)
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), desc="images", mininterval=2)
     with path.open("a") as file:
         for name, kind, indices in _batches(left, 16):
             started = time.perf_counter()
             flagged = bundle.anomaly.flags(norms[kind][indices])
-            result = defend(
+            answers = engine.answer(
                 kinds[kind][indices],
                 [_seed(config.seed, kind, i) for i in indices],
                 bundle.settings[name],
-                classifier=bundle.classifier,
-                scores=bundle.scores,
-                flagged=flagged,
+                flagged,
             )
             each_ms = 1e3 * (time.perf_counter() - started) / len(indices)
-            for row, index in enumerate(indices):
+            for row, (index, answer) in enumerate(zip(indices, answers, strict=True)):
                 outcome = {
                     "setting": name,
                     "kind": kind,
                     "index": index,
                     "label": int(test.labels[index]),
-                    "predicted": int(result.labels[row]),
+                    "predicted": answer.decision.label,
                     "score": float(norms[kind][index]),
                     "flagged": bool(flagged[row]),
-                    "chains": result.outputs.shape[1],
-                    "steps": round(float(result.steps[row].float().mean()), 2),
+                    "chains": answer.result.outputs.shape[1],
+                    "decided": answer.decision.decided,
+                    "steps": round(float(answer.result.steps.float().mean()), 2),
                     "ms": round(each_ms, 2),
                 }
                 file.write(json.dumps(outcome) + "\n")
@@ -109,7 +111,8 @@ def summarize(outcomes: list[Outcome], config: TableConfig) -> dict[str, Any]:
                     "low": round(low, 4),
                     "high": round(high, 4),
                     "flag_rate": round(sum(o["flagged"] for o in these) / len(these), 4),
-                    "chains": these[0]["chains"],
+                    "chains": round(float(np.mean([o["chains"] for o in these])), 1),
+                    "decided": round(sum(o["decided"] for o in these) / len(these), 4),
                     "steps": round(float(np.mean([o["steps"] for o in these])), 2),
                     "ms": round(float(np.median([o["ms"] for o in these])), 1),
                 }

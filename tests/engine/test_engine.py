@@ -67,7 +67,8 @@ def test_every_setting_gives_what_the_reference_gives(tiny: Bundle) -> None:
 @given(st.randoms(use_true_random=False), st.integers(1, 16))
 @settings(max_examples=15, deadline=None)
 def test_an_answer_does_not_depend_on_company_or_order(rng: random.Random, slots: int) -> None:
-    jobs = [job(f"{s.name}{k}", s, seed=k, value=0.1 * k) for s in SETTINGS for k in range(3)]
+    every = (*SETTINGS, replace(SHORT, name="early", chains=40, delta=0.05))
+    jobs = [job(f"{s.name}{k}", s, seed=k, value=0.1 * k) for s in every for k in range(3)]
     alone = {}
     for one in jobs:
         engine, *_ = world()
@@ -82,8 +83,7 @@ def test_an_answer_does_not_depend_on_company_or_order(rng: random.Random, slots
             engine.advance()
     run_out(engine)
     for id, answer in answers(engine).items():
-        ours, theirs = answer.result.outputs, alone[id].result.outputs
-        torch.testing.assert_close(ours.sort(1).values, theirs.sort(1).values)
+        torch.testing.assert_close(answer.result.outputs, alone[id].result.outputs)
         torch.testing.assert_close(answer.result.purified, alone[id].result.purified)
 
 

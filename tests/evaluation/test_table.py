@@ -56,7 +56,7 @@ def test_the_summary_counts_what_happened(
     assert row["low"] <= row["accuracy"] <= row["high"]
     text = report.markdown(summary)
     assert text.count("\n") == 4
-    assert "`fast` | 3 |" in text
+    assert "`fast` | 3 | 3 |" in text
     report.draw(summary, table.read_outcomes(tmp_path / "outcomes.jsonl"), 1.0, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
 

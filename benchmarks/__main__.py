@@ -1,0 +1,96 @@
+"""Command line of the benchmarks.  Each prints one line of JSON last.
+
+decide   chains and milliseconds of a decided answer beside a fixed H = 150
+load     latency of cheap requests beside dear ones, through the real server
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import decide, load
+from metastable import bundle, datasets
+from metastable.engine.runners.torch_runner import TorchRunner
+from metastable.errors import MetastableError
+from metastable.evaluation.__main__ import machine
+from metastable.stopping import Stopping
+
+
+def run_decide(args: argparse.Namespace) -> dict[str, Any]:
+    loaded = bundle.load(args.bundle)
+    test = datasets.load("cifar10", datasets.data_root(args.data), "test").take(args.n, skip=args.skip)
+    config = decide.DecideConfig(args.setting, len(test), args.skip, loaded.digest)
+    recordings = decide.record(loaded, test, config, args.work)
+    return decide.measure(
+        loaded,
+        TorchRunner(loaded.networks, loaded.classifier),
+        recordings,
+        config,
+        stopping=Stopping(delta=args.delta, least=args.least),
+        caps=decide.sizes(args.caps),
+        timed=args.timed,
+        picture=args.out and args.out.with_suffix(".png"),
+    )
+
+
+def run_load(args: argparse.Namespace) -> dict[str, Any]:
+    return load.measure(
+        args.bundle,
+        args.images,
+        args.work,
+        rounds=args.rounds,
+        seconds=args.seconds,
+        utilisation=args.utilisation,
+        share=args.share,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"))
+    common.add_argument("--out", type=Path, help="write the JSON line here as well, and a picture beside it")
+    commands = parser.add_subparsers(required=True)
+
+    one = commands.add_parser("decide", parents=[common])
+    one.add_argument("--data", type=Path, help="folder of the data sets (default: METASTABLE_DATA)")
+    one.add_argument("--work", type=Path, default=Path("runs/decide"), help="keeps the recording")
+    one.add_argument("--setting", default="balanced")
+    one.add_argument("--n", type=int, default=500, help="test images, natural and attacked")
+    one.add_argument("--skip", type=int, default=2000)
+    one.add_argument("--delta", type=float, default=Stopping.delta)
+    one.add_argument("--least", type=int, default=Stopping.least)
+    one.add_argument("--caps", default="24,48,96,150", help="most chains a request may have")
+    one.add_argument("--timed", type=int, default=10, help="images of each kind that are timed")
+    one.set_defaults(run=run_decide)
+
+    one = commands.add_parser("load", parents=[common])
+    one.add_argument("--images", type=Path, default=Path("samples"))
+    one.add_argument("--work", type=Path, default=Path("runs/load"), help="folders of the servers")
+    one.add_argument("--rounds", type=int, default=3)
+    one.add_argument("--seconds", type=float, default=60.0, help="of a phase")
+    one.add_argument("--utilisation", type=float, default=0.35, help="of the machine by the cheap stream")
+    one.add_argument("--share", type=float, default=0.1, help="dear requests for every cheap one")
+    one.set_defaults(run=run_load)
+
+    args = parser.parse_args()
+    try:
+        result = {"command": args.run.__name__.removeprefix("run_"), **args.run(args), "machine": machine()}
+    except (MetastableError, ValueError) as error:
+        sys.exit(str(error))
+    for row in result.get("rows", []):
+        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+    line = json.dumps(result)
+    if args.out:
+        args.out.write_text(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()

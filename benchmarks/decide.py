@@ -1,0 +1,236 @@
+"""The cost of a decided answer: early deciding beside a fixed H = 150.
+
+The outputs of 150 chains an image are recorded once (natural images, and transfer PGD), chunk by
+chunk in a work folder, so that a run that was stopped goes on.  The sequential test then replays them
+with the rounds that the engine would choose, at several caps.  Where an early label differs from
+that of all 150 chains, 600 are run to see who is right.  Milliseconds are not replayed: some images
+go through the real engine both ways, in turn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.stopping_simulation import REFERENCE, Replay, replay_rounds
+from metastable import datasets
+from metastable.anomaly import score_norms
+from metastable.attacks.pgd import pgd
+from metastable.bundle import Bundle
+from metastable.defense import defend
+from metastable.engine import costs
+from metastable.engine.costs import CLASSIFY, Costs
+from metastable.engine.engine import Engine, Limits
+from metastable.engine.job import Answer, Job, kind_of
+from metastable.engine.runners import Runner
+from metastable.errors import DataError, MetastableError
+from metastable.settings import Setting
+from metastable.stopping import Stopping
+
+KINDS = ("natural", "pgd")
+CHUNK = 10
+ARBITER = 600
+
+
+@dataclass(frozen=True)
+class DecideConfig:
+    """What a recording depends on; kept beside it."""
+
+    setting: str
+    n: int
+    skip: int
+    bundle: str
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Images of one kind [N, C, H, W], their flags [N], and outputs of their chains [N, 150, classes]."""
+
+    images: Tensor
+    flagged: Tensor
+    outputs: Tensor
+
+
+def record(
+    bundle: Bundle, test: datasets.ImageSet, config: DecideConfig, folder: Path
+) -> dict[str, Recording]:
+    """Record what is missing in `folder`, and read all of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    if (folder / "config.json").exists() and (folder / "config.json").read_text() != text:
+        raise DataError(f"{folder} holds a recording of another configuration: choose another --work")
+    (folder / "config.json").write_text(text)
+    starts = range(0, len(test), CHUNK)
+    for start in tqdm(starts, desc=f"{REFERENCE} chains an image", unit="chunk"):
+        path = folder / f"chunk-{start:05d}.npz"
+        if not path.exists():
+            part = path.with_suffix(".part.npz")
+            np.savez(part, allow_pickle=False, **_chunk(bundle, test, config, start))
+            part.replace(path)
+    loaded = [np.load(folder / f"chunk-{start:05d}.npz") for start in starts]
+    return {
+        kind: Recording(
+            *(torch.from_numpy(np.concatenate([c[f"{kind}_{f}"] for c in loaded])) for f in _FIELDS)
+        )
+        for kind in KINDS
+    }
+
+
+_FIELDS = ("images", "flagged", "outputs")
+
+
+def _chunk(
+    bundle: Bundle, test: datasets.ImageSet, config: DecideConfig, start: int
+) -> dict[str, np.ndarray]:
+    images = datasets.to_float(test.images[start : start + CHUNK])
+    labels = test.labels[start : start + CHUNK]
+    found: dict[str, np.ndarray] = {}
+    for kind in KINDS:
+        x = images if kind == "natural" else pgd(bundle.classifier, images, labels, seed=start)
+        flagged = _flags(bundle, x)
+        outputs = _outputs(bundle, x, flagged, _fixed(bundle, config, REFERENCE), kind, start)
+        for field, value in zip(_FIELDS, (x, flagged, outputs), strict=True):
+            found[f"{kind}_{field}"] = value.numpy()
+    return found
+
+
+def _flags(bundle: Bundle, x: Tensor) -> Tensor:
+    if bundle.anomaly is None:
+        raise DataError("the bundle has no anomaly calibration: run the calibrate command first")
+    return bundle.anomaly.flags(score_norms(x, bundle.scores[bundle.anomaly.network]))
+
+
+def _fixed(bundle: Bundle, config: DecideConfig, chains: int) -> Setting:
+    return dataclasses.replace(bundle.settings[config.setting], chains=chains, delta=None)
+
+
+def _outputs(bundle: Bundle, x: Tensor, flagged: Tensor, setting: Setting, kind: str, start: int) -> Tensor:
+    seeds = [_seed(kind, start + i) for i in range(len(x))]
+    return defend(
+        x, seeds, setting, classifier=bundle.classifier, scores=bundle.scores, flagged=flagged
+    ).outputs
+
+
+def _seed(kind: str, index: int) -> int:
+    return (KINDS.index(kind) << 32) + index
+
+
+def measure(
+    bundle: Bundle,
+    runner: Runner,
+    recordings: dict[str, Recording],
+    config: DecideConfig,
+    *,
+    stopping: Stopping,
+    caps: tuple[int, ...],
+    timed: int,
+    picture: Path | None,
+) -> dict[str, Any]:
+    """Replay the recordings, ask 600 chains where labels differ, and time `timed` images of each kind."""
+    setting = bundle.settings[config.setting]
+    kind = kind_of(setting)
+    if kind is None:
+        raise MetastableError(f"setting {setting.name} runs no chains: choose one that purifies")
+    curve = costs.measure(runner, [kind], bundle.shape, (1, 2, 4, 8, 16, 32), time.perf_counter)
+
+    def seconds(size: int) -> float:
+        return setting.steps * curve.seconds(kind, size) + curve.seconds(CLASSIFY, size)
+
+    rows, replays = [], {}
+    for cap in caps:
+        every = []
+        for name, recording in recordings.items():
+            reference = recording.outputs.mean(1).argmax(1)
+            result, _ = replay_rounds(recording.outputs, stopping, seconds, cap)
+            row = {"images": name, "cap": cap, **result.row(reference)}
+            differ = (result.labels != reference).nonzero().flatten().tolist()
+            row["right_by_600"] = _arbitrate(bundle, config, recording, name, result, differ)
+            rows.append(row)
+            replays[cap, name] = result
+            every.append(result.chains.double().mean().item())
+        rows[-1]["fewer"] = rows[-2]["fewer"] = round(REFERENCE / statistics.fmean(every), 2)
+    times = _time(bundle, runner, curve, recordings, setting, stopping, max(caps), timed)
+    if picture:
+        _draw(picture, {name: replays[max(caps), name] for name in recordings})
+    return {"rows": rows, "milliseconds": times, "delta": stopping.delta, "least": stopping.least}
+
+
+def _arbitrate(
+    bundle: Bundle, config: DecideConfig, recording: Recording, kind: str, result: Replay, at: list[int]
+) -> int:
+    """How many of the early labels at these indices are those of 600 chains."""
+    right = 0
+    for i in tqdm(at, desc=f"{ARBITER} chains where labels differ", disable=not at):
+        one = slice(i, i + 1)
+        setting = _fixed(bundle, config, ARBITER)
+        outputs = _outputs(bundle, recording.images[one], recording.flagged[one], setting, kind, i)
+        right += int(outputs.mean(1).argmax(1)) == int(result.labels[i])
+    return right
+
+
+def _time(
+    bundle: Bundle,
+    runner: Runner,
+    curve: Costs,
+    recordings: dict[str, Recording],
+    setting: Setting,
+    stopping: Stopping,
+    cap: int,
+    timed: int,
+) -> dict[str, Any]:
+    """Milliseconds an image through an engine of its own, fixed and early in turn."""
+    early = dataclasses.replace(setting, chains=cap, delta=stopping.delta)
+    fixed = dataclasses.replace(setting, chains=REFERENCE, delta=None)
+    found: dict[str, dict[str, list[float]]] = {k: {"early": [], "fixed": []} for k in recordings}
+    for kind, index in tqdm([(k, i) for k in recordings for i in range(timed)], desc="timing"):
+        recording = recordings[kind]
+        for name, one in (("early", early), ("fixed", fixed)):
+            engine = Engine(runner, curve, bundle.shape, time.perf_counter, Limits(segment=0.2))
+            started = time.perf_counter()
+            flag = bool(recording.flagged[index])
+            engine.submit(Job("image", recording.images[index], one, _seed(kind, index), flagged=flag))
+            while engine.advance():
+                pass
+            found[kind][name].append(1e3 * (time.perf_counter() - started))
+            assert all(isinstance(outcome, Answer) for outcome in engine.collect())
+    return {
+        kind: {
+            "early_mean": round(statistics.fmean(t["early"]), 1),
+            "fixed_mean": round(statistics.fmean(t["fixed"]), 1),
+            "ratio": round(statistics.fmean(t["fixed"]) / statistics.fmean(t["early"]), 2),
+            "n": len(t["early"]),
+        }
+        for kind, t in found.items()
+    }
+
+
+def _draw(path: Path, replays: dict[str, Replay]) -> None:
+    """Histogram of the chains that requests needed."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    edges = [*range(6, REFERENCE + 5, 4)]
+    axes.hist(
+        [replay.chains.numpy() for replay in replays.values()], bins=edges, label=list(replays), log=True
+    )
+    axes.set(xlabel="chains used", ylabel="images", title=f"early deciding, cap {REFERENCE}")
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """Caps from `24,96,150`; raises ValueError above the chains that are recorded."""
+    found = tuple(sorted(int(part) for part in text.split(",")))
+    if not found or found[0] < 1 or found[-1] > REFERENCE:
+        raise ValueError(f"caps lie between 1 and {REFERENCE}, the chains that are recorded")
+    return found

@@ -1,0 +1,53 @@
+"""An engine of one's own, for scripts: images in, answers out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from metastable.engine import costs
+from metastable.engine.engine import Engine, Limits
+from metastable.engine.job import Answer, Job, kind_of
+from metastable.engine.runners import Runner
+from metastable.settings import Setting, Settings
+
+SIZES = (1, 2, 4, 8, 16, 32)
+LIMITS = Limits(segment=0.2, backlog=math.inf, jobs=1_000_000)  # nobody else waits: large batches
+
+
+class LocalEngine:
+    """What a server would answer, without a server.
+
+    Args:
+        runner: made for the bundle of `settings`.
+        settings: their chains' costs are measured at once.
+        shape: (C, H, W) of images.
+    """
+
+    def __init__(self, runner: Runner, settings: Settings, shape: tuple[int, int, int]) -> None:
+        kinds = {kind for setting in settings.by_name.values() if (kind := kind_of(setting))}
+        curve = costs.measure(runner, kinds, shape, SIZES, time.perf_counter)
+        self._engine = Engine(runner, curve, shape, time.perf_counter, LIMITS)
+
+    def answer(self, images: Tensor, seeds: Sequence[int], setting: Setting, flagged: Tensor) -> list[Answer]:
+        """The answers to images [N, C, H, W] in [0, 1], in order, their chains advanced together.
+
+        Args:
+            seeds: one an image.
+            flagged: bool [N], the anomaly flags.
+
+        Raises the error of the first job that failed.
+        """
+        for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
+            self._engine.submit(Job(str(i), image, setting, seed, flagged=bool(flagged[i])))
+        while self._engine.advance():
+            pass
+        found: dict[str, Answer] = {}
+        for outcome in self._engine.collect():
+            if not isinstance(outcome, Answer):
+                raise outcome.error
+            found[outcome.job.id] = outcome
+        return [found[str(i)] for i in range(len(images))]
