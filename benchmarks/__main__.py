@@ -2,6 +2,8 @@
 
 decide   chains and milliseconds of a decided answer beside a fixed H = 150
 load     latency of cheap requests beside dear ones, through the real server
+steps    nanoseconds of a chain-step on every runner beside the published code; labels of low precision
+resend   what large bodies cost that are sent again at every segment
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import decide, load
+from benchmarks import agreement, contenders, decide, load, resend, steps
 from metastable import bundle, datasets
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import MetastableError
@@ -23,7 +25,10 @@ from metastable.stopping import Stopping
 def run_decide(args: argparse.Namespace) -> dict[str, Any]:
     loaded = bundle.load(args.bundle)
     test = datasets.load("cifar10", datasets.data_root(args.data), "test").take(args.n, skip=args.skip)
-    config = decide.DecideConfig(args.setting, len(test), args.skip, loaded.digest)
+    if args.setting not in loaded.settings.names:
+        raise MetastableError(f"--setting must be one of {', '.join(loaded.settings.names)}")
+    digest = decide.weights_digest(loaded, args.setting)
+    config = decide.DecideConfig(args.setting, len(test), args.skip, digest)
     recordings = decide.record(loaded, test, config, args.work)
     return decide.measure(
         loaded,
@@ -47,6 +52,25 @@ def run_load(args: argparse.Namespace) -> dict[str, Any]:
         utilisation=args.utilisation,
         share=args.share,
     )
+
+
+def run_steps(args: argparse.Namespace) -> dict[str, Any]:
+    loaded = bundle.load(args.bundle)
+    root = datasets.data_root(args.data)
+    names = tuple(args.runners.split(","))
+    train = datasets.load("cifar10", root, "train").take(args.calibration)
+    runners = contenders.make(loaded, names, datasets.to_float(train.images))
+    picture = args.out and args.out.with_suffix(".png")
+    found = steps.measure(loaded, runners, args.rounds, picture) if args.rounds else {"rows": []}
+    if args.n:
+        test = datasets.load("cifar10", root, "test").take(args.n, skip=args.skip)
+        chains = {name: int(count) for name, _, count in (c.partition("=") for c in args.chains.split(","))}
+        found["agreement"] = agreement.measure(loaded, runners, names[0], chains, test)
+    return found
+
+
+def run_resend(args: argparse.Namespace) -> dict[str, Any]:
+    return resend.measure(args.bundle, args.image, args.work, together=args.together, rounds=args.rounds)
 
 
 def main() -> None:
@@ -79,12 +103,33 @@ def main() -> None:
     one.add_argument("--share", type=float, default=0.1, help="dear requests for every cheap one")
     one.set_defaults(run=run_load)
 
+    one = commands.add_parser("resend", parents=[common])
+    one.add_argument("--image", type=Path, default=Path("samples/cat.png"))
+    one.add_argument("--work", type=Path, default=Path("runs/resend"), help="folder of the server")
+    one.add_argument("--together", type=int, default=8, help="requests at once")
+    one.add_argument("--rounds", type=int, default=5)
+    one.set_defaults(run=run_resend)
+
+    one = commands.add_parser("steps", parents=[common])
+    one.add_argument("--data", type=Path, help="folder of the data sets (default: METASTABLE_DATA)")
+    one.add_argument(
+        "--runners", default=",".join(contenders.DEFAULT), help=f"of {', '.join(contenders.NAMES)}"
+    )
+    one.add_argument("--rounds", type=int, default=15, help="samples of each; 0 leaves the timing out")
+    one.add_argument(
+        "--calibration", type=int, default=64, help="training images that set the scales of int8"
+    )
+    one.add_argument("--n", type=int, default=500, help="test images whose labels are compared; 0 for none")
+    one.add_argument("--skip", type=int, default=6000)
+    one.add_argument("--chains", default="energy=8,fast=24", help="settings and chains of that comparison")
+    one.set_defaults(run=run_steps)
+
     args = parser.parse_args()
     try:
         result = {"command": args.run.__name__.removeprefix("run_"), **args.run(args), "machine": machine()}
     except (MetastableError, ValueError) as error:
         sys.exit(str(error))
-    for row in result.get("rows", []):
+    for row in (*result.get("rows", []), *result.get("agreement", []), *result.get("targets", [])):
         print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
     line = json.dumps(result)
     if args.out:

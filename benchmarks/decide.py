@@ -4,15 +4,19 @@ The outputs of 150 chains an image are recorded once (natural images, and transf
 chunk in a work folder, so that a run that was stopped goes on.  The sequential test then replays them
 with the rounds that the engine would choose, at several caps.  Where an early label differs from
 that of all 150 chains, 600 are run to see who is right.  Milliseconds are not replayed: some images
-go through the real engine both ways, in turn.
+go through the real engine both ways, in turn; what other sizes of rounds would have cost is computed on
+the measured cost curve.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.stopping_simulation import REFERENCE, Replay, replay_rounds
+from benchmarks.stopping_simulation import REFERENCE, Replay, looks, replay, replay_rounds, t_mixture
 from metastable import datasets
 from metastable.anomaly import score_norms
 from metastable.attacks.pgd import pgd
@@ -41,16 +45,18 @@ from metastable.stopping import Stopping
 KINDS = ("natural", "pgd")
 CHUNK = 10
 ARBITER = 600
+ROUNDS = (6, 8, 16, 32, 64, REFERENCE)
+"""Fixed sizes of rounds that the policy is held against."""
 
 
 @dataclass(frozen=True)
 class DecideConfig:
-    """What a recording depends on; kept beside it."""
+    """What a recording depends on; kept beside it.  `weights`: see `weights_digest`."""
 
     setting: str
     n: int
     skip: int
-    bundle: str
+    weights: str
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,15 @@ class Recording:
     images: Tensor
     flagged: Tensor
     outputs: Tensor
+
+
+def weights_digest(bundle: Bundle, setting: str) -> str:
+    """SHA-256 of what the recorded outputs depend on: the networks' weights and the setting's values."""
+    digest = hashlib.sha256(repr(dataclasses.replace(bundle.settings[setting], delta=None)).encode())
+    for network in (bundle.classifier, bundle.networks[bundle.settings[setting].network]):
+        for name, value in sorted(network.state_dict().items()):
+            digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def record(
@@ -147,12 +162,14 @@ def measure(
     def seconds(size: int) -> float:
         return setting.steps * curve.seconds(kind, size) + curve.seconds(CLASSIFY, size)
 
-    rows, replays = [], {}
+    rows, replays, policy_ms = [], {}, []
     for cap in caps:
         every = []
         for name, recording in recordings.items():
             reference = recording.outputs.mean(1).argmax(1)
-            result, _ = replay_rounds(recording.outputs, stopping, seconds, cap)
+            result, spent = replay_rounds(recording.outputs, stopping, seconds, cap)
+            if cap == max(caps):
+                policy_ms.append(1e3 * spent.double().mean().item())
             row = {"images": name, "cap": cap, **result.row(reference)}
             differ = (result.labels != reference).nonzero().flatten().tolist()
             row["right_by_600"] = _arbitrate(bundle, config, recording, name, result, differ)
@@ -161,9 +178,32 @@ def measure(
             every.append(result.chains.double().mean().item())
         rows[-1]["fewer"] = rows[-2]["fewer"] = round(REFERENCE / statistics.fmean(every), 2)
     times = _time(bundle, runner, curve, recordings, setting, stopping, max(caps), timed)
+    fixed_ms = {size: _fixed_rounds(recordings, stopping, seconds, size, max(caps)) for size in ROUNDS}
     if picture:
         _draw(picture, {name: replays[max(caps), name] for name in recordings})
-    return {"rows": rows, "milliseconds": times, "delta": stopping.delta, "least": stopping.least}
+    return {
+        "rows": rows,
+        "milliseconds": times,
+        "rounds_ms": {"policy": round(statistics.fmean(policy_ms), 1), **fixed_ms},
+        "cost_curve_ms": {n: round(1e3 * seconds(n), 2) for n in (1, 2, 4, 8, 16, 32)},
+        "delta": stopping.delta,
+        "least": stopping.least,
+    }
+
+
+def _fixed_rounds(
+    recordings: dict[str, Recording],
+    stopping: Stopping,
+    seconds: Callable[[int], float],
+    size: int,
+    cap: int,
+) -> float:
+    """Mean milliseconds an image on the cost curve if every round had `size` chains."""
+    spent = []
+    for recording in recordings.values():
+        used = replay(recording.outputs, t_mixture(stopping), looks(size, size, cap)).chains
+        spent += [math.ceil(int(n) / size) * 1e3 * seconds(size) for n in used]
+    return round(statistics.fmean(spent), 1)
 
 
 def _arbitrate(

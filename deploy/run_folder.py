@@ -4,6 +4,7 @@
     .run/sample.png          the image of the first prediction, unless one is given
     .run/logs/               new at each start, kept afterwards
     .run/metrics/            counters of the workers, removed at the stop
+    .run/runner.json         the runner that `auto` found fastest for a bundle
     .run/tmp/                sockets and unpacked archive, removed at the stop
 
 It is also the working directory of the JVM, whose class path starts with `.`: nobody else may
@@ -86,6 +87,7 @@ class RunFolder:
         self.root = path.resolve()
         self.logs = self.root / "logs"
         self.metrics = self.root / "metrics"
+        self.runner_cache = self.root / "runner.json"
         self.config = self.root / "config.properties"
         self.key_file = self.root / "key_file.json"
         self._check()

@@ -130,6 +130,7 @@ def worker_environment(run: RunFolder, java_home: Path, metrics_port: int) -> di
         "TMPDIR": str(run.scratch),
         "PROMETHEUS_MULTIPROC_DIR": str(run.metrics),
         "METASTABLE_METRICS_PORT": str(metrics_port),
+        "METASTABLE_RUNNER_CACHE": str(run.runner_cache),
     }
 
 

@@ -6,6 +6,7 @@ the release and nothing of the working directory is on its path.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
 import subprocess
@@ -13,8 +14,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from torch import nn
+
+from export import graphs
 from metastable import bundle
+from metastable.engine.runners.exported import CLASSIFIER
 from metastable.errors import BundleError
+from metastable.networks.onnx_classifier import OnnxClassifier
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_NAME = "metastable"
@@ -30,7 +36,13 @@ def build(folder: Path, config: Path, archive: Path) -> str:
     with tempfile.TemporaryDirectory(prefix="metastable-mar-") as scratch:
         stage, store = Path(scratch) / "stage", Path(scratch) / "store"
         store.mkdir()
-        shutil.copytree(folder, stage / bundle.ARCHIVE_FOLDER, ignore=shutil.ignore_patterns("*.md", "*.png"))
+        # Only what the bundle names: a link beside it could bring in any file of this machine.
+        (stage / bundle.ARCHIVE_FOLDER).mkdir(parents=True)
+        for name in bundle.file_names(folder):
+            shutil.copyfile(folder / name, stage / bundle.ARCHIVE_FOLDER / name)
+        (stage / bundle.GRAPHS_FOLDER).mkdir()
+        for name, graph in _graphs(loaded).items():
+            (stage / bundle.GRAPHS_FOLDER / f"{name}.onnx").write_bytes(graph)
         for package, skip in (("metastable", LIBRARY_LEFT_OUT), ("handlers", set())):
             shutil.copytree(
                 ROOT / package, stage / package, ignore=shutil.ignore_patterns("__pycache__", *skip)
@@ -56,3 +68,11 @@ def build(folder: Path, config: Path, archive: Path) -> str:
         shutil.copyfile(made, part)
         part.replace(archive)
     return hashlib.sha256(archive.read_bytes()).hexdigest()
+
+
+def _graphs(loaded: bundle.Bundle) -> dict[str, bytes]:
+    """The graphs for runners; that of a classifier which is one already is not exported again."""
+    if not isinstance(loaded.classifier, OnnxClassifier):
+        return graphs.build(loaded)
+    purifying = graphs.build(dataclasses.replace(loaded, classifier=nn.Flatten()))
+    return purifying | {CLASSIFIER: loaded.classifier.whole_graph(loaded.shape[1])}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from metastable import __version__, bundle, datasets
+from metastable.bundle import files
 from metastable.errors import BundleError
 
 PARTS = ("classifier", "score", "energy")
@@ -33,6 +35,7 @@ def network_of(part: str, run: Path) -> tuple[nn.Module, dict[str, Any]]:
 def build(runs: dict[str, Path], settings: Path, name: str, out: Path) -> None:
     """Write bundle `out` from {part: run folder}.  The anomaly flag is calibrated afterwards."""
     networks = {part: network_of(part, run) for part, run in runs.items()}
+    given = " ".join(f"--{part} {run.name}" for part, run in runs.items())
     dataset = "mnist" if name == "mnist" else "cifar10"
     bundle.write(
         out,
@@ -43,6 +46,12 @@ def build(runs: dict[str, Path], settings: Path, name: str, out: Path) -> None:
         networks=networks,
         settings=settings.read_text(encoding="utf-8"),
         anomaly=None,
+        provenance=bundle.Provenance(
+            command=f"export bundle {given} --settings {settings.name} --name {name}",
+            inputs={
+                part: files.digest((run / "weights.safetensors").read_bytes()) for part, run in runs.items()
+            },
+        ),
     )
 
 
@@ -53,7 +62,14 @@ def _architecture(part: str, config: dict[str, Any]) -> tuple[str, dict[str, Any
     if part == "score":
         widths = [int(w) for w in config["widths"].split(",")]
         return "ScoreNetwork", {"channels": channels, "widths": widths, "blocks": config["blocks"]}
-    if config["network"] == "whitened":
-        return "WhitenedNet", {"flip_average": True}
-    _, depth, width = config["network"].split("-")
-    return "WideResNet", {"depth": int(depth), "width": int(width), "flip_average": True}
+    architecture, arguments = classifier_of(config["network"])
+    return architecture, {**arguments, "flip_average": True}
+
+
+def classifier_of(name: str) -> tuple[str, dict[str, Any]]:
+    """Architecture and arguments of `whitened` or `wrn-<depth>-<width>`; BundleError for another name."""
+    if name == "whitened":
+        return "WhitenedNet", {}
+    if found := re.fullmatch(r"wrn-(\d{1,3})-(\d{1,2})", name):
+        return "WideResNet", {"depth": int(found[1]), "width": int(found[2])}
+    raise BundleError(f"there is no network {name!r}: choose whitened or wrn-<depth>-<width>")

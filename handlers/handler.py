@@ -20,10 +20,11 @@ import torch
 
 from handlers import continuous
 from handlers.metrics import Metrics
+from handlers.runner import graphs_in, runner_for
 from handlers.service import Request, Response, Service
 from metastable import bundle
 from metastable.engine.engine import Limits as EngineLimits
-from metastable.engine.runners.torch_runner import TorchRunner
+from metastable.engine.runners.choose import AUTO
 from metastable.errors import PHRASES
 from metastable.images import Limits
 
@@ -42,13 +43,16 @@ class MetastableHandler:
         config = context.model_yaml_config or {}
         options = dict(config.get("handler") or {})
         self._continuous = config.get("continuousBatching", False) is True
-        torch.set_num_threads(int(options.get("threads") or os.cpu_count() or 1))
-        loaded = bundle.load(Path(context.system_properties["model_dir"]) / bundle.ARCHIVE_FOLDER)
+        threads = int(options.get("threads") or os.cpu_count() or 1)
+        torch.set_num_threads(threads)
+        folder = Path(context.system_properties["model_dir"])
+        loaded = bundle.load(folder / bundle.ARCHIVE_FOLDER)
+        graphs = graphs_in(folder / bundle.GRAPHS_FOLDER)
         metrics = Metrics(settings=loaded.settings.names)
         self._service = Service(
             loaded,
             metrics,
-            TorchRunner(loaded.networks, loaded.classifier),
+            runner_for(loaded, graphs, str(options.get("runner", AUTO)), threads),
             allow_seed=options.get("allow_seed", False) is True,
             limits=Limits(
                 int(options.get("max_bytes", 2_000_000)), int(options.get("max_pixels", 16_000_000))

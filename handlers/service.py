@@ -218,6 +218,7 @@ class Service:
         )
         self._metrics.effort(name, capped=answer.capped, late=answer.late, redrawn=answer.redrawn)
         self._metrics.request(name, "ok", total)
+        body["runner"] = self._runner.name
         body["request_id"] = held.id
         body["timings_ms"] = {k: round(1e3 * v, 3) for k, v in {**seconds, "total": total}.items()}
         return Response(200, json.dumps(body, allow_nan=False))

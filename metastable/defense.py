@@ -76,13 +76,20 @@ def sigma_of(setting: Setting, flagged: bool) -> float:
 
 
 def purify(
-    x: Tensor, keys: Sequence[noise.ChainKey], setting: Setting, score: ScoreFunction, flagged: Tensor
+    x: Tensor,
+    keys: Sequence[noise.ChainKey],
+    setting: Setting,
+    score: ScoreFunction,
+    flagged: Tensor,
+    *,
+    hold: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Run one chain from each row of x [B, C, H, W]: purified states and steps taken, int64 [B].
 
     Args:
         keys: (request seed, chain number) of each row.
         flagged: bool [B], the anomaly flag of each row's image.
+        hold: take ADP's step sizes for constants where autograd is on (metastable.attacks).
     """
     shape = tuple(x.shape[1:])
     if setting.dynamics == "langevin":
@@ -99,6 +106,7 @@ def purify(
             lambda_=setting.step_fraction,
             bounds=setting.step_bounds,
             stop=setting.stop,
+            hold=hold,
         )
         return result.x, result.steps
     return x, torch.zeros(len(x), dtype=torch.int64)

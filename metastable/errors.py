@@ -13,8 +13,10 @@
     │   └── Cancelled           499  the client gave the request up
     ├── EngineFailure                a step or a classification failed; the engine lives on
     ├── BundleError                  a bundle is damaged, of an unknown version, or does not match
+    ├── NoGradient                   a classifier cannot be differentiated, so not attacked directly
     ├── DataError                    a data set is missing or damaged
-    └── SettingsError                a settings file is wrong
+    ├── SettingsError                a settings file is wrong
+    └── MissingPackage               an optional package is needed and not installed
 
 Messages of a RequestError are shown to clients: they say what was wrong and what to do, and
 repeat nothing of the request but names and numbers.
@@ -98,12 +100,20 @@ class BundleError(MetastableError):
     code = "bad_bundle"
 
 
+class NoGradient(MetastableError):
+    code = "no_gradient"
+
+
 class DataError(MetastableError):
     code = "bad_data"
 
 
 class SettingsError(MetastableError):
     code = "bad_settings"
+
+
+class MissingPackage(MetastableError):
+    code = "missing_package"
 
 
 #: Reason phrases for the statuses above (ASCII only: TorchServe breaks on anything else).

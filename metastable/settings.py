@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,6 +25,8 @@ from metastable.errors import SettingsError
 
 Dynamics = Literal["none", "adp", "langevin"]
 Average = Literal["logits", "softmax"]
+_LARGEST = 10**9  # of any number in a settings file
+_DEEPEST = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,7 @@ class Setting:
     def _require(self, good: bool, field: str, wanted: str) -> None:
         if not good:
             raise SettingsError(
-                f"setting {self.name!r}: {field} must be {wanted}, not {getattr(self, field)!r}"
+                f"setting {_shown(self.name)}: {field} must be {wanted}, not {_shown(getattr(self, field))}"
             )
 
     @property
@@ -116,8 +119,9 @@ class Settings:
 def parse(text: str) -> Settings:
     """Settings from YAML text; raises SettingsError naming the first thing that is wrong."""
     try:
+        _check_structure(text)
         raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # of impossible dates, say
         raise SettingsError(f"the settings are not valid YAML: {error}") from None
     if not isinstance(raw, dict) or set(raw) != {"default", "caps", "settings"}:
         raise SettingsError("a settings file has exactly the keys default, caps and settings")
@@ -126,15 +130,15 @@ def parse(text: str) -> Settings:
         raise SettingsError("caps needs whole numbers for exactly chains and steps")
     if not isinstance(raw["settings"], dict) or not raw["settings"]:
         raise SettingsError("settings must name at least one setting")
-    by_name = {str(name): _setting(str(name), fields) for name, fields in raw["settings"].items()}
+    by_name = {name: _setting(name, fields) for name, fields in raw["settings"].items()}
     for setting in by_name.values():
         if setting.chains > caps["chains"] or setting.steps > caps["steps"]:
             raise SettingsError(
                 f"setting {setting.name!r} asks for {setting.chains} chains and {setting.steps} steps, "
                 f"above the caps of {caps['chains']} and {caps['steps']}"
             )
-    if raw["default"] not in by_name:
-        raise SettingsError(f"default names {raw['default']!r}, which is no setting of this file")
+    if not isinstance(raw["default"], str) or raw["default"] not in by_name:
+        raise SettingsError(f"default names {_shown(raw['default'])}, which is no setting of this file")
     return Settings(by_name, raw["default"], caps["chains"], caps["steps"])
 
 
@@ -146,11 +150,28 @@ def load(path: Path) -> Settings:
         raise SettingsError(f"{path} cannot be read: {error}") from None
 
 
-def _setting(name: str, fields: Any) -> Setting:
+def _check_structure(text: str) -> None:
+    """SettingsError for YAML that takes more time or memory to read than its length suggests.
+
+    A few lines of aliases to aliases stand for more values than any memory holds, and the time that
+    PyYAML takes grows with the square of the nesting.
+    """
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise SettingsError("a settings file must not use YAML's anchors and aliases")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise SettingsError(f"a settings file must not be nested deeper than {_DEEPEST}")
+
+
+def _setting(name: Any, fields: Any) -> Setting:
     known = {f.name for f in dataclasses.fields(Setting)} - {"name"}
+    if not isinstance(name, str):
+        raise SettingsError(f"the name of a setting must be text, not {_shown(name)}")
     if not isinstance(fields, dict) or "dynamics" not in fields:
         raise SettingsError(f"setting {name!r} must be a mapping with at least dynamics")
-    if unknown := sorted(map(str, set(fields) - known)):
+    if unknown := sorted(map(_shown, set(fields) - known)):
         raise SettingsError(f"setting {name!r} has unknown fields {unknown}; known are {sorted(known)}")
     fields = dict(fields)
     if "step_bounds" in fields:
@@ -161,8 +182,13 @@ def _setting(name: str, fields: Any) -> Setting:
 
 
 def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def _real(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+
+
+def _shown(value: object) -> str:
+    """A value for an error message: short, whatever it is (a huge whole number has no repr at all)."""
+    return "a huge number" if isinstance(value, int) and abs(value) > _LARGEST else reprlib.repr(value)

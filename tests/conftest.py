@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from export import graphs
 from metastable import anomaly, bundle, datasets
 from metastable.networks.classifier import WhitenedNet
 from metastable.networks.energy import EnergyNetwork
@@ -66,3 +67,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> bundle.Bundle:
     return bundle.load(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_graphs(tiny: bundle.Bundle) -> dict[str, bytes]:
+    """The ONNX graphs of the small bundle."""
+    return graphs.build(tiny)

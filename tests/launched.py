@@ -37,7 +37,8 @@ class Launched:
         command += ["--run-dir", str(self.run_folder), "--ready-timeout", str(PATIENCE)]
         for flag, port in zip(flags, self.ports, strict=True):
             command += [flag, str(port)]
-        environment = os.environ | {"METASTABLE_SECRET": "x", "PYTHONPATH": str(folder / "shadow")}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("METASTABLE_")}
+        environment |= {"METASTABLE_SECRET": "x", "PYTHONPATH": str(folder / "shadow")}
         both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         self.process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, text=True, **both)
         self.started: list[psutil.Process] = []

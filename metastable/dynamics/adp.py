@@ -53,10 +53,12 @@ def adp(
     delta: float = 1e-3,
     bounds: tuple[float, float] = (1e-5, 0.1),
     stop: float = 1e-3,
+    hold: bool = False,
 ) -> AdpResult:
     """Up to `steps` deterministic updates x <- clip(x + alpha s(x), 0, 1).
 
     A chain stops where |s(x)| < stop; the others go on in a smaller batch.
+    Step sizes depend on x; `hold` keeps them out of autograd's graph, for an attacker's sake.
     delta is 1e-3 as in the published code (the text's 1e-5 is below float32's resolution).
     """
     taken = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -68,6 +70,7 @@ def adp(
         here = x[at]
         s = score(here)
         alpha = adaptive_step_size(here, s, score, lambda_=lambda_, delta=delta, bounds=bounds)
+        alpha = alpha.detach() if hold else alpha
         going = score_norm(s) >= stop
         after = (here + alpha.view(-1, 1, 1, 1) * s).clamp(0, 1)
         x = x.index_copy(0, at, torch.where(going.view(-1, 1, 1, 1), after, here))

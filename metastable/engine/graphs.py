@@ -8,6 +8,7 @@ by PyTorch, captured in CUDA graphs and written by export.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,19 @@ from metastable.dynamics.langevin import langevin_step
 
 DELTA = 1e-3
 """How far ahead the score is looked at: `adaptive_step_size`'s delta, as in ADP's code."""
+
+AHEAD = 0.3
+
+Precision = Literal["f32", "bf16", "int8"]
+
+
+def ahead_of(precision: Precision) -> float | None:
+    """`AdpUpdate`'s `ahead` where the convolutions are of this precision.
+
+    Below float32 a state and one DELTA scores ahead of it are much the same number, and the step size
+    would be noise.
+    """
+    return None if precision == "f32" else AHEAD
 
 
 class LangevinSegment(nn.Module):
@@ -40,11 +54,15 @@ class AdpUpdate(nn.Module):
 
     With `adaptive` the step size is that of eq. 18, bounded; without, it is the upper bound, and the
     second evaluation of the score is saved.
+
+    Args:
+        ahead: how far, in the norm of an image, the score is looked at for the step size; without it,
+            DELTA times the score, as published.
     """
 
-    def __init__(self, network: nn.Module, *, adaptive: bool = True) -> None:
+    def __init__(self, network: nn.Module, *, adaptive: bool = True, ahead: float | None = None) -> None:
         super().__init__()
-        self.network, self.adaptive = network, adaptive
+        self.network, self.adaptive, self.ahead = network, adaptive, ahead
 
     def forward(
         self, x: Tensor, fraction: Tensor, low: Tensor, high: Tensor, stop: Tensor
@@ -56,13 +74,17 @@ class AdpUpdate(nn.Module):
         """
         score: ScoreFunction = self.network.score  # type: ignore[assignment]
         s = score(x)
+        norm = score_norm(s)
         alpha = high
         if self.adaptive:
-            flat, ahead = s.flatten(1), score(x + DELTA * s).flatten(1)
+            delta = torch.full_like(norm, DELTA)
+            if self.ahead is not None:
+                delta = (self.ahead / norm.clamp_min(1e-15)).clamp_min(DELTA)
+            flat, there = s.flatten(1), score(x + delta.view(-1, 1, 1, 1) * s).flatten(1)
             # The difference first, or float32 loses it all (see metastable.dynamics.adp).
-            shrink = (flat * (flat - ahead)).sum(1) / flat.square().sum(1).clamp_min(1e-30)
-            alpha = torch.minimum(torch.maximum(fraction * DELTA / shrink.clamp_min(1e-30), low), high)
-        moved = (score_norm(s) >= stop).to(x.dtype)
+            shrink = (flat * (flat - there)).sum(1) / flat.square().sum(1).clamp_min(1e-30)
+            alpha = torch.minimum(torch.maximum(fraction * delta / shrink.clamp_min(1e-30), low), high)
+        moved = (norm >= stop).to(x.dtype)
         after = (x + alpha.view(-1, 1, 1, 1) * s).clamp(0, 1)
         return torch.where(moved.view(-1, 1, 1, 1) > 0, after, x), moved
 

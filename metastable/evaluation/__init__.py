@@ -1,1 +1,1 @@
-"""Measurements: `python -m metastable.evaluation {calibrate,table} --help`."""
+"""Measurements: `python -m metastable.evaluation {calibrate,table,robust,latency} --help`."""

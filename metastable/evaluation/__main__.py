@@ -2,6 +2,7 @@
 
 calibrate   set the anomaly threshold of a bundle on training-split images
 table       natural and transfer-PGD accuracy of settings, with detection
+robust      accuracy under attacks that know the defense
 latency     milliseconds of one image at a time, without a server
 """
 
@@ -12,14 +13,16 @@ import dataclasses
 import json
 import os
 import platform
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from metastable import anomaly, bundle, datasets, settings
+from metastable.attacks.catalogue import NAMES
 from metastable.errors import MetastableError, SettingsError
-from metastable.evaluation import latency, report, table
+from metastable.evaluation import latency, outcomes, report, robust, table
 from metastable.images import decode
 
 
@@ -81,13 +84,47 @@ def make_table(args: argparse.Namespace) -> dict[str, Any]:
         "config": dataclasses.asdict(config),
         "machine": machine(),
     }
-    outcomes = table.read_outcomes(args.work / "outcomes.jsonl")
+    lines = outcomes.read_outcomes(args.work / "outcomes.jsonl")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.with_suffix(".md").write_text(report.markdown(summary))
-        report.draw(summary, outcomes, loaded.anomaly.threshold, args.out.with_suffix(".png"))
+        report.draw(summary, lines, loaded.anomaly.threshold, args.out.with_suffix(".png"))
     print(report.markdown(summary))
     return summary
+
+
+def make_robust(args: argparse.Namespace) -> dict[str, Any]:
+    loaded = load_bundle(args)
+    test = datasets.load(args.dataset, datasets.data_root(args.data), "test").take(args.n, skip=args.skip)
+    asked = ("skip", "norm", "eps", "step", "steps", "samples", "check", "batch", "seed")
+    config = robust.RobustConfig(
+        settings=chosen_settings(args, loaded),
+        attacks=args.attack,
+        n=len(test),
+        **{name: getattr(args, name) for name in asked},
+        bundle=f"{loaded.digest} {loaded.settings.digest()}",
+        data=test.digest(),
+    )
+    summary = robust.measure(loaded, test, config, args.work, args.device)
+    summary |= {"command": "robust", "config": dataclasses.asdict(config), "machine": machine()}
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.with_suffix(".md").write_text(report.robust_markdown(summary))
+        report.draw_robust(summary, args.out.with_suffix(".png"))
+    print(report.robust_markdown(summary))
+    return summary
+
+
+def attack_names(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if unknown := sorted(set(names) - set(NAMES)):
+        raise argparse.ArgumentTypeError(f"there are no attacks {unknown}: choose from {', '.join(NAMES)}")
+    return names
+
+
+def fraction(text: str) -> float:
+    """A length like 8/255 or 0.5."""
+    return float(Fraction(text))
 
 
 def machine() -> str:
@@ -129,6 +166,21 @@ def main() -> None:
     third.add_argument("--images", type=Path, default=Path("samples"), help="folder of PNG images")
     third.add_argument("--rounds", type=int, default=5)
     third.set_defaults(run=measure_latency)
+    fourth = commands.add_parser("robust", parents=[common, chosen])
+    fourth.add_argument("--attack", type=attack_names, required=True, help=f"of {', '.join(NAMES)}")
+    fourth.add_argument("--n", type=int, default=100)
+    fourth.add_argument("--skip", type=int, default=0, help="leave out the first images of the fixed order")
+    fourth.add_argument("--norm", default="linf", choices=("linf", "l2"))
+    fourth.add_argument("--eps", type=fraction, default="8/255")
+    fourth.add_argument("--step", type=fraction, help="default: eps / 4")
+    fourth.add_argument("--steps", type=int, help="default: the attack's own")
+    fourth.add_argument("--samples", type=int, default=15, help="EOT samples, H_adv")
+    fourth.add_argument("--check", type=int, default=150, help="chains that confirm a break, H_def")
+    fourth.add_argument("--batch", type=int, default=4, help="images attacked together")
+    fourth.add_argument("--seed", type=int, default=0)
+    fourth.add_argument("--device", default="cpu", help="of attack and defense, such as cuda")
+    fourth.add_argument("--work", type=Path, required=True, help="folder of the outcomes; resumed")
+    fourth.set_defaults(run=make_robust)
     args = parser.parse_args()
     try:
         line = json.dumps(args.run(args))

@@ -1,4 +1,4 @@
-"""A table's Markdown and figure."""
+"""Tables as Markdown, and their figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from metastable.evaluation.table import Outcome
+from metastable.evaluation.outcomes import Outcome
 
 
 def markdown(summary: dict[str, Any]) -> str:
@@ -52,4 +52,46 @@ def draw(summary: dict[str, Any], outcomes: list[Outcome], threshold: float, pat
     histogram.axvline(threshold, color="black", linestyle="--", label="threshold")
     histogram.set(xlabel="score norm of the raw image", title=f"detection, AUROC {summary['auroc']:.3f}")
     histogram.legend()
+    figure.savefig(path, dpi=110)
+
+
+def robust_markdown(summary: dict[str, Any]) -> str:
+    """Rows defense x attack, accuracies in per cent with their Wilson intervals."""
+    lines = [
+        "| setting | attack | gradient | ball | EOT | K | H | H_def | n | natural | robust | unbroken | "
+        "right or flagged | s an image |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in summary["rows"]:
+        shares = " | ".join(
+            _share(dict(zip(("accuracy", "low", "high"), row[key], strict=True))) if row[key] else "–"
+            for key in ("natural", "robust", "unbroken", "right_or_flagged")
+        )
+        lines.append(
+            f"| `{row['setting']}` | {row['attack']} | {row['gradient']} | {row['norm']} "
+            f"{255 * row['eps']:g}/255 | {row['eot']} | {row['K']} | {row['H']} | {row['check'] or '–'} | "
+            f"{row['n']} | {shares} | {row['seconds'] / row['n']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def draw_robust(summary: dict[str, Any], path: Path) -> None:
+    """Natural accuracy, and accuracy under each attack, by setting, with intervals."""
+    rows = summary["rows"]
+    names, attacks = (list(dict.fromkeys(row[key] for row in rows)) for key in ("setting", "attack"))
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes, width = figure.subplots(), 0.8 / (len(attacks) + 1)
+    for place, kind in enumerate(["natural", *attacks]):
+        chosen = [
+            next(r for r in rows if r["setting"] == name and (kind == "natural" or r["attack"] == kind))
+            for name in names
+        ]
+        values = np.array([row["natural" if kind == "natural" else "robust"] for row in chosen])
+        error = np.abs(values[:, 1:] - values[:, :1]).T
+        at = np.arange(len(names)) + (place - len(attacks) / 2) * width
+        axes.bar(at, values[:, 0], 0.95 * width, yerr=error, capsize=3, label=kind)
+    axes.set_xticks(range(len(names)), names)
+    title = f"{rows[0]['norm']} {255 * rows[0]['eps']:g}/255, n = {rows[0]['n']}"
+    axes.set(ylim=(0, 1.05), ylabel="accuracy (Wilson 95 %)", title=title)
+    axes.legend()
     figure.savefig(path, dpi=110)

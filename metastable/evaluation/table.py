@@ -8,7 +8,6 @@ outcome is one line of `outcomes.jsonl`, so an interrupted run goes on where it 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,8 @@ from metastable.bundle import Bundle
 from metastable.engine.local import LocalEngine
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import DataError
+from metastable.evaluation.outcomes import Outcome, judge, read_outcomes, same_run
 from metastable.evaluation.stats import auroc, wilson
-
-Outcome = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class TableConfig:
 def measure(bundle: Bundle, test: datasets.ImageSet, config: TableConfig, out: Path) -> dict[str, Any]:
     """Run what is missing of the table in folder `out` and return its summary."""
     out.mkdir(parents=True, exist_ok=True)
-    _same_run(out / "table-config.json", config)
+    same_run(out / "table-config.json", config)
     images = datasets.to_float(test.images)
     kinds = {"natural": images, "pgd": _attacked(bundle, images, test.labels, config, out)}
     if bundle.anomaly is None:
@@ -64,30 +62,12 @@ def measure(bundle: Bundle, test: datasets.ImageSet, config: TableConfig, out: P
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), desc="images", mininterval=2)
     with path.open("a") as file:
         for name, kind, indices in _batches(left, 16):
-            started = time.perf_counter()
-            flagged = bundle.anomaly.flags(norms[kind][indices])
-            answers = engine.answer(
-                kinds[kind][indices],
-                [_seed(config.seed, kind, i) for i in indices],
-                bundle.settings[name],
-                flagged,
-            )
-            each_ms = 1e3 * (time.perf_counter() - started) / len(indices)
-            for row, (index, answer) in enumerate(zip(indices, answers, strict=True)):
-                outcome = {
-                    "setting": name,
-                    "kind": kind,
-                    "index": index,
-                    "label": int(test.labels[index]),
-                    "predicted": answer.decision.label,
-                    "score": float(norms[kind][index]),
-                    "flagged": bool(flagged[row]),
-                    "chains": answer.result.outputs.shape[1],
-                    "decided": answer.decision.decided,
-                    "steps": round(float(answer.result.steps.float().mean()), 2),
-                    "ms": round(each_ms, 2),
-                }
-                file.write(json.dumps(outcome) + "\n")
+            seeds = [_seed(config.seed, kind, i) for i in indices]
+            found = judge(bundle, engine, kinds[kind][indices], norms[kind][indices], seeds, name)
+            for index, outcome in zip(indices, found, strict=True):
+                label = int(test.labels[index])
+                line = {"setting": name, "kind": kind, "index": index, "label": label, **outcome}
+                file.write(json.dumps(line) + "\n")
             file.flush()
             bar.update(len(indices))
     bar.close()
@@ -125,17 +105,6 @@ def summarize(outcomes: list[Outcome], config: TableConfig) -> dict[str, Any]:
     return {"rows": rows, "auroc": round(auroc(scores["natural"], scores["pgd"]), 4)}
 
 
-def read_outcomes(path: Path) -> list[Outcome]:
-    """The complete lines of an outcomes file (an interrupted run may leave half a line at the end)."""
-    if not path.exists():
-        return []
-    text = path.read_text()
-    whole, _, half = text.rpartition("\n")
-    if half:
-        path.write_text(whole + "\n" if whole else "")
-    return [json.loads(line) for line in whole.splitlines()]
-
-
 def _attacked(
     bundle: Bundle, images: Tensor, labels: Tensor, config: TableConfig, out: Path, batch: int = 50
 ) -> Tensor:
@@ -160,13 +129,6 @@ def _attacked(
     attacked = torch.cat(pieces)
     np.save(path, attacked.numpy())
     return attacked
-
-
-def _same_run(path: Path, config: TableConfig) -> None:
-    text = json.dumps(config.__dict__, indent=2, default=list) + "\n"
-    if path.exists() and path.read_text() != text:
-        raise DataError(f"{path.parent} holds outcomes of another configuration: choose another --work")
-    path.write_text(text)
 
 
 def _batches(jobs: list[tuple[str, str, int]], size: int) -> Iterator[tuple[str, str, list[int]]]:

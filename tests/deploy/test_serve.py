@@ -145,7 +145,7 @@ def test_a_server_starts_answers_and_leaves_nothing_behind(tmp_path: Path) -> No
         answer = by_the_printed_curl_line(output)
         assert answer.status_code == 200
         assert answer.json()["bytes"] == (server.run_folder / "sample.png").stat().st_size
-        assert answer.json()["names"] == ["METASTABLE_METRICS_PORT"]  # the secret stayed outside
+        assert answer.json()["names"] == ["METASTABLE_METRICS_PORT", "METASTABLE_RUNNER_CACHE"]  # no secret
 
         metrics = httpx.get(f"http://127.0.0.1:{server.ports[1]}/metrics", trust_env=False).text
         assert 'metastable_requests_total{outcome="ok",setting="none"} 2.0' in metrics  # probe, curl

@@ -8,7 +8,7 @@ import torch
 from metastable import bundle, datasets
 from metastable.errors import DataError
 from metastable.evaluation import __main__ as command
-from metastable.evaluation import report, table
+from metastable.evaluation import outcomes, report, table
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_the_summary_counts_what_happened(
     text = report.markdown(summary)
     assert text.count("\n") == 4
     assert "`fast` | 3 | 3 |" in text
-    report.draw(summary, table.read_outcomes(tmp_path / "outcomes.jsonl"), 1.0, tmp_path / "figure.png")
+    report.draw(summary, outcomes.read_outcomes(tmp_path / "outcomes.jsonl"), 1.0, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -1,0 +1,91 @@
+"""Do quantised and low-precision runners give the labels of float32, chain for chain?
+
+Equal seeds, equal numbers of chains, no early deciding: the only difference is the runner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from metastable import noise
+from metastable.bundle import Bundle
+from metastable.datasets import ImageSet, to_float
+from metastable.defense import sigma_of
+from metastable.dynamics import score_norm
+from metastable.dynamics.adp import inject
+from metastable.engine.job import kind_of, parameters_of
+from metastable.engine.runners import Batch, Runner
+from metastable.errors import DataError
+from metastable.evaluation.stats import wilson
+from metastable.settings import Setting
+
+AT_ONCE = 4  # images
+
+
+def measure(
+    bundle: Bundle, runners: Mapping[str, Runner], reference: str, settings: Mapping[str, int], test: ImageSet
+) -> list[dict[str, Any]]:
+    """Rows of each setting and runner, the one called `reference` first.
+
+    Args:
+        settings: chains by the name of a setting of the bundle.
+        test: images and labels.
+
+    Raises DataError if the bundle has no anomaly calibration, which chooses the noise.
+    """
+    if bundle.anomaly is None:
+        raise DataError("the bundle has no anomaly calibration: run the calibrate command first")
+    images = to_float(test.images)
+    # The flags of one runner for all: what is compared are the chains.
+    norms = torch.cat(
+        [score_norm(runners[reference].score(bundle.anomaly.network, x)) for x in torch.split(images, 32)]
+    )
+    flagged = bundle.anomaly.flags(norms)
+    rows = []
+    for name, chains in settings.items():
+        wanted = outputs(runners[reference], bundle.settings[name], chains, images, flagged)
+        labels = wanted.mean(1).argmax(1)
+        for label, runner in runners.items():
+            got = wanted
+            if label != reference:
+                got = outputs(runner, bundle.settings[name], chains, images, flagged)
+            same = got.mean(1).argmax(1) == labels
+            low, high = wilson(int(same.sum()), len(same))
+            rows.append(
+                {
+                    "setting": name,
+                    "chains": chains,
+                    "n": len(images),
+                    "runner": label,
+                    "agreement": round(float(same.float().mean()), 4),
+                    "low": round(low, 4),
+                    "high": round(high, 4),
+                    "chain_agreement": round(float((got.argmax(2) == wanted.argmax(2)).float().mean()), 4),
+                    "accuracy": round(float((got.mean(1).argmax(1) == test.labels).float().mean()), 4),
+                }
+            )
+    return rows
+
+
+@torch.inference_mode()
+def outputs(runner: Runner, setting: Setting, chains: int, images: Tensor, flagged: Tensor) -> Tensor:
+    """Logits [N, chains, classes] of the chains of images [N, C, H, W], seeded by the image's number."""
+    kind = kind_of(setting)
+    assert kind is not None, "there are chains only where something is purified"
+    found = []
+    for start in tqdm(range(0, len(images), AT_ONCE), desc=f"{setting.name} {runner.name}", mininterval=2):
+        part = range(start, min(start + AT_ONCE, len(images)))
+        keys = [(i, chain) for i in part for chain in range(chains)]
+        x = images[part.start : part.stop].repeat_interleave(chains, 0)
+        if setting.dynamics == "adp":
+            sigma = torch.tensor([sigma_of(setting, bool(flagged[i])) for i, _ in keys])
+            x = inject(x, sigma, noise.normal(keys, 0, tuple(x.shape[1:])))
+        batch = Batch(x, keys, [0] * len(x), [parameters_of(setting)] * len(x))
+        x, _ = runner.advance(kind, batch, setting.steps)
+        found.append(runner.classify(x).view(len(part), chains, -1))
+    return torch.cat(found)

@@ -1,0 +1,224 @@
+"""Put a classifier that somebody else trained behind the purification of a bundle.
+
+Nothing of theirs is executed: an ONNX graph is data for ONNX Runtime, a state dict is safetensors.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from export import runs
+from metastable import bundle
+from metastable.bundle import architectures, files, weights
+from metastable.errors import BundleError, DataError, MetastableError
+from metastable.evaluation.stats import wilson
+from metastable.images import decode
+from metastable.networks import onnx_classifier
+from metastable.networks.classifier import Normalize
+
+TORCH_EXPORT = (
+    "a program of torch.export is not taken: loading one unpickles its constants and evaluates its size "
+    "expressions as Python, so it could run anything; make an ONNX graph of it with torch.onnx.export and "
+    "pass that with --onnx (docs/bring-your-own.md)"
+)
+PROBES = 5
+TOLERANCE = 1e-3  # of logits, relative to the largest; other batch sizes take other kernels
+
+
+@dataclass(frozen=True)
+class Newcomer:
+    """A classifier as its owner declares it.
+
+    Attributes:
+        file: an ONNX graph (network None), or a safetensors state dict of `network`.
+        network: `whitened` or `wrn-<depth>-<width>`.
+        classes: file of class names in the order of the logits, one a line.
+        size: height and width of its images.
+        mean, std: by channel; it was trained on (x - mean) / std of images x in [0, 1].
+    """
+
+    file: Path
+    network: str | None
+    classes: Path
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def command(self) -> str:
+        """What was run, with the last names of paths."""
+        kind = ["--onnx", self.file.name]
+        if self.network:
+            kind = ["--state-dict", self.file.name, "--network", self.network]
+        numbers = {"mean": self.mean, "std": self.std}
+        given = [f"--{key} {','.join(f'{v:g}' for v in values)}" for key, values in numbers.items()]
+        return " ".join(
+            ["export bring", *kind, f"--classes {self.classes.name}", f"--size {self.size}", *given]
+        )
+
+
+def bring(
+    newcomer: Newcomer, base: Path, out: Path, *, name: str, labelled: tuple[Path, Path] | None = None
+) -> dict[str, Any]:
+    """Write bundle `out`: that of `base` with the newcomer as its classifier; returns what was found.
+
+    Args:
+        name: of the new bundle.
+        labelled: a folder of images and a CSV file with columns file and label, for the natural accuracy.
+
+    Raises BundleError for a classifier that is refused or fails a check, DataError for wrong lists.
+    """
+    old = bundle.load(base)
+    names = class_names(newcomer.classes)
+    raw = files.read(newcomer.file.parent, newcomer.file.name, files.PART_BYTES)
+    stored = _stored(newcomer, raw, old.shape, len(names))
+    network = bundle.module_of(stored, newcomer.file.name)
+    checks = probe(network, old.shape, len(names))
+    accuracy = None if labelled is None else natural_accuracy(network, old.shape, names, *labelled)
+    provenance = bundle.Provenance(
+        command=newcomer.command(),
+        inputs={"classifier": files.digest(raw), "base": old.digest},
+        checks=tuple(checks),
+    )
+    bundle.rewrite(base, out, stored, name=name, classes=names, provenance=provenance)
+    made = bundle.load(out)
+    images = _images(old.shape)
+    with torch.inference_mode():
+        if not torch.equal(made.classifier(images), network(images)):
+            raise BundleError(f"{out} does not compute what was brought: this is a bug")
+    return {
+        "classifier": stored.part.kind,
+        "classes": len(names),
+        "size": newcomer.size,
+        "resized": newcomer.size != old.shape[1],
+        "checks": checks,
+        "natural": accuracy,
+    }
+
+
+def class_names(path: Path) -> list[str]:
+    """The class names in a text file, one a line; DataError if it cannot be read."""
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the class names cannot be read: {error}") from None
+
+
+@torch.inference_mode()
+def probe(network: nn.Module, shape: tuple[int, int, int], classes: int) -> list[str]:
+    """Ask the network about a batch of noise images and say what holds of its logits.
+
+    Raises BundleError if they have the wrong shape, are not finite, are probabilities, do not depend on
+    the image, or depend on what else is in the batch or on how large it is.
+    """
+    images = _images(shape)
+    logits: Tensor = network(images)
+    if tuple(logits.shape) != (PROBES, classes):
+        found = list(logits.shape)
+        raise BundleError(
+            f"the classifier makes {found} of {PROBES} images, and there are {classes} class names"
+        )
+    if not bool(logits.isfinite().all()):
+        raise BundleError("the classifier gives logits that are not finite numbers")
+    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
+        raise BundleError("the classifier gives probabilities: leave out its softmax, logits are wanted")
+    allowed = TOLERANCE * max(1.0, float(logits.abs().max()))
+    if bool((logits.amax(0) - logits.amin(0) < 1e-6).all()):
+        raise BundleError("the classifier gives the same logits for every image")
+    alone = torch.cat([network(image[None]) for image in images])
+    if not torch.allclose(alone, logits, rtol=0, atol=allowed):
+        raise BundleError(
+            f"the classifier answers one image and {PROBES} differently: is it in training mode?"
+        )
+    backwards = network(images.flip(0)).flip(0)
+    if not torch.allclose(backwards, logits, rtol=0, atol=allowed):
+        raise BundleError("the classifier's answer depends on the other images of a batch")
+    return [
+        f"logits [{PROBES}, {classes}], finite, no probabilities",
+        f"batches of 1 and {PROBES} agree",
+        "rows do not depend on each other",
+    ]
+
+
+def tidy(model: bytes, file: str) -> bytes:
+    """An ONNX graph with its local functions inlined, and without what names a machine or a run.
+
+    Equal graphs give equal bytes.  Raises BundleError if it is no ONNX graph.
+    """
+    proto = onnx_classifier.parse_graph(model, file)
+    if proto.functions:
+        proto = onnx_classifier.imported("onnx.inliner", file).inline_local_functions(proto)
+    used = {node.domain for node in proto.graph.node}
+    for index in reversed(range(len(proto.opset_import))):
+        # Exporters leave the domains of functions here.
+        if proto.opset_import[index].domain not in used | set(onnx_classifier.DOMAINS):
+            del proto.opset_import[index]
+    graph = proto.graph
+    values = (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer)
+    for item in (proto, graph, *values):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    tidied: bytes = proto.SerializeToString(deterministic=True)
+    return tidied
+
+
+def natural_accuracy(
+    network: nn.Module, shape: tuple[int, int, int], names: list[str], folder: Path, labels: Path
+) -> dict[str, Any]:
+    """Accuracy on labelled images as they come, without purification, with its Wilson interval.
+
+    `labels` is a CSV file with the columns file (in `folder`) and label (a class name or its number).
+    Raises DataError for a row that cannot be used.
+    """
+    right = n = 0
+    try:
+        with labels.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                image = decode((folder / row["file"]).read_bytes(), size=shape[1], channels=shape[0])
+                label = names.index(row["label"]) if row["label"] in names else int(row["label"])
+                if not 0 <= label < len(names):
+                    raise ValueError(f"label {label} is none of {len(names)} classes")
+                with torch.inference_mode():
+                    right += int(network(image.pixels[None]).argmax()) == label
+                n += 1
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
+        raise DataError(f"{labels.name}, image {n + 1}: {type(error).__name__}: {error}") from None
+    except MetastableError as error:
+        raise DataError(f"{labels.name}, image {n + 1}: {error}") from None
+    if not n:
+        raise DataError(f"{labels.name} names no images")
+    low, high = wilson(right, n)
+    return {"n": n, "accuracy": round(right / n, 4), "low": round(low, 4), "high": round(high, 4)}
+
+
+def _stored(newcomer: Newcomer, raw: bytes, shape: tuple[int, int, int], classes: int) -> bundle.Stored:
+    mean, std, size = newcomer.mean, newcomer.std, newcomer.size
+    if len(mean) != shape[0] or len(std) != shape[0] or min(std) <= 0:
+        raise BundleError(f"--mean and --std need {shape[0]} numbers each, for the channels; std above 0")
+    if newcomer.network is None:
+        graph = tidy(raw, newcomer.file.name)
+        return bundle.stored_onnx(graph, size=size, mean=mean, std=std, to=shape[1])
+    if size != shape[1]:
+        raise BundleError(
+            f"--size must be {shape[1]}, the base's, for a state dict: bring it as ONNX instead"
+        )
+    architecture, arguments = runs.classifier_of(newcomer.network)
+    arguments |= {"classes": classes, "flip_average": False}
+    architectures.check_arguments(architecture, arguments, "classifier")
+    normalize = Normalize(mean, std)
+    declared = {f"normalize.{key}": value for key, value in normalize.state_dict().items()}
+    tensors = weights.read(raw, newcomer.file.name)
+    for key, value in declared.items():
+        if key in tensors and not torch.allclose(tensors[key], value, atol=1e-3):
+            raise BundleError(f"{newcomer.file.name}: its {key} is not the one that is declared")
+    network = architectures.build(newcomer.file.name, architecture, arguments, {**declared, **tensors})
+    return bundle.stored_network(network, arguments, half=False)
+
+
+def _images(shape: tuple[int, int, int]) -> Tensor:
+    return torch.rand(PROBES, *shape, generator=torch.Generator().manual_seed(0))

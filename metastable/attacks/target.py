@@ -1,0 +1,207 @@
+"""What an attack attacks: a function from images [B, C, H, W] in [0, 1] to logits [B, classes].
+
+* the bare classifier: the module itself.  PGD on it is the transfer attack on a defense;
+* `straight_through(transform, classifier)`: any transform in front, with the identity for its
+  gradient (BPDA, Athalye et al. 2018);
+* `Eot(defense, ...)`: the purification defense, averaged over chains with fresh noise in every
+  call, with the identity for its gradient or the one through noise injection and every step.
+
+All of them carry a gradient where autograd is on and the images ask for one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from metastable import noise
+from metastable.defense import Classifier, purify
+from metastable.dynamics import ScoreFunction, score_norm
+from metastable.dynamics.langevin import langevin
+from metastable.settings import Setting
+
+Target = Callable[[Tensor], Tensor]
+Gradient = Literal["bpda", "exact", "held"]
+CHAINS_AT_ONCE = 64  # bounds memory; outputs do not depend on it
+
+
+@dataclass(frozen=True)
+class Detector:
+    """The anomaly flag as an attacker sees it: |s(x)|_2, differentiable, and its threshold."""
+
+    score: ScoreFunction
+    threshold: float
+
+    def norms(self, x: Tensor) -> Tensor:
+        """|s(x)|_2, [B]."""
+        return score_norm(self.score(x))
+
+    def flags(self, x: Tensor) -> Tensor:
+        """bool [B], as metastable.anomaly.Calibration.flags has it."""
+        return ~(self.norms(x) <= self.threshold)
+
+
+@dataclass(frozen=True)
+class WhiteBox:
+    """All that the attacker knows of a defense: everything but the random numbers of a run.
+
+    Attributes:
+        setting: dynamics, noise and what is averaged; `chains` and `delta` are not used.
+        classifier: f, images to logits.
+        score: the score function of the setting's network.
+        detector: the flag, which chooses ADP's noise; None flags every image.
+    """
+
+    setting: Setting
+    classifier: Classifier
+    score: ScoreFunction
+    detector: Detector | None = None
+
+    @torch.no_grad()
+    def flags(self, x: Tensor) -> Tensor:
+        """bool [B], where the setting asks for the flag; all true elsewhere."""
+        if self.detector is None or self.setting.sigma_unflagged is None:
+            return torch.ones(len(x), dtype=torch.bool)
+        return self.detector.flags(x)
+
+
+@dataclass(frozen=True)
+class Eot:
+    """F_n, the defense averaged over n = `samples` chains of fresh noise, as logits [B, classes].
+
+    Expectation over transformation (Athalye et al. 2018; Hill 2021, eq. 9 and 10): the gradient of a
+    loss of the *averaged* output.  Where the setting averages softmax, the logits returned are the
+    logarithm of the mean probabilities, so that their cross entropy is that of the mean.
+
+    `bpda` takes the identity for the purification's gradient.  `exact` goes back through the injection,
+    every step with its step size and clipping, and the classifier; the flag and the stopping of a
+    chain are constants, as they are almost everywhere.  No network's activations are kept for the way
+    back, only states, and the steps are computed again (gradient checkpointing; Chen et al. 2016):
+    about 2 sqrt(K) states a Langevin chain, and for ADP, whose T is small, ten a step.
+
+    `held` is `exact` with ADP's adaptive step sizes held constant.  How they change with x comes of a
+    difference of nearly equal scores, and is mostly noise: on the shipped networks gradients of independent
+    chains agree better without it, so `held` may be the stronger attack though it is not the true gradient.
+
+    The exact gradient is that of the sampled paths.  The score of a network with LeakyReLU and a
+    scalar output (`EnergyNetwork`) is piecewise constant, so it has no gradient and `exact` equals
+    `bpda` but for clipping: there, agreement of the two is no evidence of robustness.
+
+    Args:
+        seed: of the chains; the n-th call of every equal target draws the same noise.
+        stream: separates targets of one seed, such as the attacker's and the verifier's.
+    """
+
+    defense: WhiteBox
+    samples: int
+    gradient: Gradient
+    seed: int = 0
+    stream: int = 0
+    _calls: Iterator[int] = field(default_factory=itertools.count, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.gradient not in get_args(Gradient):
+            raise ValueError(f"samples must be 1 or more and gradient of {get_args(Gradient)}, not {self}")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits [B, classes]; consecutive calls see different noise."""
+        outputs = torch.cat([self._classified(*piece) for piece in self._pieces(images)])
+        logits = outputs.view(len(images), self.samples, -1)
+        if self.defense.setting.average == "softmax":
+            return logits.softmax(dim=2).mean(dim=1).clamp_min(1e-30).log()
+        return logits.mean(dim=1)
+
+    @torch.no_grad()
+    def purified(self, images: Tensor) -> Tensor:
+        """The mean purified image over chains, f_theta(x) of ADP: [B, C, H, W]."""
+        states = torch.cat([self._purify(*piece[:3]) for piece in self._pieces(images)])
+        return states.view(len(images), self.samples, *images.shape[1:]).mean(dim=1)
+
+    def _pieces(
+        self, images: Tensor
+    ) -> Iterator[tuple[Tensor, Sequence[noise.ChainKey], Tensor, Callable[..., Tensor]]]:
+        """Chains of all images, CHAINS_AT_ONCE at a time: states, keys, flags, and how to hold a graph."""
+        words = np.random.SeedSequence([self.seed, self.stream, next(self._calls)]).generate_state(4)
+        key = int.from_bytes(words.tobytes(), "little")
+        x = images.repeat_interleave(self.samples, 0)
+        flagged = self.defense.flags(images).repeat_interleave(self.samples)
+        # With one piece its graph is needed at once: nothing is won by computing it twice.
+        hold = _recompute if len(x) > CHAINS_AT_ONCE else _keep
+        for start in range(0, len(x), CHAINS_AT_ONCE):
+            rows = slice(start, start + CHAINS_AT_ONCE)
+            keys = [(key, chain) for chain in range(len(x))[rows]]
+            yield x[rows], keys, flagged[rows], hold
+
+    def _classified(
+        self, x: Tensor, keys: Sequence[noise.ChainKey], flagged: Tensor, hold: Callable[..., Tensor]
+    ) -> Tensor:
+        if self.gradient == "bpda":
+            with torch.no_grad():
+                purified = self._purify(x, keys, flagged)
+            return hold(self.defense.classifier, _identity_gradient(purified, x))
+        return hold(lambda state: self.defense.classifier(self._purify(state, keys, flagged)), x)
+
+    def _purify(self, x: Tensor, keys: Sequence[noise.ChainKey], flagged: Tensor) -> Tensor:
+        setting = self.defense.setting
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return purify(x, keys, setting, self.defense.score, flagged)[0]
+        if setting.dynamics != "langevin":
+            return purify(x, keys, setting, self._score, flagged, hold=self.gradient == "held")[0]
+        # Many steps: segments of sqrt(K) that are computed again, one by one, on the way back.
+        span = math.ceil(setting.steps**0.5)
+        for first in range(0, setting.steps, span):
+            x = _recompute(self._segment, x, keys, first, min(span, setting.steps - first))
+        return x
+
+    def _segment(self, x: Tensor, keys: Sequence[noise.ChainKey], first: int, steps: int) -> Tensor:
+        shape = tuple(x.shape[1:])
+        return langevin(
+            x,
+            self._score,
+            tau=self.defense.setting.tau,
+            steps=steps,
+            noise=lambda t: noise.normal(keys, first + t, shape).to(x),
+        )
+
+    def _score(self, x: Tensor) -> Tensor:
+        return _recompute(self.defense.score, x)
+
+
+def seeded(target: Target, seed: int) -> Target:
+    """The target with its noise started anew from the seed; a target without noise is itself."""
+    return dataclasses.replace(target, seed=seed) if isinstance(target, Eot) else target
+
+
+def straight_through(transform: Callable[[Tensor], Tensor], classifier: Classifier) -> Target:
+    """classifier(transform(x)) with the identity for the transform's gradient (BPDA)."""
+
+    def attacked(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            transformed = transform(x)
+        return classifier(_identity_gradient(transformed, x))
+
+    return attacked
+
+
+def _identity_gradient(value: Tensor, x: Tensor) -> Tensor:
+    """`value`, to the bit, with the gradient of x."""
+    return value.detach() + (x - x.detach())
+
+
+def _recompute(function: Callable[..., Tensor], *args: object) -> Tensor:
+    """function(*args), its inner tensors computed again on the way back.  It must be deterministic."""
+    result: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+    return result
+
+
+def _keep(function: Callable[..., Tensor], *args: object) -> Tensor:
+    return function(*args)

@@ -1,0 +1,55 @@
+"""The model format: one folder that `export` writes and everything else loads.
+
+    bundle.json              what the bundle is, field by field (metastable.bundle.manifest)
+    settings.yaml            the settings (metastable.settings)
+    <part>.safetensors       weights of `classifier`, `score` and, if there, `energy`
+    classifier.onnx          in place of classifier.safetensors: a network that is not one of ours
+
+Nothing in a bundle is executed: weights are safetensors, architectures are names from a table here, a
+graph is data for ONNX Runtime with its standard operators only, file names follow from part names.
+Every part is checked against its SHA-256, every field of bundle.json by type and range.
+"""
+
+from metastable.bundle.architectures import ARCHITECTURES
+from metastable.bundle.checks import MANIFEST
+from metastable.bundle.folder import (
+    SETTINGS,
+    Bundle,
+    Stored,
+    file_names,
+    load,
+    module_of,
+    rewrite,
+    set_anomaly,
+    set_settings,
+    stored_network,
+    stored_onnx,
+    write,
+)
+from metastable.bundle.manifest import SCHEMA, Provenance
+
+ARCHIVE_FOLDER = "bundle"
+"""Where a TorchServe archive keeps its bundle."""
+GRAPHS_FOLDER = "graphs"
+"""Where it keeps the ONNX graphs of the bundle, <name>.onnx each."""
+
+__all__ = [
+    "ARCHITECTURES",
+    "ARCHIVE_FOLDER",
+    "GRAPHS_FOLDER",
+    "MANIFEST",
+    "SCHEMA",
+    "SETTINGS",
+    "Bundle",
+    "Provenance",
+    "Stored",
+    "file_names",
+    "load",
+    "module_of",
+    "rewrite",
+    "set_anomaly",
+    "set_settings",
+    "stored_network",
+    "stored_onnx",
+    "write",
+]

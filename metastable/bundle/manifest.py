@@ -1,0 +1,235 @@
+"""bundle.json, schema 2: every field checked by type and range on the way in.
+
+    schema            2
+    name, version     plain names
+    classes           class names in the order of the logits, all different
+    shape             [channels, size, size] of an image; channels 1 or 3
+    range             [0.0, 1.0]: what the values of an image span
+    conventions       CONVENTIONS: what score, steps and noise mean, so that no release reads them otherwise
+    parts             {classifier, score, energy: a part}; the classifier and one other at least
+    settings_sha256   of settings.yaml
+    anomaly           metastable.anomaly.Calibration, or null
+    provenance        how the bundle was made (Provenance); no dates, so that equal builds are equal bytes
+    manifest_sha256   over all the rest, as compact JSON with sorted keys
+
+A part is of one of two kinds, and its file is `<part>.safetensors` or `<part>.onnx`:
+
+    {"kind": "network", "architecture": ..., "arguments": {...}, "sha256": ...}
+    {"kind": "onnx", "size": ..., "mean": [...], "std": [...], "resize": ..., "sha256": ...}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from metastable import __version__
+from metastable.anomaly import Calibration
+from metastable.bundle import architectures, checks, files
+from metastable.bundle.checks import MANIFEST
+from metastable.errors import BundleError
+
+SCHEMA = 2
+RANGE = [0.0, 1.0]
+CONVENTIONS = {
+    "images": "float32 [batch, channels, height, width] in [0, 1]",
+    "score": "grad log p at images in [0, 1]; a network of kind ScoreNetwork gives sigma^2 times that",
+    "langevin": "x + tau^2/2 score(x) + tau z, not clipped; the density is exp(-U)",
+    "adp": "clip(x + sigma z) once, then clip(x + alpha score(x)); alpha adapts (eq. 18) within step_bounds",
+    "lengths": "tau and sigma are in units of [0, 1]",
+    "noise": "z is standard normal, a function of the chain's key and the step",
+}
+RESIZE = "bilinear, antialiased"
+PARTS = ("classifier", "score", "energy")
+_KEYS = {
+    *("schema", "name", "version", "classes", "shape", "range", "conventions", "parts"),
+    *("settings_sha256", "anomaly", "provenance", "manifest_sha256"),
+}
+
+
+@dataclass(frozen=True)
+class NetworkPart:
+    """One of our networks: its name in ARCHITECTURES, constructor arguments, SHA-256 of its weights."""
+
+    kind: ClassVar[str] = "network"
+    suffix: ClassVar[str] = ".safetensors"
+    architecture: str
+    arguments: dict[str, Any]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class OnnxPart:
+    """A classifier of the user's own as an ONNX graph.
+
+    Attributes:
+        size: height and width of its images.
+        mean, std: by channel; the graph is given (x - mean) / std of images x in [0, 1].
+        resize: how images of the bundle's size become `size`: RESIZE, or None where they have it.
+        sha256: of the graph's file.
+    """
+
+    kind: ClassVar[str] = "onnx"
+    suffix: ClassVar[str] = ".onnx"
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: str | None
+    sha256: str
+
+
+Part = NetworkPart | OnnxPart
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a bundle was made.
+
+    Attributes:
+        project: version of this project.
+        command: what was run, paths shortened to their last names.
+        inputs: SHA-256 of what went in, by name.
+        checks: what was found to be so while it was made.
+    """
+
+    project: str = __version__
+    command: str = "metastable.bundle.write"
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    checks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What bundle.json says, each field as the module's docstring has it."""
+
+    name: str
+    version: str
+    classes: list[str]
+    shape: tuple[int, int, int]
+    parts: dict[str, Part]
+    settings_sha256: str
+    anomaly: Calibration | None
+    provenance: Provenance
+
+    def files(self) -> dict[str, str]:
+        """The file of every part, by part."""
+        return {name: name + part.suffix for name, part in self.parts.items()}
+
+
+def render(manifest: Manifest) -> bytes:
+    """bundle.json: equal manifests give equal bytes."""
+    raw: dict[str, Any] = {
+        "schema": SCHEMA,
+        "name": manifest.name,
+        "version": manifest.version,
+        "classes": manifest.classes,
+        "shape": list(manifest.shape),
+        "range": RANGE,
+        "conventions": CONVENTIONS,
+        "parts": {k: {"kind": v.kind, **dataclasses.asdict(v)} for k, v in manifest.parts.items()},
+        "settings_sha256": manifest.settings_sha256,
+        "anomaly": None if manifest.anomaly is None else dataclasses.asdict(manifest.anomaly),
+        "provenance": dataclasses.asdict(manifest.provenance),
+    }
+    text = json.dumps({**raw, "manifest_sha256": _own_digest(raw)}, indent=2, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def parse(raw: bytes) -> Manifest:
+    """A manifest from the bytes of bundle.json; BundleError naming the field that is wrong."""
+    found = checks.strict_json(raw, MANIFEST)
+    if found.get("schema") != SCHEMA or isinstance(found["schema"], bool | float):
+        raise BundleError(f"{MANIFEST} is not of schema version {SCHEMA}: export it with this release")
+    if set(found) != _KEYS:
+        raise BundleError(f"{MANIFEST} must have exactly the keys {sorted(_KEYS)}")
+    classes = checks.listing(found["classes"], "classes", 2, architectures.CLASSES)
+    classes = [checks.text(name, f"classes[{i}]", 100) for i, name in enumerate(classes)]
+    if len(set(classes)) != len(classes):
+        checks.fail("classes", "all different")
+    shape = checks.listing(found["shape"], "shape", 3, 3)
+    channels, height, width = (checks.whole(v, f"shape[{i}]", 1, 1024) for i, v in enumerate(shape))
+    if channels not in (1, 3) or height != width:
+        checks.fail("shape", "[1 or 3, size, size]")
+    if found["range"] != RANGE or found["conventions"] != CONVENTIONS:
+        checks.fail("range and conventions", "those of this release: export the bundle again")
+    parts = found["parts"]
+    if not isinstance(parts, dict) or "classifier" not in parts or not set(parts) <= set(PARTS):
+        checks.fail("parts", "a mapping with classifier and any of score and energy")
+    manifest = Manifest(
+        name=checks.plain_name(found["name"], "name"),
+        version=checks.plain_name(found["version"], "version"),
+        classes=classes,
+        shape=(channels, height, width),
+        parts={name: _part(name, value, (channels, height, width)) for name, value in parts.items()},
+        settings_sha256=checks.sha256(found["settings_sha256"], "settings_sha256"),
+        anomaly=None if found["anomaly"] is None else _anomaly(found["anomaly"]),
+        provenance=_provenance(found["provenance"]),
+    )
+    # Last: a wrong field deserves its own message.
+    own = checks.sha256(found.pop("manifest_sha256"), "manifest_sha256")
+    if _own_digest(found) != own:
+        raise BundleError(
+            f"{MANIFEST} does not match its own manifest_sha256: it is damaged or was edited by hand"
+        )
+    return manifest
+
+
+def _own_digest(raw: dict[str, Any]) -> str:
+    return files.digest(json.dumps(raw, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _part(name: str, value: Any, shape: tuple[int, int, int]) -> Part:
+    where = f"parts.{name}"
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if kind == NetworkPart.kind:
+        fields = checks.mapping(value, where, {"kind", "architecture", "arguments", "sha256"})
+        chosen = architectures.check_arguments(fields["architecture"], fields["arguments"], where)
+        return NetworkPart(*chosen, checks.sha256(fields["sha256"], f"{where}.sha256"))
+    if kind != OnnxPart.kind or name != "classifier":
+        checks.fail(f"{where}.kind", "network, or onnx of the classifier")
+    fields = checks.mapping(value, where, {"kind", "size", "mean", "std", "resize", "sha256"})
+    size = checks.whole(fields["size"], f"{where}.size", 1, 1024)
+    resize = None if size == shape[1] else RESIZE
+    if fields["resize"] != resize:
+        checks.fail(f"{where}.resize", f"{json.dumps(resize)} for images of {shape[1]} and size {size}")
+    mean, std = (
+        tuple(
+            checks.real(v, f"{where}.{key}[{i}]", low, 1e6)
+            for i, v in enumerate(checks.listing(fields[key], f"{where}.{key}", shape[0], shape[0]))
+        )
+        for key, low in (("mean", -1e6), ("std", 1e-6))
+    )
+    return OnnxPart(size, mean, std, resize, checks.sha256(fields["sha256"], f"{where}.sha256"))
+
+
+def _anomaly(value: Any) -> Calibration:
+    fields = checks.mapping(value, "anomaly", {f.name for f in dataclasses.fields(Calibration)})
+    if fields["network"] not in PARTS[1:]:
+        checks.fail("anomaly.network", f"one of {PARTS[1:]}")
+    data = checks.table(fields["data"], "anomaly.data", 16)
+    quantiles = checks.table(fields["quantiles"], "anomaly.quantiles", 64)
+    return Calibration(
+        network=fields["network"],
+        threshold=checks.real(fields["threshold"], "anomaly.threshold", 0, 1e9),
+        false_positive_rate=checks.real(
+            fields["false_positive_rate"], "anomaly.false_positive_rate", 1e-9, 1 - 1e-9
+        ),
+        n=checks.whole(fields["n"], "anomaly.n", 1, 10**9),
+        data={k: checks.text(v, f"anomaly.data.{k}") for k, v in data.items()},
+        quantiles={k: checks.real(v, f"anomaly.quantiles.{k}", 0, 1e9) for k, v in quantiles.items()},
+    )
+
+
+def _provenance(value: Any) -> Provenance:
+    fields = checks.mapping(value, "provenance", {"project", "command", "inputs", "checks"})
+    inputs = checks.table(fields["inputs"], "provenance.inputs", 16)
+    done = checks.listing(fields["checks"], "provenance.checks", 0, 32)
+    return Provenance(
+        project=checks.plain_name(fields["project"], "provenance.project"),
+        command=checks.text(fields["command"], "provenance.command", 1000),
+        inputs={k: checks.sha256(v, f"provenance.inputs.{k}") for k, v in inputs.items()},
+        checks=tuple(checks.text(v, f"provenance.checks[{i}]") for i, v in enumerate(done)),
+    )

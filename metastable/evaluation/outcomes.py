@@ -1,0 +1,66 @@
+"""What measurements share: outcomes as JSON lines that an interrupted run goes on from, and the judge."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from metastable.bundle import Bundle
+from metastable.engine.local import LocalEngine
+from metastable.errors import DataError
+
+Outcome = dict[str, Any]
+
+
+def read_outcomes(path: Path) -> list[Outcome]:
+    """The complete lines of an outcomes file (an interrupted run may leave half a line at the end)."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    whole, _, half = text.rpartition("\n")
+    if half:
+        path.write_text(whole + "\n" if whole else "")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def same_run(path: Path, config: Any) -> None:
+    """Keep the dataclass `config` at `path`; raises DataError if another one lies there."""
+    text = json.dumps(dataclasses.asdict(config), indent=2, default=list) + "\n"
+    if path.exists() and path.read_text() != text:
+        raise DataError(f"{path.parent} holds outcomes of another configuration: choose another --work")
+    path.write_text(text)
+
+
+def judge(
+    bundle: Bundle, engine: LocalEngine, images: Tensor, norms: Tensor, seeds: Sequence[int], setting: str
+) -> list[Outcome]:
+    """What a server would answer to images [N, C, H, W], one outcome each.
+
+    Args:
+        norms: the score norms of the raw images, [N].
+        seeds: of the chains, one an image.
+    """
+    if bundle.anomaly is None:
+        raise DataError("the bundle has no anomaly calibration: run the calibrate command first")
+    started = time.perf_counter()
+    flagged = bundle.anomaly.flags(norms)
+    answers = engine.answer(images, seeds, bundle.settings[setting], flagged)
+    each_ms = 1e3 * (time.perf_counter() - started) / len(images)
+    return [
+        {
+            "predicted": answer.decision.label,
+            "score": float(norms[row]),
+            "flagged": bool(flagged[row]),
+            "chains": answer.result.outputs.shape[1],
+            "decided": answer.decision.decided,
+            "steps": round(float(answer.result.steps.float().mean()), 2),
+            "ms": round(each_ms, 2),
+        }
+        for row, answer in enumerate(answers)
+    ]

@@ -1,0 +1,88 @@
+"""One table of cases: what holds of every attack, whatever it does inside."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+
+import pytest
+import torch
+
+from metastable.attacks import catalogue
+from metastable.attacks.ball import Ball, Norm
+from metastable.attacks.catalogue import Options, Plan, plan
+from metastable.attacks.spsa import Spsa
+from metastable.attacks.target import seeded
+from tests.attacks.planted import Prototypes, box
+
+needs_art = pytest.mark.skipif(importlib.util.find_spec("art") is None, reason="the toolbox is optional")
+TOOLBOX = ("carlini-wagner", "ead", "boundary")
+CASES = [
+    pytest.param(name, norm, eps, id=f"{name}-{norm}", marks=[needs_art] if name in TOOLBOX else [])
+    for name in catalogue.NAMES
+    for norm, eps in (("linf", 0.06), ("l2", 0.6))
+]
+
+
+def planned(name: str, norm: Norm, eps: float) -> Plan:
+    defense = box(Prototypes(), steps=1, sigma_unflagged=0.02)
+    made = plan(name, defense, Options(norm, eps, steps=3, samples=2, check=4))
+    return cheap(made)
+
+
+def cheap(made: Plan, queries: int = 64) -> Plan:
+    if isinstance(made.attack, Spsa):
+        return dataclasses.replace(made, attack=dataclasses.replace(made.attack, queries=queries))
+    return made
+
+
+@pytest.mark.parametrize(("name", "norm", "eps"), CASES)
+def test_stays_in_bounds_and_says_what_it_did(name: str, norm: Norm, eps: float) -> None:
+    images, labels = Prototypes().images(4)
+    images[0] = images[0].round()  # at the borders of the range
+    before, made = images.clone(), planned(name, norm, eps)
+    result = made.attack(made.target, images, labels, seed=3)
+    assert torch.equal(images, before)
+    assert result.images.dtype == torch.float32
+    assert result.images.shape == images.shape
+    assert not result.images.requires_grad
+    assert 0 <= result.images.min() <= result.images.max() <= 1
+    offset = (result.images - images).flatten(1)
+    length = offset.abs().amax(1) if norm == "linf" else torch.linalg.vector_norm(offset, dim=1)
+    assert length.max() <= eps + 1e-6
+    assert result.success.shape == (4,)
+    assert torch.equal(result.success, result.strength > 0)
+    # An image handed back as it came is said to have failed.
+    assert not (result.success & (length == 0)).any()
+
+
+@pytest.mark.parametrize(("name", "norm", "eps"), CASES)
+def test_the_seed_decides_everything(name: str, norm: Norm, eps: float) -> None:
+    images, labels = Prototypes().images(2)
+    made = planned(name, norm, eps)
+    first = made.attack(made.target, images, labels, seed=5)
+    made.target(images)  # somebody else draws from the target in between
+    again = made.attack(made.target, images, labels, seed=5)
+    assert torch.equal(first.images, again.images)
+    assert torch.equal(first.strength, again.strength)
+
+
+@pytest.mark.parametrize("name", ["transfer", "fgsm", "mim", "bpda-eot", "exact", "held", "spsa"])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.12), ("l2", 1.5)])
+def test_breaks_a_defense_that_does_nothing(name: str, norm: Norm, eps: float) -> None:
+    """With a large ball and nearly no noise every attack on the label must get through."""
+    images, labels = Prototypes().images(4, share=0.3)
+    defense = box(Prototypes(), steps=1, sigma=0.01, step_bounds=(1e-4, 1e-4))
+    made = cheap(plan(name, defense, Options(norm, eps, steps=10, samples=2, check=4)), 256)
+    result = made.attack(made.target, images, labels)
+    assert result.success.all()
+    assert (seeded(made.target, 77)(result.images).argmax(1) != labels).all()
+
+
+def test_names_and_options_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ValueError, match="no attack"):
+        plan("charm", box(Prototypes()), Options())
+    with pytest.raises(ValueError, match="a ball needs"):
+        Ball("l7", 0.1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a ball needs"):
+        Ball("l2", 0.0)

@@ -1,0 +1,257 @@
+"""Targets: fresh noise, the two gradients, and what the exact one costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from metastable.attacks.pgd import Pgd
+from metastable.attacks.target import Detector, Eot, WhiteBox, seeded, straight_through
+from metastable.defense import defend, purify
+from metastable.dynamics.adp import adaptive_step_size, adp
+from metastable.settings import Setting
+from tests.attacks.planted import Prototypes, box, energy_network, gradient_of, restoring_score, score_network
+
+
+@pytest.mark.parametrize("average", ["logits", "softmax"])
+def test_is_the_reference_defense_with_the_attackers_own_seeds(average: str) -> None:
+    model = Prototypes()
+    defense = box(model, average=average, chains=3)
+    images, _ = model.images(2)
+    target = Eot(defense, samples=3, gradient="bpda", seed=4)
+    taken: list[list[tuple[int, int]]] = []
+
+    def spied(x: Tensor, keys: list[tuple[int, int]], flagged: Tensor) -> Tensor:
+        taken.append(list(keys))
+        return purify(x, keys, defense.setting, defense.score, flagged)[0]
+
+    object.__setattr__(target, "_purify", spied)
+    logits = target(images)
+    [keys] = taken
+    assert len({key for key, _ in keys}) == 1
+    assert [chain for _, chain in keys] == list(range(6))
+    # The same chains through the defense, one image at a time: image 1 has chains 3, 4 and 5.
+    purified = purify(images.repeat_interleave(3, 0), keys, defense.setting, defense.score, torch.ones(6) > 0)
+    outputs = model(purified[0]).view(2, 3, -1)
+    wanted = outputs.mean(1) if average == "logits" else outputs.softmax(2).mean(1).log()
+    assert torch.allclose(logits, wanted, atol=1e-6)
+    # And in law, the defense: means over many chains agree.
+    many = dataclasses.replace(target, samples=400)(images)
+    defended = defend(
+        images,
+        [1, 2],
+        dataclasses.replace(defense.setting, chains=400),
+        classifier=model,
+        scores={"score": defense.score},
+        flagged=torch.tensor([True, True]),
+    )
+    reference = defended.mean if average == "logits" else defended.mean.log()
+    assert torch.allclose(many, reference, atol=0.02)
+
+
+def test_noise_is_fresh_in_every_call_and_repeats_with_the_seed() -> None:
+    model = Prototypes()
+    images, _ = model.images(2)
+    target = Eot(box(model), samples=2, gradient="bpda", seed=1)
+    first, second = target(images), target(images)
+    assert not torch.equal(first, second)
+    again = seeded(target, 1)
+    assert torch.equal(again(images), first)
+    assert torch.equal(again(images), second)
+    assert not torch.equal(seeded(target, 2)(images), first)
+    assert not torch.equal(dataclasses.replace(target, stream=1)(images), first)
+    assert seeded(model, 1) is model
+
+
+def test_averaging_lowers_the_variance_of_outputs_and_gradients() -> None:
+    model = Prototypes()
+    images, labels = model.images(1)
+
+    def spread(samples: int) -> float:
+        target = Eot(box(model, sigma=0.2), samples=samples, gradient="exact", seed=0)
+        gradients = torch.stack([gradient_of(target, images, labels) for _ in range(24)])
+        return float(gradients.var(0).mean())
+
+    assert spread(16) < spread(1) / 6  # a sixteenth, but for chance
+
+
+def test_pieces_do_not_change_outputs_or_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Prototypes()
+    images, labels = model.images(3)
+    for gradient in ("bpda", "exact"):
+        target = Eot(box(model), samples=5, gradient=gradient, seed=1)  # type: ignore[arg-type]
+        whole = gradient_of(target, images, labels)
+        monkeypatch.setattr("metastable.attacks.target.CHAINS_AT_ONCE", 4)
+        assert torch.allclose(gradient_of(seeded(target, 1), images, labels), whole, atol=1e-6)
+        monkeypatch.undo()
+
+
+def test_bpda_gives_the_purified_images_gradient_to_the_image() -> None:
+    """Eq. 10 of Hill 2021, up to its factor 1/H."""
+    model = Prototypes()
+    defense = box(model)
+    images, labels = model.images(1)
+    target = Eot(defense, samples=3, gradient="bpda", seed=1)
+    found = gradient_of(target, images, labels)
+    states: list[Tensor] = []
+
+    def remembering(x: Tensor) -> Tensor:
+        states.append(x.detach())
+        return model(x)
+
+    seeded(dataclasses.replace(target, defense=dataclasses.replace(defense, classifier=remembering)), 1)(
+        images
+    )
+    z = states[0].requires_grad_(True)
+    loss = torch.nn.functional.cross_entropy(model(z).mean(0, keepdim=True), labels)
+    (wanted,) = torch.autograd.grad(loss, z)
+    assert torch.allclose(found, wanted.sum(0, keepdim=True), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"dynamics": "langevin", "steps": 5, "tau": 0.3},
+        {"dynamics": "adp", "steps": 3, "sigma": 0.05, "step_fraction": 0.5, "step_bounds": (1e-3, 2.0)},
+        {"dynamics": "adp", "steps": 3, "sigma": 0.05, "step_bounds": (0.2, 0.2), "average": "softmax"},
+    ],
+    ids=["langevin", "adp-adaptive", "adp-fixed-softmax"],
+)
+def test_the_exact_gradient_agrees_with_finite_differences(fields: dict[str, object]) -> None:
+    model = Prototypes().double()
+    score = restoring_score(dtype=torch.float64)
+    defense = dataclasses.replace(box(model, **fields), score=score)
+    images, labels = model.images(1)
+    images = images.double()
+    alpha = adaptive_step_size(images, score(images), score, lambda_=0.5, delta=1e-3, bounds=(1e-3, 2.0))
+    assert 1e-2 < alpha < 1  # so that the adaptive case goes through the step size
+    target = Eot(defense, samples=2, gradient="exact", seed=3)
+    found = gradient_of(target, images, labels)
+
+    def loss(x: Tensor) -> float:
+        return float(torch.nn.functional.cross_entropy(seeded(target, 3)(x), labels))
+
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        v = torch.randn(images.shape, generator=rng, dtype=torch.float64)
+        h = 1e-6
+        difference = (loss(images + h * v) - loss(images - h * v)) / (2 * h)
+        assert math.isclose(difference, float((found * v).sum()), rel_tol=1e-4)
+    bpda = gradient_of(dataclasses.replace(target, gradient="bpda"), images, labels)
+    assert (found - bpda).norm() > 0.01 * bpda.norm()  # the test would otherwise show nothing
+
+
+def test_the_exact_gradient_is_plain_autograd_through_the_steps() -> None:
+    """Checkpointed or not, float64: the same number."""
+    model, score = Prototypes().double(), score_network().double().score
+    setting = Setting(name="long", dynamics="langevin", steps=7, tau=0.3)
+    target = Eot(WhiteBox(setting, model, score), samples=1, gradient="exact", seed=3)
+    images, labels = model.images(2)
+    images = images.double()
+    keys: list[Any] = []
+    original = target._segment
+    object.__setattr__(target, "_segment", lambda x, k, *rest: keys.append(k) or original(x, k, *rest))
+    found = gradient_of(target, images, labels)
+    x = images.clone().requires_grad_(True)
+    walked, _ = purify(x, keys[0], setting, score, torch.ones(2) > 0)
+    (wanted,) = torch.autograd.grad(
+        torch.nn.functional.cross_entropy(model(walked), labels, reduction="sum"), x
+    )
+    assert torch.allclose(found, wanted, rtol=1e-10, atol=1e-14)
+
+
+def test_held_differs_from_exact_by_the_step_sizes_alone() -> None:
+    model = Prototypes()
+    images, labels = model.images(2)
+    adaptive, fixed = (
+        dataclasses.replace(box(model, step_bounds=bounds), score=restoring_score())
+        for bounds in ((1e-3, 2.0), (0.2, 0.2))
+    )
+
+    def gradients(defense: WhiteBox) -> list[Tensor]:
+        targets = [Eot(defense, samples=2, gradient=mode, seed=1) for mode in ("exact", "held")]  # type: ignore[arg-type]
+        assert torch.equal(targets[0](images), targets[1](images))
+        return [gradient_of(target, images, labels) for target in targets]
+
+    exact, held = gradients(adaptive)
+    assert not torch.allclose(exact, held, rtol=1e-2)
+    exact, held = gradients(fixed)
+    assert torch.equal(exact, held)
+
+
+def test_a_chain_that_stops_early_keeps_the_gradient_of_its_steps() -> None:
+    model, score = Prototypes().double(), score_network().double().score
+    images, labels = model.images(3)
+    images = images.double()
+    norms = [float(v) for v in score(images).flatten(1).norm(dim=1)]
+    stop = sum(sorted(norms)[:2]) / 2  # some chains stop at once, some go on
+    fields = {"steps": 3, "sigma": 0.0, "stop": stop, "step_bounds": (0.2, 0.2)}
+    defense = dataclasses.replace(box(model, **fields), score=score)
+    found = gradient_of(Eot(defense, samples=1, gradient="exact"), images, labels)
+    for row in range(3):
+        x = images[row : row + 1].clone().requires_grad_(True)
+        out = adp(x, score, steps=3, bounds=(0.2, 0.2), stop=stop).x
+        (wanted,) = torch.autograd.grad(
+            torch.nn.functional.cross_entropy(model(out), labels[row : row + 1]), x
+        )
+        assert torch.allclose(found[row : row + 1], wanted, atol=1e-12)
+
+
+def test_exact_pgd_is_plain_pgd_through_a_deterministic_defense() -> None:
+    model = Prototypes()
+    defense = dataclasses.replace(box(model, sigma=0.0, step_bounds=(1e-3, 2.0)), score=restoring_score())
+    images, labels = model.images(4)
+
+    def whole(x: Tensor) -> Tensor:
+        return model(
+            adp(x, defense.score, steps=2, lambda_=0.5, bounds=(1e-3, 2.0)).x,
+        )
+
+    attack = Pgd(eps=0.03, step=0.01, steps=5)
+    exact = attack(Eot(defense, samples=1, gradient="exact"), images, labels, seed=1)
+    plain = attack(whole, images, labels, seed=1)
+    assert torch.allclose(exact.images, plain.images, atol=1e-6)
+    assert torch.allclose(exact.strength, plain.strength, atol=1e-5)
+
+
+def test_a_piecewise_linear_energy_gives_exact_nothing_that_bpda_lacks() -> None:
+    """Its score is piecewise constant: known, documented, and the reason to run SPSA beside `exact`."""
+    model = Prototypes()
+    setting = Setting(name="e", dynamics="langevin", network="energy", steps=4, tau=0.05)
+    target = Eot(WhiteBox(setting, model, energy_network().score), samples=2, gradient="exact", seed=1)
+    images, labels = model.images(2)
+    exact = gradient_of(target, images, labels)
+    bpda = gradient_of(dataclasses.replace(target, gradient="bpda"), images, labels)
+    assert torch.allclose(exact, bpda, atol=1e-7)
+
+
+def test_the_flag_of_the_attacked_image_chooses_its_noise() -> None:
+    model = Prototypes()
+    images, _ = model.images(3)
+    score = score_network().score
+    norms = Detector(score, 1.0).norms(images)
+    detector = Detector(score, float(norms.median()))
+    defense = dataclasses.replace(box(model, sigma=0.3, sigma_unflagged=0.0), detector=detector)
+    assert defense.flags(images).tolist() == (norms > norms.median()).tolist()
+    target = Eot(defense, samples=1, gradient="bpda")
+    changed = (target(images) != target(images)).any(1)
+    assert changed.tolist() == defense.flags(images).tolist()
+    assert dataclasses.replace(defense, detector=None).flags(images).all()
+
+
+def test_straight_through_is_exact_forward_and_identity_backward() -> None:
+    model = Prototypes()
+    images, labels = model.images(2)
+    target = straight_through(lambda x: (x * 7).round() / 7, model)
+    assert torch.equal(target(images), model((images * 7).round() / 7))
+    assert gradient_of(target, images, labels).abs().sum() > 0
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(ValueError, match="samples must be"):
+        Eot(box(Prototypes()), samples=0, gradient="exact")

@@ -1,0 +1,80 @@
+import importlib.util
+
+import pytest
+import torch
+
+from metastable.bundle import Bundle
+from metastable.engine.runners import choose
+from metastable.engine.runners.torch_runner import TorchRunner
+from metastable.errors import EngineFailure, MissingPackage, SettingsError
+
+
+def parts(tiny: Bundle, graphs: dict[str, bytes] | None = None) -> choose.Parts:
+    return choose.Parts(tiny.networks, tiny.classifier, graphs or {}, tiny.shape, digest=tiny.digest)
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones(tiny: Bundle) -> None:
+    with pytest.raises(SettingsError, match="one of auto, torch, openvino"):
+        choose.make("magic", parts(tiny))
+
+
+def test_a_missing_runtime_says_what_to_do(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+
+    def find(name: str) -> object:
+        return None if name == "openvino" else found(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+    with pytest.raises(MissingPackage, match="openvino needs the package openvino: install it, or"):
+        choose.make("openvino", parts(tiny, {"classifier": b""}))
+
+
+def test_missing_graphs_say_what_to_do(tiny: Bundle) -> None:
+    with pytest.raises(MissingPackage, match="make archive"):
+        choose.make("onnx", parts(tiny))
+
+
+def test_without_graphs_auto_is_torch(tiny: Bundle) -> None:
+    assert isinstance(choose.make("auto", parts(tiny)), TorchRunner)
+
+
+def test_auto_takes_the_fastest_and_remembers_it(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Named(TorchRunner):
+        def __init__(self, name: str) -> None:
+            super().__init__(tiny.networks, tiny.classifier)
+            self.name = name
+
+    timed: list[str] = []
+
+    def seconds(runner: Named, _: choose.Parts) -> float:
+        timed.append(runner.name)
+        return {"openvino": 0.2, "onnx": 0.1, "torch": 0.3}[runner.name]
+
+    monkeypatch.setattr(choose, "_seconds", seconds)
+    monkeypatch.setattr(choose, "MAKERS", {n: lambda _, n=n: Named(n) for n in choose.CANDIDATES})
+    cache: dict[str, str] = {}
+    graphs = {"classifier": b"x"}
+    assert choose.make("auto", parts(tiny, graphs), cache).name == "onnx"
+    assert sorted(timed) == ["onnx", "openvino", "torch"]
+    assert choose.make("auto", parts(tiny, graphs), cache).name == "onnx"
+    assert len(timed) == 3
+    cache.update(dict.fromkeys(cache, "gone"))
+    assert choose.make("auto", parts(tiny, graphs), cache).name == "onnx"
+    assert len(timed) == 6
+
+
+def test_auto_passes_over_a_runner_that_fails(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING"):
+        runner = choose.make("auto", parts(tiny, {"classifier": b"no graph"}))
+    assert isinstance(runner, TorchRunner)
+    assert "openvino cannot run this bundle" in caplog.text
+    monkeypatch.setitem(choose.MAKERS, "torch", lambda _: 1 / 0)
+    with pytest.raises(EngineFailure, match="no runner"):
+        choose.make("auto", parts(tiny))
+
+
+def test_the_measurement_runs_every_network(tiny: Bundle) -> None:
+    assert choose._seconds(TorchRunner(tiny.networks, tiny.classifier), parts(tiny)) > 0
+    assert torch.is_grad_enabled()

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+
+from export import graphs
+from metastable.bundle import Bundle
+from metastable.networks.energy import EnergyNetwork
+
+
+def shapes(values: object) -> dict[str, list[str | int]]:
+    return {
+        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in values  # type: ignore[attr-defined]
+    }
+
+
+def test_names_and_shapes_are_stable_and_the_batch_is_free(tiny_graphs: dict[str, bytes]) -> None:
+    assert set(tiny_graphs) == {"score", "energy", "classifier"}
+    images = ["batch", 3, 32, 32]
+    for name, data in tiny_graphs.items():
+        model = onnx.load_from_string(data)
+        onnx.checker.check_model(model, full_check=True)
+        outputs = {"logits": ["batch", 10]} if name == "classifier" else {"score": images}
+        assert shapes(model.graph.input) == {"x": images}
+        assert shapes(model.graph.output) == outputs
+
+
+def test_graphs_hold_standard_operators_and_nothing_of_this_machine(tiny_graphs: dict[str, bytes]) -> None:
+    for data in tiny_graphs.values():
+        model = onnx.load_from_string(data)
+        assert {node.domain for node in model.graph.node} == {""}
+        assert [o.version for o in model.opset_import if o.domain == ""] == [graphs.OPSET]
+        assert not model.functions
+        assert b"/" not in b"".join(
+            node.doc_string.encode() + b"".join(p.value.encode() for p in node.metadata_props)
+            for node in model.graph.node
+        )
+        assert b".py" not in data
+
+
+def test_exporting_twice_gives_the_same_bytes(tiny: Bundle, tiny_graphs: dict[str, bytes]) -> None:
+    again = graphs.export(graphs.Scored(tiny.networks["energy"]), tiny.shape, "score")
+    assert again == tiny_graphs["energy"]
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_odd_sizes_export_too(size: int) -> None:
+    """28 x 28 is halved to 7 and 3: the transposed convolutions must give the lost row back."""
+    torch.manual_seed(0)
+    network = EnergyNetwork(1, 28, features=4)
+    session = ort.InferenceSession(graphs.export(graphs.Scored(network), (1, 28, 28), "score"))
+    x = torch.rand(size, 1, 28, 28)
+    (got,) = session.run(None, {"x": x.numpy()})
+    assert torch.allclose(torch.from_numpy(got), network.score(x), atol=1e-6)
+
+
+def test_export_leaves_the_module_in_place() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()).eval()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    graphs.export(module, (1, 4, 4), "out")
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
