@@ -8,7 +8,7 @@ BUNDLE := model_store/cifar10
 ARCHIVE := model_store/metastable.mar
 SOURCES := $(shell find metastable handlers export -name '*.py' 2>/dev/null)
 
-.PHONY: serve test check demo archive install format clean
+.PHONY: serve test check demo bench archive install format clean
 
 serve: $(READY) $(ARCHIVE)
 	@$(PY) -m deploy.serve --archive $(ARCHIVE) --sample samples/cat.png $(ARGS)
@@ -24,6 +24,10 @@ check: $(READY)
 
 demo: $(READY)
 	@$(PY) -m demo $(ARGS)
+
+# Needs the data sets in METASTABLE_DATA and a machine with nothing else to do.
+bench: $(READY)
+	@$(PY) -m benchmarks all $(ARGS)
 
 archive: $(ARCHIVE)
 

@@ -4,6 +4,7 @@ decide   chains and milliseconds of a decided answer beside a fixed H = 150
 load     latency of cheap requests beside dear ones, through the real server
 steps    nanoseconds of a chain-step on every runner beside the published code; labels of low precision
 resend   what large bodies cost that are sent again at every segment
+all      `steps` and `decide`, short: under a quarter of an hour on 2 cores; their ratios in one line
 """
 
 from __future__ import annotations
@@ -14,15 +15,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import agreement, contenders, decide, load, resend, steps
 from metastable import bundle, datasets
-from metastable.engine.runners.torch_runner import TorchRunner
+from metastable.engine.runners import Runner
 from metastable.errors import MetastableError
 from metastable.evaluation.__main__ import machine
 from metastable.stopping import Stopping
 
 
 def run_decide(args: argparse.Namespace) -> dict[str, Any]:
+    return _decide(args, _picture(args))
+
+
+def _decide(args: argparse.Namespace, picture: Path | None) -> dict[str, Any]:
     loaded = bundle.load(args.bundle)
     test = datasets.load("cifar10", datasets.data_root(args.data), "test").take(args.n, skip=args.skip)
     if args.setting not in loaded.settings.names:
@@ -32,13 +39,13 @@ def run_decide(args: argparse.Namespace) -> dict[str, Any]:
     recordings = decide.record(loaded, test, config, args.work)
     return decide.measure(
         loaded,
-        TorchRunner(loaded.networks, loaded.classifier),
+        contenders.make(loaded, (args.runner,), torch.empty(0, *loaded.shape))[args.runner],
         recordings,
         config,
         stopping=Stopping(delta=args.delta, least=args.least),
         caps=decide.sizes(args.caps),
         timed=args.timed,
-        picture=args.out and args.out.with_suffix(".png"),
+        picture=picture,
     )
 
 
@@ -55,22 +62,65 @@ def run_load(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_steps(args: argparse.Namespace) -> dict[str, Any]:
-    loaded = bundle.load(args.bundle)
-    root = datasets.data_root(args.data)
-    names = tuple(args.runners.split(","))
-    train = datasets.load("cifar10", root, "train").take(args.calibration)
-    runners = contenders.make(loaded, names, datasets.to_float(train.images))
-    picture = args.out and args.out.with_suffix(".png")
-    found = steps.measure(loaded, runners, args.rounds, picture) if args.rounds else {"rows": []}
+    loaded, runners = _contenders(args)
+    found: dict[str, Any] = {"rows": []}
+    if args.rounds:
+        found = steps.measure(loaded, runners, args.rounds, _picture(args))
     if args.n:
-        test = datasets.load("cifar10", root, "test").take(args.n, skip=args.skip)
+        test = datasets.load("cifar10", datasets.data_root(args.data), "test").take(args.n, skip=args.skip)
         chains = {name: int(count) for name, _, count in (c.partition("=") for c in args.chains.split(","))}
-        found["agreement"] = agreement.measure(loaded, runners, names[0], chains, test)
+        found["agreement"] = agreement.measure(loaded, runners, next(iter(runners)), chains, test)
     return found
+
+
+def _contenders(args: argparse.Namespace) -> tuple[bundle.Bundle, dict[str, Runner]]:
+    loaded = bundle.load(args.bundle)
+    train = datasets.load("cifar10", datasets.data_root(args.data), "train").take(args.calibration)
+    names = tuple(args.runners.split(","))
+    return loaded, contenders.make(loaded, names, datasets.to_float(train.images))
+
+
+def _picture(args: argparse.Namespace) -> Path | None:
+    return args.out.with_suffix(".png") if args.out else None
 
 
 def run_resend(args: argparse.Namespace) -> dict[str, Any]:
     return resend.measure(args.bundle, args.image, args.work, together=args.together, rounds=args.rounds)
+
+
+def run_all(args: argparse.Namespace) -> dict[str, Any]:
+    """Both, and the ratios that a script can hold to a target."""
+    ratios: dict[str, float] = {}
+    stepped = steps.measure(*_contenders(args), args.rounds, _picture(args))
+    for row in stepped["rows"]:
+        if row["work"] == "langevin":
+            ratios[f"{row['runner']} beside eager autograd, {row['chains']} chains"] = row["ratio"]
+    for row in _decide(args, picture=None)["rows"]:
+        ratios[f"chains of 150 for one when decided early, cap {row['cap']}"] = row["fewer"]
+    return {"ratios": ratios, "targets": stepped["targets"]}
+
+
+def add_decide(one: argparse.ArgumentParser, n: int, timed: int, work: str) -> None:
+    one.add_argument("--data", type=Path, help="folder of the data sets (default: METASTABLE_DATA)")
+    one.add_argument("--skip", type=int, default=2000)
+    one.add_argument("--work", type=Path, default=Path(work), help="keeps the recording")
+    one.add_argument("--setting", default="balanced")
+    one.add_argument("--n", type=int, default=n, help="test images, natural and attacked")
+    one.add_argument("--delta", type=float, default=Stopping.delta)
+    one.add_argument("--least", type=int, default=Stopping.least)
+    one.add_argument("--caps", default="24,48,96,150", help="most chains a request may have")
+    one.add_argument("--timed", type=int, default=timed, help="images of each kind that are timed")
+    one.add_argument("--runner", default="openvino", help=f"of {', '.join(contenders.NAMES)}")
+
+
+def add_steps(one: argparse.ArgumentParser, rounds: int) -> None:
+    one.add_argument(
+        "--runners", default=",".join(contenders.DEFAULT), help=f"of {', '.join(contenders.NAMES)}"
+    )
+    one.add_argument("--rounds", type=int, default=rounds, help="samples of each; 0 leaves the timing out")
+    one.add_argument(
+        "--calibration", type=int, default=64, help="training images that set the scales of int8"
+    )
 
 
 def main() -> None:
@@ -83,15 +133,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
 
     one = commands.add_parser("decide", parents=[common])
-    one.add_argument("--data", type=Path, help="folder of the data sets (default: METASTABLE_DATA)")
-    one.add_argument("--work", type=Path, default=Path("runs/decide"), help="keeps the recording")
-    one.add_argument("--setting", default="balanced")
-    one.add_argument("--n", type=int, default=500, help="test images, natural and attacked")
-    one.add_argument("--skip", type=int, default=2000)
-    one.add_argument("--delta", type=float, default=Stopping.delta)
-    one.add_argument("--least", type=int, default=Stopping.least)
-    one.add_argument("--caps", default="24,48,96,150", help="most chains a request may have")
-    one.add_argument("--timed", type=int, default=10, help="images of each kind that are timed")
+    add_decide(one, n=500, timed=10, work="runs/decide")
     one.set_defaults(run=run_decide)
 
     one = commands.add_parser("load", parents=[common])
@@ -112,17 +154,16 @@ def main() -> None:
 
     one = commands.add_parser("steps", parents=[common])
     one.add_argument("--data", type=Path, help="folder of the data sets (default: METASTABLE_DATA)")
-    one.add_argument(
-        "--runners", default=",".join(contenders.DEFAULT), help=f"of {', '.join(contenders.NAMES)}"
-    )
-    one.add_argument("--rounds", type=int, default=15, help="samples of each; 0 leaves the timing out")
-    one.add_argument(
-        "--calibration", type=int, default=64, help="training images that set the scales of int8"
-    )
+    add_steps(one, rounds=15)
     one.add_argument("--n", type=int, default=500, help="test images whose labels are compared; 0 for none")
     one.add_argument("--skip", type=int, default=6000)
     one.add_argument("--chains", default="energy=8,fast=24", help="settings and chains of that comparison")
     one.set_defaults(run=run_steps)
+
+    one = commands.add_parser("all", parents=[common])
+    add_decide(one, n=60, timed=3, work="runs/decide-short")
+    add_steps(one, rounds=5)
+    one.set_defaults(run=run_all)
 
     args = parser.parse_args()
     try:
