@@ -15,6 +15,8 @@ from metastable import noise
 from metastable.dynamics import ScoreFunction
 from metastable.dynamics.adp import adp, inject
 from metastable.dynamics.langevin import langevin
+from metastable.dynamics.malade import malade
+from metastable.dynamics.reconstruction import reconstruct
 from metastable.settings import Average, Setting
 
 Classifier = Callable[[Tensor], Tensor]
@@ -26,7 +28,7 @@ class Defended:
     """What the chains of N images say.
 
     Attributes:
-        outputs: [N, H, classes], the logits (or probabilities) of each chain, as averaged.
+        outputs: [N, H, classes], what each chain says, as averaged (see `as_averaged`).
         purified: [N, C, H, W], the mean purified image.
         steps: int64 [N, H], updates that each chain took.
         average: what `outputs` are.
@@ -49,8 +51,8 @@ class Defended:
 
     @property
     def probabilities(self) -> Tensor:
-        """[N, classes]: softmax of the mean logits, or the mean of the chains' softmax."""
-        return self.mean.softmax(dim=1) if self.average == "logits" else self.mean
+        """[N, classes]: softmax of the mean (log-softmax of) logits, or the mean of the chains' softmax."""
+        return self.mean if self.average == "softmax" else self.mean.softmax(dim=1)
 
     def margins(self) -> tuple[Tensor, Tensor]:
         """How far the label leads the runner-up in the mean, and the standard error of that: [N], [N].
@@ -70,8 +72,15 @@ class Defended:
         return difference.mean(dim=1), error
 
 
+def as_averaged(logits: Tensor, average: Average) -> Tensor:
+    """What a defense averages over chains of logits [.., classes] (Hill 2021, section 3.2), same shape."""
+    if average == "softmax":
+        return logits.softmax(dim=-1)
+    return logits.log_softmax(dim=-1) if average == "log_softmax" else logits
+
+
 def sigma_of(setting: Setting, flagged: bool) -> float:
-    """The noise that ADP injects into an image with this anomaly flag (Appendix F)."""
+    """The noise that is injected into an image with this anomaly flag (ADP, Appendix F)."""
     return setting.sigma if flagged or setting.sigma_unflagged is None else setting.sigma_unflagged
 
 
@@ -91,16 +100,20 @@ def purify(
         flagged: bool [B], the anomaly flag of each row's image.
         hold: take ADP's step sizes for constants where autograd is on (metastable.attacks).
     """
+    if setting.dynamics == "none":
+        return x, torch.zeros(len(x), dtype=torch.int64)
     shape = tuple(x.shape[1:])
-    if setting.dynamics == "langevin":
-        walked = langevin(
-            x, score, tau=setting.tau, steps=setting.steps, noise=lambda t: noise.normal(keys, t, shape).to(x)
-        )
-        return walked, torch.full((len(x),), setting.steps)
-    if setting.dynamics == "adp":
+
+    def normal(step: int) -> Tensor:
+        return noise.normal(keys, step, shape, x.device).to(x)
+
+    if setting.dynamics in ("noise", "adp"):
         sigma = torch.tensor([sigma_of(setting, flag) for flag in flagged.tolist()]).to(x)
+        start = inject(x, sigma, normal(0))
+        if setting.dynamics == "noise":
+            return start, torch.ones(len(x), dtype=torch.int64)
         result = adp(
-            inject(x, sigma, noise.normal(keys, 0, shape).to(x)),
+            start,
             score,
             steps=setting.steps,
             lambda_=setting.step_fraction,
@@ -109,7 +122,23 @@ def purify(
             hold=hold,
         )
         return result.x, result.steps
-    return x, torch.zeros(len(x), dtype=torch.int64)
+    if setting.dynamics == "langevin":
+        x = langevin(x, score, tau=setting.tau, steps=setting.steps, noise=normal, eta=setting.eta)
+    elif setting.dynamics == "malade":
+        x = malade(x, score, alpha=setting.alpha, kick=setting.kick, steps=setting.steps, noise=normal)
+    else:
+        x = reconstruct(
+            x,
+            score,
+            rolls=setting.steps,
+            walk=setting.walk,
+            iterations=setting.iterations,
+            rate=setting.rate,
+            tau=setting.tau,
+            eta=setting.eta,
+            noise=normal,
+        )
+    return x, torch.full((len(x),), setting.steps)
 
 
 @torch.inference_mode()
@@ -129,30 +158,25 @@ def defend(
         seeds: one secret seed an image; equal seeds give equal answers, whatever the batch.
         classifier: f, images -> logits.
         scores: the score functions by network name.
-        flagged: bool [N], the anomaly flags (they choose ADP's noise).
+        flagged: bool [N], the anomaly flags (they choose the noise of ADP and `noise`).
         between: called as between(stage, share done) after each piece of work, stage `purify` or
             `classify`; it may raise to give up.
     """
     h = setting.chains if setting.purifies else 1
     owner = torch.arange(len(images)).repeat_interleave(h)
     keys = [(seeds[int(i)], chain) for chain, i in zip(list(range(h)) * len(images), owner, strict=True)]
-    outputs, steps = [], []
+    made, steps = [], []
     purified = torch.zeros_like(images)
-    score = scores[setting.network] if setting.purifies else _no_score
+    score = scores[setting.network] if setting.scored else torch.zeros_like
     for start in range(0, len(owner), CHAINS_AT_ONCE):
         rows = owner[start : start + CHAINS_AT_ONCE]
         x, taken = purify(images[rows], keys[start : start + len(rows)], setting, score, flagged[rows])
         share = (start + len(rows)) / len(owner)
         between("purify", share)
-        outputs.append(classifier(x).float())
+        made.append(classifier(x).float())
         steps.append(taken)
         purified.index_add_(0, rows, x / h)
         between("classify", share)
-    logits = torch.cat(outputs).view(len(images), h, -1)
-    if setting.average == "softmax":
-        logits = logits.softmax(dim=2)
-    return Defended(logits, purified, torch.cat(steps).view(len(images), h), setting.average)
-
-
-def _no_score(x: Tensor) -> Tensor:
-    return torch.zeros_like(x)
+    logits = torch.cat(made).view(len(images), h, -1)
+    outputs = as_averaged(logits, setting.average)
+    return Defended(outputs, purified, torch.cat(steps).view(len(images), h), setting.average)

@@ -23,8 +23,12 @@ import yaml
 
 from metastable.errors import SettingsError
 
-Dynamics = Literal["none", "adp", "langevin"]
-Average = Literal["logits", "softmax"]
+Dynamics = Literal["none", "noise", "adp", "langevin", "malade", "reconstruction"]
+Average = Literal["logits", "softmax", "log_softmax"]
+Network = Literal["score", "energy", "short_run", "autoencoder"]
+NETWORKS: tuple[str, ...] = get_args(Network)
+"""The purifying networks that a bundle may hold: a score network, an energy by maximum likelihood or
+score matching, an energy that is not convergent (Mitchell 2020), and MALADE's autoencoder."""
 _LARGEST = 10**9  # of any number in a settings file
 _DEEPEST = 8
 
@@ -34,25 +38,33 @@ class Setting:
     """One configuration.  Lengths are in [0, 1] image units.
 
     Attributes:
-        dynamics: `none` classifies the image as it is; `adp` and `langevin` purify.
-        network: which network of the bundle gives the score: `score` or `energy`.
+        dynamics: `none` classifies the image as it is, `noise` adds Gaussian noise only; `adp`,
+            `langevin`, `malade` and `reconstruction` purify (metastable.dynamics).
+        network: which network of the bundle gives the score, of NETWORKS.
         chains: H, replicates of the image.
-        steps: T or K, updates of each chain.
-        average: what is averaged over chains: `logits` (Hill 2021) or `softmax` (ADP, eq. 13).
-        sigma: ADP's injected noise.
+        steps: T, K or N, updates of each chain; of `reconstruction` how often it is rolled; 1 of `noise`.
+        average: what is averaged over chains: `logits` (Hill 2021), `log_softmax` (the same label and
+            probabilities: it differs by a number a chain), or `softmax` (ADP, eq. 13).
+        sigma: the noise that `adp` and `noise` inject.
         sigma_unflagged: noise for images that the anomaly flag passes (ADP, Appendix F: 0.2
             sigma); None injects `sigma` always.
         step_fraction: ADP's lambda.
         step_bounds: least and greatest adaptive step size of ADP.
         stop: ADP's stopping threshold on |s(x)|.
         tau: Langevin step; Hill's 0.01 in [-1, 1] is 0.005 here.
+        eta: factor of the Langevin noise (Hill 2021, eq. 13); 1 samples the energy's density.
+        alpha: MALADE's step size, in squared [0, 1] units (eq. 10).
+        kick: standard deviation of MALADE's noise, the paper's delta.
+        walk: Langevin steps from noise to a reconstruction (Mitchell 2020, M of eq. 3.1).
+        iterations: gradient steps of a reconstruction (eq. 3.2).
+        rate: their size.
         delta: stop as soon as the label is settled at this error a request (metastable.stopping);
             None always spends all chains.
     """
 
     name: str
     dynamics: Dynamics
-    network: Literal["score", "energy"] = "score"
+    network: Network = "score"
     chains: int = 1
     steps: int = 0
     average: Average = "logits"
@@ -62,16 +74,23 @@ class Setting:
     step_bounds: tuple[float, float] = (1e-5, 0.1)
     stop: float = 1e-3
     tau: float = 0.005
+    eta: float = 1.0
+    alpha: float = 0.01
+    kick: float = 0.0
+    walk: int = 15
+    iterations: int = 240
+    rate: float = 0.1
     delta: float | None = None
 
     def __post_init__(self) -> None:
         self._require(self.name.isidentifier() and self.name.isascii(), "name", "letters, digits and _")
         self._require(self.dynamics in get_args(Dynamics), "dynamics", f"one of {get_args(Dynamics)}")
         self._require(self.average in get_args(Average), "average", f"one of {get_args(Average)}")
-        self._require(self.network in ("score", "energy"), "network", "score or energy")
+        self._require(self.network in NETWORKS, "network", f"one of {NETWORKS}")
         self._require(_whole(self.chains) and self.chains >= 1, "chains", "a whole number from 1")
         least = 0 if self.dynamics == "none" else 1
         self._require(_whole(self.steps) and self.steps >= least, "steps", f"a whole number from {least}")
+        self._require(self.dynamics != "noise" or self.steps == 1, "steps", "1, where there is only noise")
         self._require(_real(self.sigma) and 0 <= self.sigma <= 1, "sigma", "in [0, 1]")
         low = self.sigma_unflagged
         self._require(low is None or (_real(low) and 0 <= low <= 1), "sigma_unflagged", "in [0, 1]")
@@ -81,6 +100,13 @@ class Setting:
         self._require(good, "step_bounds", "two numbers, 0 < least <= greatest <= 10")
         self._require(_real(self.stop) and self.stop >= 0, "stop", "not negative")
         self._require(_real(self.tau) and 0 < self.tau <= 1, "tau", "in (0, 1]")
+        self._require(_real(self.eta) and 0 <= self.eta <= 100, "eta", "in [0, 100]")
+        self._require(_real(self.alpha) and 0 < self.alpha <= 10, "alpha", "in (0, 10]")
+        self._require(_real(self.kick) and 0 <= self.kick <= 1, "kick", "in [0, 1]")
+        self._require(_whole(self.walk) and 1 <= self.walk <= 1000, "walk", "a whole number from 1 to 1000")
+        bounded = _whole(self.iterations) and 1 <= self.iterations <= 10_000
+        self._require(bounded, "iterations", "a whole number from 1 to 10000")
+        self._require(_real(self.rate) and 0 < self.rate <= 10, "rate", "in (0, 10]")
         delta = self.delta
         self._require(delta is None or (_real(delta) and 0 < delta < 1), "delta", "in (0, 1)")
 
@@ -92,7 +118,13 @@ class Setting:
 
     @property
     def purifies(self) -> bool:
+        """Whether chains are drawn at all."""
         return self.dynamics != "none"
+
+    @property
+    def scored(self) -> bool:
+        """Whether the score of a network moves the chains."""
+        return self.dynamics not in ("none", "noise")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     bundle.json              what the bundle is, field by field (metastable.bundle.manifest)
     settings.yaml            the settings (metastable.settings)
-    <part>.safetensors       weights of `classifier`, `score` and, if there, `energy`
+    <part>.safetensors       weights of `classifier` and of the purifying networks
     classifier.onnx          in place of classifier.safetensors: a network that is not one of ours
 
 Nothing in a bundle is executed: weights are safetensors, architectures are names from a table here, a
@@ -19,6 +19,7 @@ from metastable.bundle.folder import (
     file_names,
     load,
     module_of,
+    network,
     rewrite,
     set_anomaly,
     set_settings,
@@ -30,13 +31,13 @@ from metastable.bundle.manifest import SCHEMA, Provenance
 
 ARCHIVE_FOLDER = "bundle"
 """Where a TorchServe archive keeps its bundle."""
-GRAPHS_FOLDER = "graphs"
-"""Where it keeps the ONNX graphs of the bundle, <name>.onnx each."""
+ARTIFACTS_FOLDER = "artifacts"
+"""Where it keeps what was exported of the bundle, <kind>/<name>.onnx or .pt2."""
 
 __all__ = [
     "ARCHITECTURES",
     "ARCHIVE_FOLDER",
-    "GRAPHS_FOLDER",
+    "ARTIFACTS_FOLDER",
     "MANIFEST",
     "SCHEMA",
     "SETTINGS",
@@ -46,6 +47,7 @@ __all__ = [
     "file_names",
     "load",
     "module_of",
+    "network",
     "rewrite",
     "set_anomaly",
     "set_settings",

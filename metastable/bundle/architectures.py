@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from metastable.bundle import checks
 from metastable.errors import BundleError
 from metastable.networks import channels_last
+from metastable.networks.autoencoder import Autoencoder
 from metastable.networks.classifier import WhitenedNet, WideResNet
+from metastable.networks.cnn import Cnn
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.score import ScoreNetwork
 
@@ -25,8 +27,10 @@ CLASSES = 10_000
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "WhitenedNet": WhitenedNet,
     "WideResNet": WideResNet,
+    "Cnn": Cnn,
     "EnergyNetwork": EnergyNetwork,
     "ScoreNetwork": ScoreNetwork,
+    "Autoencoder": Autoencoder,
 }
 
 _Check = Callable[[Any, str], Any]
@@ -50,8 +54,13 @@ ARGUMENTS: dict[str, dict[str, _Check]] = {
         "classes": _CLASSES,
         "flip_average": checks.flag,
     },
+    "Cnn": {"classes": _CLASSES, "channels": _CHANNELS, "size": _from(8, 512), "widths": _three_widths},
     "EnergyNetwork": {"channels": _CHANNELS, "size": _from(8, 512), "features": _from(1, 512)},
     "ScoreNetwork": {"channels": _CHANNELS, "widths": _three_widths, "blocks": _from(1, 16)},
+    "Autoencoder": {
+        "channels": _CHANNELS,
+        "variance": lambda value, where: checks.real(value, where, 1e-6, 1e3),
+    },
 }
 
 

@@ -32,6 +32,7 @@ class Bundle:
         shape: (channels, height, width) of an image.
         classifier: images of `shape` in [0, 1] to logits [B, classes].
         networks: the purifying networks by name; each has a method `score`.
+        parts: SHA-256 of the file of every part: what the networks compute.
         digest: SHA-256 of bundle.json, which holds the digests of all the rest.
     """
 
@@ -41,6 +42,7 @@ class Bundle:
     shape: tuple[int, int, int]
     classifier: nn.Module
     networks: dict[str, nn.Module]
+    parts: dict[str, str]
     anomaly: Calibration | None
     settings: settings_module.Settings
     provenance: Provenance
@@ -161,11 +163,20 @@ def load(folder: Path) -> Bundle:
         shape=manifest.shape,
         classifier=modules["classifier"],
         networks={name: module for name, module in modules.items() if name != "classifier"},
+        parts={name: part.sha256 for name, part in manifest.parts.items()},
         anomaly=manifest.anomaly,
         settings=settings,
         provenance=manifest.provenance,
         digest=files.digest(raw),
     )
+
+
+def network(folder: Path, name: str) -> nn.Module:
+    """One purifying network of a bundle; BundleError if there is none of this name."""
+    found = load(folder).networks
+    if name not in found:
+        raise BundleError(f"{folder} has no network {name!r}, only {sorted(found)}")
+    return found[name]
 
 
 def file_names(folder: Path) -> list[str]:
@@ -186,21 +197,31 @@ def set_settings(folder: Path, settings: str) -> None:
     Raises SettingsError or BundleError if they are wrong or need networks that the bundle has not.
     """
     manifest = manifest_module.parse(files.read(folder, MANIFEST, files.MANIFEST_BYTES))
-    manifest = dataclasses.replace(manifest, settings_sha256=files.digest(settings.encode()))
-    _settings(settings.encode(), manifest)
-    files.replace(folder, SETTINGS, settings.encode())
+    raw = _encoded(settings)
+    manifest = dataclasses.replace(manifest, settings_sha256=files.digest(raw))
+    _settings(raw, manifest)
+    files.replace(folder, SETTINGS, raw)
     _put_manifest(folder, manifest)
 
 
 def _save(folder: Path, manifest: Manifest, settings: str, data: Mapping[str, bytes]) -> None:
+    raw = _encoded(settings)
     settings_module.parse(settings)
     # Judged before anything is written; the manifest comes last, so that half a bundle does not load.
     manifest_module.parse(manifest_module.render(manifest))
     folder.mkdir(parents=True, exist_ok=True)
     for part, file in manifest.files().items():
         files.replace(folder, file, data[part])
-    files.replace(folder, SETTINGS, settings.encode())
+    files.replace(folder, SETTINGS, raw)
     _put_manifest(folder, manifest)
+
+
+def _encoded(settings: str) -> bytes:
+    """The bytes of settings.yaml; BundleError if `load` would not read so many."""
+    raw = settings.encode()
+    if len(raw) > files.SETTINGS_BYTES:
+        raise BundleError(f"{SETTINGS} has {len(raw)} bytes, and at most {files.SETTINGS_BYTES} are read")
+    return raw
 
 
 def _put_manifest(folder: Path, manifest: Manifest) -> None:
@@ -219,7 +240,7 @@ def _settings(text: bytes, manifest: Manifest) -> settings_module.Settings:
         settings = settings_module.parse(text.decode())
     except (SettingsError, UnicodeDecodeError) as error:
         raise BundleError(f"{SETTINGS}: {error}") from None
-    used: set[str] = {one.network for one in settings.by_name.values() if one.purifies}
+    used: set[str] = {one.network for one in settings.by_name.values() if one.scored}
     if manifest.anomaly is not None:
         used.add(manifest.anomaly.network)
     if missing := sorted(used - set(manifest.parts)):

@@ -6,7 +6,7 @@
     shape             [channels, size, size] of an image; channels 1 or 3
     range             [0.0, 1.0]: what the values of an image span
     conventions       CONVENTIONS: what score, steps and noise mean, so that no release reads them otherwise
-    parts             {classifier, score, energy: a part}; the classifier and one other at least
+    parts             {classifier, or a name of settings.NETWORKS: a part}; the classifier is there always
     settings_sha256   of settings.yaml
     anomaly           metastable.anomaly.Calibration, or null
     provenance        how the bundle was made (Provenance); no dates, so that equal builds are equal bytes
@@ -31,6 +31,7 @@ from metastable.anomaly import Calibration
 from metastable.bundle import architectures, checks, files
 from metastable.bundle.checks import MANIFEST
 from metastable.errors import BundleError
+from metastable.settings import NETWORKS
 
 SCHEMA = 2
 RANGE = [0.0, 1.0]
@@ -43,7 +44,7 @@ CONVENTIONS = {
     "noise": "z is standard normal, a function of the chain's key and the step",
 }
 RESIZE = "bilinear, antialiased"
-PARTS = ("classifier", "score", "energy")
+PARTS = ("classifier", *NETWORKS)
 _KEYS = {
     *("schema", "name", "version", "classes", "shape", "range", "conventions", "parts"),
     *("settings_sha256", "anomaly", "provenance", "manifest_sha256"),
@@ -157,7 +158,7 @@ def parse(raw: bytes) -> Manifest:
         checks.fail("range and conventions", "those of this release: export the bundle again")
     parts = found["parts"]
     if not isinstance(parts, dict) or "classifier" not in parts or not set(parts) <= set(PARTS):
-        checks.fail("parts", "a mapping with classifier and any of score and energy")
+        checks.fail("parts", f"a mapping with classifier and any of {', '.join(NETWORKS)}")
     manifest = Manifest(
         name=checks.plain_name(found["name"], "name"),
         version=checks.plain_name(found["version"], "version"),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
-from metastable.engine.runners import Batch, Kind, Runner
+from metastable.engine.runners import PROBES, Batch, Kind, Runner
 
 CLASSIFY = "classify"
 Work = Kind | str  #: a kind of chain, or CLASSIFY
@@ -89,8 +89,7 @@ def measure(
         keys = [(0, chain) for chain in range(size)]
         curves[CLASSIFY][size] = best(lambda x=x: runner.classify(x))  # type: ignore[misc]
         for kind in kinds:
-            row = (1e-3,) if kind.dynamics == "langevin" else (1.0, 1e-3, 1.0, 0.0)
-            batch = Batch(x, keys, [0] * size, [row] * size)
+            batch = Batch(x, keys, [0] * size, [PROBES[kind.dynamics]] * size)
             seconds = best(lambda kind=kind, batch=batch: runner.advance(kind, batch, 1))  # type: ignore[misc]
             curves.setdefault(kind, {})[size] = seconds
     return Costs(curves)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metastable.defense import Defended
+from metastable.defense import Defended, as_averaged, sigma_of
 from metastable.engine.runners import Kind
 from metastable.errors import MetastableError
 from metastable.settings import Setting
@@ -23,7 +23,7 @@ class Job:
         id: unique among the jobs that the engine holds.
         image: float32 [C, H, W] in [0, 1].
         seed: of its chains, in [0, 2^128); keep it secret.
-        flagged: the anomaly flag of the image; it chooses ADP's noise.
+        flagged: the anomaly flag of the image; it chooses the noise of `adp` and `noise`.
         deadline: on the engine's clock; None for no deadline.
     """
 
@@ -71,18 +71,36 @@ Outcome = Answer | Failure
 
 def kind_of(setting: Setting) -> Kind | None:
     """The kind of a setting's chains; None where there is nothing to purify."""
-    if setting.dynamics == "langevin":
-        return Kind("langevin", setting.network)
-    if setting.dynamics == "adp":
-        return Kind("adp", setting.network, adaptive=setting.step_bounds[0] != setting.step_bounds[1])
-    return None
+    match setting.dynamics:
+        case "none":
+            return None
+        case "noise":
+            return Kind("noise", "")
+        case "adp":
+            return Kind("adp", setting.network, adaptive=setting.step_bounds[0] != setting.step_bounds[1])
+        case "langevin" if setting.eta == 1.0:
+            return Kind("langevin", setting.network)
+        case "langevin" | "malade":
+            return Kind("drift", setting.network)
+        case "reconstruction":
+            return Kind("reconstruction", setting.network, walk=setting.walk, iterations=setting.iterations)
 
 
-def parameters_of(setting: Setting) -> tuple[float, ...]:
-    """A row of `runners.Batch.parameters`."""
-    if setting.dynamics == "langevin":
-        return (setting.tau,)
-    return (setting.step_fraction, *setting.step_bounds, setting.stop)
+def parameters_of(setting: Setting, flagged: bool = False) -> tuple[float, ...]:
+    """A row of `runners.Batch.parameters`, for an image with this anomaly flag."""
+    match setting.dynamics:
+        case "noise":
+            return (sigma_of(setting, flagged),)
+        case "langevin" if setting.eta == 1.0:
+            return (setting.tau,)
+        case "langevin":
+            return (0.5 * setting.tau**2, setting.eta * setting.tau)
+        case "malade":
+            return (setting.alpha, setting.kick)
+        case "reconstruction":
+            return (setting.rate, setting.tau, setting.eta)
+        case _:
+            return (setting.step_fraction, *setting.step_bounds, setting.stop)
 
 
 class Finished(NamedTuple):
@@ -103,7 +121,7 @@ class Request:
 
     def __init__(self, job: Job, order: int, arrived: float, price: float, goal: int) -> None:
         self.job, self.order, self.arrived, self.price, self.goal = job, order, arrived, price, goal
-        self.kind, self.parameters = kind_of(job.setting), parameters_of(job.setting)
+        self.kind, self.parameters = kind_of(job.setting), parameters_of(job.setting, job.flagged)
         self.steps = job.setting.steps
         self.cap = job.setting.chains if job.setting.purifies else 1
         self.begun = 0
@@ -127,9 +145,7 @@ class Request:
     def result(self, count: int | None = None) -> Defended:
         """The first `count` chains by number, or all that have finished, as of the reference defense."""
         chains = [self.finished[chain] for chain in sorted(self.finished)[:count]]
-        outputs = torch.stack([one.output for one in chains])
         average = self.job.setting.average
-        if average == "softmax":
-            outputs = outputs.softmax(1)
+        outputs = as_averaged(torch.stack([one.output for one in chains]), average)
         purified = torch.stack([one.state for one in chains]).mean(0)
         return Defended(outputs[None], purified[None], torch.tensor([[c.steps for c in chains]]), average)

@@ -1,1 +1,1 @@
-"""Trainers: `python -m metastable.training {classifier,score,energy-dsm,energy-ml} --help`."""
+"""Trainers: `python -m metastable.training TRAINER --help`; `__main__` has their names."""

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from metastable import datasets
-from metastable.training import classifier, energy, score
+from metastable.training import classifier, energy, malade, purified, score
+from metastable.training.run import Paused, sitting
 
 TRAINERS: dict[str, tuple[type, Any]] = {
     "classifier": (classifier.ClassifierConfig, classifier.train),
     "score": (score.ScoreConfig, score.train_score),
     "energy-dsm": (score.EnergyDsmConfig, score.train_energy),
     "energy-ml": (energy.EnergyMlConfig, energy.train_energy_ml),
+    "malade": (malade.MaladeConfig, malade.train),
+    "purified": (purified.PurifiedConfig, purified.train),
 }
 
 
@@ -39,11 +42,16 @@ def main() -> None:
         sub.add_argument("--data", help="folder of the data sets (default: METASTABLE_DATA)")
         sub.add_argument("--out", type=Path, required=True, help="run folder; resumed if it holds a run")
         sub.add_argument("--device", default="auto")
+        sub.add_argument("--minutes", type=float, help="pause after so long; the same command goes on")
         _add_fields(sub, config)
     args = vars(parser.parse_args())
     config_type, train = TRAINERS[args["trainer"]]
     config = config_type(**{f.name: args[f.name] for f in dataclasses.fields(config_type)})
-    result = train(config, datasets.data_root(args["data"]), args["out"], args["device"])
+    try:
+        with sitting(args["minutes"]):
+            result = train(config, datasets.data_root(args["data"]), args["out"], args["device"])
+    except Paused as pause:
+        result = {"paused": str(pause)}
     print(json.dumps(result))
 
 

@@ -1,32 +1,49 @@
-"""Train a natural classifier: the fast recipe of Jordan (2024) for WhitenedNet or a WideResNet.
+"""Train a classifier: the fast recipe of Jordan (2024) for WhitenedNet, a WideResNet or a small Cnn.
 
 SGD with Nesterov momentum on a triangular (one-cycle) schedule, label smoothing 0.2, shifts of
 two pixels with reflected borders, mirror images that alternate by epoch, and an average of the
 weights towards the end (lookahead).  bfloat16 convolutions where the machine has them.
+
+With `adversarial` it learns images that PGD has moved, made anew from the present weights for every
+batch: min over weights of E[max over the ball of the loss] (Madry et al. 2018, eq. 2.1).
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from metastable import datasets
+from metastable.attacks.pgd import pgd
+from metastable.errors import DataError
 from metastable.networks import channels_last
 from metastable.networks.classifier import WhitenedNet, WideResNet
+from metastable.networks.cnn import Cnn
 from metastable.training.run import Ema, Learner, Run, device_of
 
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """Learning rates are per 1 024 examples of a summed loss, decoupled from the momentum."""
+    """Learning rates are per 1 024 examples of a summed loss, decoupled from the momentum.
 
-    network: str = "whitened"  # or "wrn-DEPTH-WIDTH"
+    Attributes:
+        dataset: "cifar10" or "mnist"; digits are shifted, but not mirrored.
+        network: "whitened", "wrn-DEPTH-WIDTH", or for digits "cnn" or "cnn-A-B-C" with its widths.
+        adversarial: radius of the l_inf ball, in [0, 1] units, that PGD moves images in; 0 for none.  It
+            grows from 0 over the first fifth of the updates, so that something is learned first.
+        attack_steps: of PGD, each 2.5 radii divided by their number long.
+    """
+
+    dataset: str = "cifar10"
+    network: str = "whitened"
     epochs: int = 12
     batch: int = 1024
     lr: float = 11.5
@@ -36,25 +53,39 @@ class ClassifierConfig:
     label_smoothing: float = 0.2
     shift: int = 2
     whiten_bias_epochs: int = 3
+    adversarial: float = 0.0
+    attack_steps: int = 10
     seed: int = 0
     bf16: bool = True
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for settings that no run can have."""
+        if not 0 <= self.adversarial <= 1 or self.attack_steps < 1:
+            raise ValueError("adversarial must lie in [0, 1], and attack_steps be 1 or more")
 
-def build(name: str, classes: int = 10) -> WhitenedNet | WideResNet:
+
+def build(name: str, classes: int = 10) -> WhitenedNet | WideResNet | Cnn:
     if name == "whitened":
         return WhitenedNet(classes)
-    _, depth, width = name.split("-")
+    kind, *numbers = name.split("-")
+    if kind == "cnn":
+        a, b, c = (int(n) for n in numbers) if numbers else (128, 64, 128)
+        return Cnn(classes, widths=(a, b, c))
+    depth, width = numbers
     return WideResNet(int(depth), int(width), classes)
 
 
-def augment(images: Tensor, epoch: int, shift: int, flip_first: Tensor, rng: torch.Generator) -> Tensor:
+def augment(
+    images: Tensor, epoch: int, shift: int, flip_first: Tensor | None, rng: torch.Generator
+) -> Tensor:
     """Random shifts of up to `shift` pixels; each image is mirrored in every second epoch.
 
-    Args: images [B, C, H, W]; flip_first bool [B], which images start mirrored.
+    Args: images [B, C, H, W]; flip_first bool [B], which images start mirrored; None mirrors none ever.
     """
     b, _, height, width = images.shape
-    flip = flip_first if epoch % 2 == 0 else ~flip_first
-    images = torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)
+    if flip_first is not None:
+        flip = flip_first if epoch % 2 == 0 else ~flip_first
+        images = torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)
     padded = F.pad(images, (shift,) * 4, mode="reflect")
     corners = torch.randint(0, 2 * shift + 1, (b, 2), generator=rng)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, C, 2s+1, 2s+1, H, W]
@@ -108,7 +139,7 @@ def _one_cycle(step: int, total: int) -> float:
 def train(config: ClassifierConfig, data: Path, out: Path, device: str = "auto") -> dict[str, Any]:
     """Train, resume where a checkpoint is, and return the metrics (test accuracy with n)."""
     run, dev = Run(out, config), device_of(device)
-    train_set = datasets.load("cifar10", data, "train")
+    train_set = datasets.load(config.dataset, data, "train")
     torch.manual_seed(config.seed)
     network = build(config.network)
     if isinstance(network, WhitenedNet):
@@ -131,17 +162,18 @@ def train(config: ClassifierConfig, data: Path, out: Path, device: str = "auto")
             len(labels), generator=torch.Generator().manual_seed(config.seed * 7919 + epoch)
         )
         pick = order[index * config.batch : (index + 1) * config.batch]
-        x = augment(images[pick], epoch, config.shift, flip_first[pick], rng).to(dev)
+        flips = None if config.dataset == "mnist" else flip_first[pick]
+        x, y = augment(images[pick], epoch, config.shift, flips, rng).to(dev), labels[pick].to(dev)
         if isinstance(network, WhitenedNet):
             network.whiten.bias.requires_grad_(epoch < config.whiten_bias_epochs)  # type: ignore[union-attr]
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * _one_cycle(step, total)
-        network.train()
         with torch.autocast(dev.type, torch.bfloat16, enabled=config.bf16):
+            if config.adversarial:
+                x = _attacked(network, x, y, config, step, min(1.0, (step + 1) / (0.2 * total)))
+            network.train()
             logits = network(x.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(
-            logits.float(), labels[pick].to(dev), label_smoothing=config.label_smoothing, reduction="sum"
-        )
+        loss = F.cross_entropy(logits.float(), y, label_smoothing=config.label_smoothing, reduction="sum")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -156,7 +188,7 @@ def train(config: ClassifierConfig, data: Path, out: Path, device: str = "auto")
     bar.close()
     run.checkpoint(learner.state, now=True)
     average.copy_to(network)
-    test = datasets.load("cifar10", data, "test")
+    test = datasets.load(config.dataset, data, "test")
     return run.finish(
         network,
         {
@@ -166,6 +198,36 @@ def train(config: ClassifierConfig, data: Path, out: Path, device: str = "auto")
             "train_digest": train_set.digest(),
             "test_digest": test.digest(),
         },
+    )
+
+
+def trained(run: Path) -> nn.Module:
+    """The classifier of a finished run folder, in eval mode; DataError if there is none."""
+    try:
+        config = json.loads((run / "config.json").read_text())
+        weights = load_file(run / "weights.safetensors")
+    except OSError as error:
+        raise DataError(f"{run} holds no finished classifier run: {error.strerror}") from None
+    network = build(config["network"])
+    network.load_state_dict(weights)
+    return network.eval().requires_grad_(False)
+
+
+def _attacked(
+    network: nn.Module, x: Tensor, y: Tensor, config: ClassifierConfig, step: int, share: float
+) -> Tensor:
+    """The batch as PGD, in that share of the ball, moves it; batch norm uses its running statistics."""
+    network.eval()
+    eps = config.adversarial * share
+    # The strongest candidate of all steps, which is at least as strong as Madry's last.
+    return pgd(
+        network,
+        x,
+        y,
+        eps=eps,
+        step=2.5 * eps / config.attack_steps,
+        steps=config.attack_steps,
+        seed=(config.seed * 1_000_003 + step) % 2**32,
     )
 
 

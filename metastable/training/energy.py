@@ -22,11 +22,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metastable import datasets
-from metastable.dynamics.langevin import langevin_step
 from metastable.networks import channels_last
 from metastable.networks.energy import EnergyNetwork
 from metastable.training import health
 from metastable.training.run import Run, device_of
+from metastable.training.sampler import Sampler, run_chains
 
 DIVERGED = 1e6
 """An energy difference beyond this stops a run.  MNIST runs start at some hundreds, and fall."""
@@ -164,13 +164,14 @@ def train_energy_ml(config: EnergyMlConfig, data: Path, out: Path, device: str =
             "update": update,
         }
 
+    sampler = Sampler(network, (config.batch, *train_set.images.shape[1:]), config.tau, config.steps, dev)
     bar = tqdm(total=config.updates, initial=update, desc="maximum likelihood", unit="update", mininterval=5)
     while update < config.updates:
         if update == config.switch:
             optimizer = _optimizer(network, config, update)
         positive, rows, rng = _draw_batch(train_set.images, len(bank), config, update, dev)
         chains = bank[rows].to(dev).float().contiguous(memory_format=torch.channels_last)
-        negative, strength = run_chains(network, chains, config.tau, config.steps, rng)
+        negative, strength = sampler(chains, rng)
         u_data, u_samples = network(torch.cat([positive, negative])).chunk(2)
         loss = u_data.mean() - u_samples.mean()
         d = loss.item()
@@ -221,25 +222,6 @@ def start_bank(config: EnergyMlConfig, images: Tensor) -> Tensor:
         return datasets.to_float(images[torch.arange(size) % len(images)]).half()
     rng = torch.Generator().manual_seed(config.seed)
     return torch.empty(size, *images.shape[1:], dtype=torch.float16).uniform_(generator=rng)
-
-
-@torch.no_grad()
-def run_chains(
-    network: EnergyNetwork, x: Tensor, tau: float, steps: int, rng: torch.Generator
-) -> tuple[Tensor, float]:
-    """`steps` Langevin steps (eq. 3) from x [B, C, H, W] in [0, 1] units, without clamping.
-
-    Returns the last states and the gradient strength, the mean of |grad U| over steps and chains.
-    """
-    b, c, h, w = x.shape
-    total = torch.zeros((), device=x.device)
-    for _ in range(steps):
-        score = network.score(x)
-        total += score.square().sum(dim=(1, 2, 3)).sqrt().mean()
-        # Drawn in the order in which channels-last images lie in memory: no copy in the addition.
-        noise = torch.randn(b, h, w, c, generator=rng, device=x.device).permute(0, 3, 1, 2)
-        x = langevin_step(x, score, tau, noise)
-    return x, total.item() / steps
 
 
 @torch.no_grad()

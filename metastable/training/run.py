@@ -2,15 +2,21 @@
 
 A run folder holds `config.json` (written first; a resumed run must match it), `checkpoint.pt`
 (replaced atomically), `log.jsonl` (one line a report) and, at the end, `weights.safetensors`
-and `metrics.json`.
+and `metrics.json`.  A long run is made in sittings:
+
+    with sitting(minutes=9):
+        train(...)      # raises Paused after its last checkpoint; the next sitting goes on from there
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +34,30 @@ def device_of(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+class Paused(Exception):
+    """The sitting is over; the checkpoint holds all that was done."""
+
+
+_until: ContextVar[float] = ContextVar("_until", default=math.inf)
+
+
+@contextmanager
+def sitting(minutes: float | None) -> Iterator[None]:
+    """Let runs inside end with Paused at a checkpoint after so many minutes; None lets them finish."""
+    token = _until.set(math.inf if minutes is None else time.monotonic() + 60 * minutes)
+    try:
+        yield
+    finally:
+        _until.reset(token)
+
+
 class Run:
     """One resumable training run in one folder.
 
     Raises DataError when the folder holds a run with another configuration.
     """
 
-    def __init__(self, folder: Path, config: Any, *, every_s: float = 240.0) -> None:
+    def __init__(self, folder: Path, config: Any, *, every_s: float = 100.0) -> None:
         self.folder = folder
         self.config: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
         self._every_s = every_s
@@ -61,13 +84,19 @@ class Run:
         return state
 
     def checkpoint(self, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
-        """Save `state()` if the last checkpoint is older than `every_s` seconds, or at once."""
-        if not now and time.monotonic() - self._saved < self._every_s:
+        """Save `state()` if the last checkpoint is older than `every_s` seconds, or at once.
+
+        Raises Paused, with everything saved, if the sitting is over and the run is not (`now`).
+        """
+        over = not now and time.monotonic() >= _until.get()
+        if not (now or over) and time.monotonic() - self._saved < self._every_s:
             return
         part = self.folder / "checkpoint.part"
         torch.save({**state(), "spent_s": self.spent_s}, part)
         part.replace(self.folder / "checkpoint.pt")
         self._saved = time.monotonic()
+        if over:
+            raise Paused(f"{self.folder} is not finished: run the same command again to go on")
 
     def log(self, **values: float) -> None:
         line = {k: float(f"{v:.6g}") for k, v in values.items()}
@@ -121,12 +150,16 @@ class Ema:
 
 @dataclasses.dataclass
 class Learner:
-    """What a checkpoint of gradient training holds: network, optimizer, averaged weights, step."""
+    """What a checkpoint of gradient training holds: network, optimizer, averaged weights, step.
+
+    `extra` are further tensors that change while it learns, by name; they are restored in place.
+    """
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
     average: Ema
     step: int = 0
+    extra: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -134,6 +167,7 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.shadow,
             "step": self.step,
+            "extra": self.extra,
         }
 
     def resume(self, run: Run) -> None:
@@ -143,3 +177,5 @@ class Learner:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.average.load(saved["average"])
             self.step = saved["step"]
+            for name, value in saved.get("extra", {}).items():
+                self.extra[name].copy_(value)

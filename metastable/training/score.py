@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from metastable import datasets
 from metastable.networks import channels_last
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.score import ScoreNetwork
+from metastable.training.loop import descend
 from metastable.training.run import Ema, Learner, Run, device_of
 
 
@@ -98,33 +98,21 @@ def _train(
     optimizer = torch.optim.Adam(network.parameters(), lr=config.lr, betas=(0.9, 0.99))
     average = Ema(network, config.ema)
     learner = Learner(network, optimizer, average)
-    learner.resume(run)
 
-    running: float | None = None
-    bar = tqdm(
-        total=config.updates, initial=learner.step, desc="score matching", unit="update", mininterval=5
-    )
-    while (step := learner.step) < config.updates:
+    def loss_of(step: int) -> Tensor:
         noisy, noise, sigma = _batch(train_set.images, config, step)
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * _schedule(step, config.warmup, config.updates)
         with torch.autocast(dev.type, torch.bfloat16, enabled=config.bf16):
-            loss = dsm_loss(network, noisy.to(dev), noise.to(dev), sigma.to(dev)).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        learner.step = step = step + 1
-        average.update(network, step)
-        running = loss.item() if running is None else running + 0.02 * (loss.item() - running)
-        bar.update()
-        bar.set_postfix(loss=f"{running:.4f}", refresh=False)
-        if step % 100 == 0:
-            run.log(step=step, loss=running)
-        run.checkpoint(learner.state)
-    bar.close()
-    run.checkpoint(learner.state, now=True)
-    average.copy_to(network)
+            return dsm_loss(network, noisy.to(dev), noise.to(dev), sigma.to(dev)).mean()
+
+    descend(
+        learner,
+        run,
+        loss_of,
+        updates=config.updates,
+        lr=config.lr,
+        warmup=config.warmup,
+        desc="score matching",
+    )
     test = datasets.load(config.dataset, data, "test").take(1000)
     return run.finish(
         network,
@@ -149,13 +137,6 @@ def _batch(images: Tensor, config: ScoreConfig | EnergyDsmConfig, step: int) -> 
     sigma = torch.exp(low + (high - low) * torch.rand(config.batch, 1, 1, 1, generator=rng))
     noise = torch.empty_like(clean).normal_(generator=rng)
     return clean + sigma * noise, noise, sigma
-
-
-def _schedule(step: int, warmup: int, total: int) -> float:
-    """Linear warm-up, then half a cosine down to zero."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 @torch.no_grad()

@@ -195,6 +195,8 @@ def test_new_settings_change_the_digest_and_are_checked(copy: Path) -> None:
     for wrong in ("x", text.replace("default: fast", "default: nothing")):
         with pytest.raises(BundleError, match=r"settings\.yaml"):
             bundle.set_settings(copy, wrong)
+    with pytest.raises(BundleError, match=r"settings\.yaml has .* bytes, and at most 65536 are read"):
+        bundle.set_settings(copy, text + "#" * files.SETTINGS_BYTES)
     assert bundle.load(copy).digest == after.digest
 
 
@@ -214,17 +216,26 @@ def test_writing_replaces_links_instead_of_following_them(tmp_path: Path) -> Non
     bundle.load(tmp_path / "b")
 
 
-def test_what_would_not_load_is_not_written(tiny: bundle.Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("classes", "more", "message"),
+    [
+        (["only"], "", "classes"),
+        (["one", "two"], "#" * files.SETTINGS_BYTES, r"settings\.yaml has 65\d+ bytes"),
+    ],
+)
+def test_what_would_not_load_is_not_written(
+    tiny: bundle.Bundle, tmp_path: Path, classes: list[str], more: str, message: str
+) -> None:
     network = (tiny.classifier, {"widths": [8, 8, 8]})
-    with pytest.raises(BundleError, match="classes"):
+    with pytest.raises(BundleError, match=message):
         bundle.write(
             tmp_path / "b",
             name="x",
             version="1",
-            classes=["only"],
+            classes=classes,
             shape=(3, 32, 32),
             networks={"classifier": network},
-            settings="default: a\ncaps: {chains: 1, steps: 1}\nsettings: {a: {dynamics: none}}",
+            settings="default: a\ncaps: {chains: 1, steps: 1}\nsettings: {a: {dynamics: none}}\n" + more,
             anomaly=None,
         )
     assert not (tmp_path / "b").exists()

@@ -39,3 +39,20 @@ def test_quadratic_energy_has_its_known_stationary_law() -> None:
     variance = v / (1 - tau**2 / (4 * v))
     assert abs(float(end.mean()) - m) < 4 * (variance / n) ** 0.5
     assert abs(float(end.var()) / variance - 1) < 4 * (2 / n) ** 0.5
+
+
+def test_a_noise_factor_gives_its_temperature() -> None:
+    """Eq. 13 on U = x^2 / 2: the stationary variance is eta^2 times that of eq. 3."""
+    rng = torch.Generator().manual_seed(0)
+    x, tau, eta = torch.zeros(4000, 1, 2, 2), 0.5, 0.5
+    end = langevin(
+        x, lambda x: -x, tau=tau, steps=60, eta=eta, noise=lambda t: torch.randn(x.shape, generator=rng)
+    )
+    keep = 1 - tau**2 / 2
+    assert abs(float(end.var()) / ((eta * tau) ** 2 / (1 - keep**2)) - 1) < 0.04
+
+
+def test_the_default_noise_factor_is_equation_3_to_the_bit() -> None:
+    x, s, z = torch.randn(3, 2, 1, 4, 4).unbind(0)
+    tau = torch.tensor(0.0123)
+    assert torch.equal(langevin_step(x, s, tau, z), x + 0.5 * tau**2 * s + tau * z)

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from metastable import datasets
+from metastable.networks.cnn import Cnn
 from metastable.training import classifier
 from metastable.training.classifier import ClassifierConfig, augment
 from metastable.training.run import Run
@@ -76,3 +77,38 @@ def _eager_run(folder: Path, config: ClassifierConfig) -> Run:
 
 def classifier_weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "weights.safetensors")
+
+
+def test_adversarial_batches_are_harder_and_inside_their_share_of_the_ball() -> None:
+    torch.manual_seed(0)
+    network = Cnn(widths=(4, 4, 8))
+    x, y = torch.rand(8, 1, 28, 28), torch.arange(8)
+    config = ClassifierConfig(dataset="mnist", network="cnn-4-4-8", adversarial=0.2, attack_steps=5)
+    moved = {share: classifier._attacked(network, x, y, config, 3, share) for share in (0.5, 1.0)}
+    losses = [torch.nn.functional.cross_entropy(network(z), y) for z in (x, moved[0.5], moved[1.0])]
+    assert losses[0] < losses[1] < losses[2]
+    for share, z in moved.items():
+        assert 0.8 * 0.2 * share < float((z - x).abs().max()) <= 0.2 * share + 1e-6
+    assert torch.equal(moved[1.0], classifier._attacked(network, x, y, config, 3, 1.0))
+
+
+def test_adversarial_training_of_digits_learns(tmp_path: Path, bars: None) -> None:
+    config = ClassifierConfig(
+        dataset="mnist", network="cnn-4-4-8", epochs=40, batch=32, lr=2.0, label_smoothing=0.0,
+        adversarial=0.2, attack_steps=2, bf16=False,
+    )  # fmt: skip
+    assert classifier.train(config, tmp_path, tmp_path / "run", "cpu")["test_accuracy"] > 0.9
+    network = classifier.trained(tmp_path / "run")
+    test = datasets.load("mnist", tmp_path, "test")
+    assert classifier.accuracy(network, test) > 0.9
+
+
+def test_a_ball_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="adversarial"):
+        ClassifierConfig(adversarial=-0.1)
+
+
+def test_digits_are_not_mirrored() -> None:
+    images = torch.rand(4, 1, 8, 8)
+    for epoch in (0, 1):
+        assert torch.equal(augment(images, epoch, 0, None, torch.Generator().manual_seed(0)), images)

@@ -1,0 +1,64 @@
+"""The shipped MNIST bundles: every defense in them answers a request."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from prometheus_client import CollectorRegistry
+
+from handlers.metrics import Metrics
+from handlers.service import Request, Service
+from metastable import bundle
+from metastable.bundle import Bundle
+from metastable.engine.runners.torch_runner import TorchRunner
+
+
+def one() -> bytes:
+    """A digit 1, drawn by hand, as PNG."""
+    pixels = np.zeros((28, 28), np.uint8)
+    pixels[5:23, 13:16] = 250
+    pixels[5:23, [12, 16]] = 90
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def mnist(root: Path) -> Bundle:
+    return bundle.load(root / "model_store" / "mnist")
+
+
+@pytest.mark.timeout(600)  # a busy core takes a minute: reconstruction differentiates through its steps
+def test_every_setting_answers_a_request_by_its_name(mnist: Bundle) -> None:
+    service = Service(
+        mnist,
+        Metrics(CollectorRegistry(), settings=mnist.settings.names),
+        TorchRunner(mnist.networks, mnist.classifier),
+    )
+    assert {s.dynamics for s in mnist.settings.by_name.values()} >= {
+        *("none", "noise", "adp", "langevin", "malade", "reconstruction")
+    }
+    requests = [
+        Request(name, {"X-Metastable-Setting": name}, {"body": bytearray(one())})
+        for name in mnist.settings.names
+    ]
+    for name, response in zip(mnist.settings.names, service.answer(requests), strict=True):
+        assert response.status == 200, name
+        body = json.loads(response.body)
+        assert (body["setting"], body["class"]) == (name, "1")
+        assert body["chains"] == mnist.settings[name].chains
+
+
+def test_another_classifier_stands_behind_the_same_networks(mnist: Bundle, root: Path) -> None:
+    madry = bundle.load(root / "model_store" / "mnist-madry")
+    assert madry.settings == mnist.settings
+    x = torch.rand(2, 1, 28, 28)
+    for name, score in mnist.scores.items():
+        assert torch.equal(madry.scores[name](x), score(x))
+    assert not torch.equal(madry.classifier(x), mnist.classifier(x))
