@@ -21,7 +21,7 @@ from benchmarks import agreement, contenders, decide, load, resend, steps
 from metastable import bundle, datasets
 from metastable.engine.runners import Runner
 from metastable.errors import MetastableError
-from metastable.evaluation.__main__ import machine
+from metastable.evaluation.cli import machine
 from metastable.stopping import Stopping
 
 

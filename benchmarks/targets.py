@@ -30,11 +30,11 @@ TARGETS = (
 )
 
 
-def judge(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def judge(rows: Iterable[Mapping[str, Any]], targets: Iterable[Target] = TARGETS) -> list[dict[str, Any]]:
     """Each target with the best that was measured where it was worst; met is None if nothing was."""
     langevin = [r for r in rows if r["work"] == "langevin"]
     found = []
-    for target in TARGETS:
+    for target in targets:
         best = [
             max(
                 (r[target.field] for r in langevin if r["chains"] == n and r["runner"] in target.runners),

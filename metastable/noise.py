@@ -3,6 +3,9 @@
 The noise of chain c at step t of a request with seed k is a Philox 4x64 stream with key k (128
 bits) and counter (0, 0, c, t): a pure function of those three numbers.  Batch size, batch order
 and the number of other chains change nothing, and any step can be drawn without the ones before.
+
+A GPU makes other normals of the same words (`metastable.cuda_noise`): equal keys give equal noise on one
+kind of device, not on both.
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SEED_BITS = 128
+from metastable import cuda_noise
+from metastable.cuda_noise import SEED_BITS as SEED_BITS
+
 ChainKey = tuple[int, int]  #: (request seed, chain number)
 
 
@@ -23,16 +28,26 @@ def secret_seed() -> int:
     return secrets.randbits(SEED_BITS)
 
 
-def normal(keys: Sequence[ChainKey], step: int | Sequence[int], shape: tuple[int, ...]) -> Tensor:
+def normal(
+    keys: Sequence[ChainKey],
+    step: int | Sequence[int],
+    shape: tuple[int, ...],
+    device: torch.device | None = None,
+) -> Tensor:
     """Standard normal float32 [len(keys), *shape], row i drawn for chain keys[i] at its step.
 
     Args:
         step: the step of all rows, or one for each.
+        shape: of a row; (C, H, W) on a GPU.
+        device: where the rows are drawn, and left; None is the CPU.
 
     Raises ValueError for a seed outside [0, 2^128), a negative chain or step, or steps that are not
     as many as the keys.
     """
     steps = [step] * len(keys) if isinstance(step, int) else step
+    if device is not None and device.type == "cuda":
+        c, h, w = shape
+        return cuda_noise.draw(cuda_noise.pack(keys, steps).to(device), (c, h, w))
     out = np.empty((len(keys), *shape), np.float32)
     philox = np.random.Philox(key=0)
     generator, state = np.random.Generator(philox), philox.state

@@ -21,14 +21,33 @@ class Kind:
     """What chains must share to be advanced in one batch.
 
     Attributes:
-        dynamics: `langevin` or `adp`.
-        network: name of the bundle's network that gives the score.
+        dynamics: `langevin`; `adp`; `drift`, a share of the score and a share of noise, which is MALADE
+            and Langevin dynamics with noise of another strength; `noise` alone; `reconstruction`.
+        network: name of the bundle's network that gives the score; empty for `noise`.
         adaptive: of `adp`: whether the step size adapts (else it is the upper bound).
+        walk, iterations: of `reconstruction`: Langevin steps of its generator, and of gradient descent.
     """
 
-    dynamics: Literal["langevin", "adp"]
+    dynamics: Literal["langevin", "adp", "drift", "noise", "reconstruction"]
     network: str
     adaptive: bool = True
+    walk: int = 0
+    iterations: int = 0
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether its steps need the derivative of the score, which exported graphs do not have."""
+        return self.dynamics == "reconstruction"
+
+
+PROBES: dict[str, tuple[float, ...]] = {
+    "langevin": (1e-3,),
+    "adp": (1.0, 1e-3, 1.0, 0.0),
+    "drift": (1e-3, 1e-3),
+    "noise": (1e-3,),
+    "reconstruction": (1e-3, 1e-3, 1e-3),
+}
+"""Parameters of a chain of each dynamics that goes nowhere, to measure a step with."""
 
 
 @dataclass
@@ -40,7 +59,8 @@ class Batch:
         keys: (request seed, chain number) of every row.
         steps: number of the next step of every row: noise is keyed by it.  ADP injects with step 0
             before the first update, so its updates need no noise.
-        parameters: of every row: (tau,) for `langevin`; (lambda, low, high, stop) for `adp`.
+        parameters: of every row: (tau,) for `langevin`; (lambda, low, high, stop) for `adp`; for `drift`
+            the factors of score and noise; (sigma,) for `noise`; (rate, tau, eta) for `reconstruction`.
     """
 
     x: Tensor

@@ -12,7 +12,7 @@ from metastable.engine.runners.exported import ExportedRunner
 from metastable.engine.runners.stepping import Call
 
 
-class AotRunner(ExportedRunner):
+class AotRunner(ExportedRunner[bytes]):
     """See `metastable.engine.runners.Runner`.
 
     Args:

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from metastable.engine.graphs import Precision
 from metastable.engine.runners import Runner
+from metastable.engine.runners.artifacts import EIGHT, GRAPHS, PACKAGES, Artifacts
 from metastable.errors import EngineFailure, MissingPackage, SettingsError
 
 log = logging.getLogger(__name__)
@@ -23,7 +25,6 @@ log = logging.getLogger(__name__)
 AUTO = "auto"
 CANDIDATES = ("openvino", "onnx", "torch")
 """What `auto` chooses from: runners that give float32 answers, so that the choice changes only speed."""
-PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
 PROBE = 8  # chains in the batch that is timed: about a segment of work on two cores
 REPEATS = 5
 
@@ -35,7 +36,7 @@ class Parts:
     Attributes:
         networks: the purifying networks by name; each has a method `score`.
         classifier: images to logits.
-        graphs: the same as ONNX models (`export.graphs`), or empty if nobody exported them.
+        artifacts: what was exported of the same, by kind and name; empty if nothing was.
         shape: (C, H, W) of images.
         threads: of the runner; 0 takes all cores.
         digest: of the bundle; the key under which a choice is remembered.
@@ -43,83 +44,133 @@ class Parts:
 
     networks: Mapping[str, nn.Module]
     classifier: nn.Module
-    graphs: Mapping[str, bytes]
+    artifacts: Artifacts
     shape: tuple[int, int, int]
     threads: int = 0
     digest: str = ""
 
 
-def _torch(parts: Parts) -> Runner:
+def _torch(parts: Parts, files: Mapping[str, bytes], precision: Precision) -> Runner:
     from metastable.engine.runners.torch_runner import TorchRunner
 
-    return TorchRunner(parts.networks, parts.classifier)
+    return TorchRunner(parts.networks, parts.classifier, precision=precision)
 
 
-def _openvino(parts: Parts) -> Runner:
+def _openvino(parts: Parts, files: Mapping[str, bytes], precision: Precision) -> Runner:
     from metastable.engine.runners.openvino_runner import OpenVinoRunner
 
-    return OpenVinoRunner(parts.graphs, threads=parts.threads)
+    return OpenVinoRunner(files, precision=precision, threads=parts.threads)
 
 
-def _bf16(parts: Parts) -> Runner:
-    from metastable.engine.runners.openvino_runner import OpenVinoRunner
+def _cuda(parts: Parts, files: Mapping[str, bytes], precision: Precision) -> Runner:
+    from metastable.engine.runners.cuda_runner import CudaRunner
 
-    return OpenVinoRunner(parts.graphs, precision="bf16", threads=parts.threads)
+    return CudaRunner(parts.networks, parts.classifier, precision="bf16" if precision == "bf16" else "tf32")
 
 
-def _onnx(parts: Parts) -> Runner:
+def _onnx(parts: Parts, files: Mapping[str, bytes], precision: Precision) -> Runner:
     from metastable.engine.runners.onnx_runner import OnnxRunner
 
-    return OnnxRunner(parts.graphs, threads=parts.threads)
+    return OnnxRunner(files, precision=precision, threads=parts.threads)
 
 
-MAKERS: dict[str, Callable[[Parts], Runner]] = {
-    "torch": _torch,
-    "openvino": _openvino,
-    "openvino-bf16": _bf16,
-    "onnx": _onnx,
+def _aot(parts: Parts, files: Mapping[str, bytes], precision: Precision) -> Runner:
+    from metastable.engine.runners.aot_runner import AotRunner
+
+    return AotRunner(files)
+
+
+@dataclass(frozen=True)
+class Maker:
+    """How a runner is made that can be asked for.
+
+    Attributes:
+        make: from its parts, the files of `artifact`, and `precision`.
+        package: that must be installed.
+        artifact: the kind of exported files that it reads (`artifacts.SUFFIXES`).
+        gpu: whether it needs one.
+    """
+
+    make: Callable[[Parts, Mapping[str, bytes], Precision], Runner]
+    package: str = "torch"
+    artifact: str | None = None
+    precision: Precision = "f32"
+    gpu: bool = False
+
+
+MAKERS: dict[str, Maker] = {
+    "torch": Maker(_torch),
+    "torch-bf16": Maker(_torch, precision="bf16"),
+    "openvino": Maker(_openvino, "openvino", GRAPHS),
+    "openvino-bf16": Maker(_openvino, "openvino", GRAPHS, "bf16"),
+    "openvino-int8": Maker(_openvino, "openvino", EIGHT, "int8"),
+    "onnx": Maker(_onnx, "onnxruntime", GRAPHS),
+    "onnx-int8": Maker(_onnx, "onnxruntime", EIGHT, "int8"),
+    "aot": Maker(_aot, artifact=PACKAGES),
+    "cuda": Maker(_cuda, "triton", gpu=True),
+    "cuda-bf16": Maker(_cuda, "triton", precision="bf16", gpu=True),
 }
 NAMES = (AUTO, *MAKERS)
 
 
+def artifact_of(name: str) -> str | None:
+    """The kind of exported files that the runner of a name in NAMES reads; None if it needs none.
+
+    Raises SettingsError if there is no runner of this name.
+    """
+    if name not in NAMES:
+        raise SettingsError(f"runner must be one of {', '.join(NAMES)}, not {name!r}")
+    return GRAPHS if name == AUTO else MAKERS[name].artifact
+
+
+def is_exact(runner: Runner) -> bool:
+    """Whether the runner's answers are float32's, and not of a type with fewer bits."""
+    maker = MAKERS.get(runner.name)
+    return maker is None or maker.precision == "f32"
+
+
 def missing(name: str, parts: Parts) -> str | None:
     """Why the runner of this name cannot be made here, with what to do; None if it can."""
-    package = PACKAGES.get(name.partition("-")[0])
-    if package is None:
-        return None
-    if importlib.util.find_spec(package) is None:
-        return f"runner {name} needs the package {package}: install it, or choose another runner"
-    if not parts.graphs:
-        return f"runner {name} needs exported graphs: build the archive with `make archive`"
+    maker = MAKERS[name]
+    if maker.gpu and not torch.cuda.is_available():
+        return f"runner {name} needs a GPU that PyTorch can use: choose another runner"
+    if importlib.util.find_spec(maker.package) is None:
+        return f"runner {name} needs the package {maker.package}: install it, or choose another runner"
+    if maker.artifact and not parts.artifacts.get(maker.artifact):
+        return (
+            f"runner {name} needs artifact {maker.artifact}, which is not in the archive: name the runner in "
+            "model-config.yaml and build the archive again with `make archive`"
+        )
     return None
 
 
 def make(name: str, parts: Parts, cache: MutableMapping[str, str] | None = None) -> Runner:
     """The runner of a name in NAMES.
 
-    `auto` times an update of every candidate that is there on PROBE chains; with a `cache` (the caller
-    may keep it in a file) the choice is remembered for this bundle.
+    `auto` takes `cuda` where it can be made; else it times an update of every candidate that is there on
+    PROBE chains; with a `cache` (the caller may keep it in a file) the choice is remembered for this bundle.
 
     Raises:
         SettingsError: there is no runner of this name.
         MissingPackage: its runtime is not installed, or nothing was exported for it.
         EngineFailure: `auto` found none that runs the bundle.
     """
-    if name not in NAMES:
-        raise SettingsError(f"runner must be one of {', '.join(NAMES)}, not {name!r}")
+    artifact_of(name)
+    if name == AUTO and torch.cuda.is_available() and missing("cuda", parts) is None:
+        name = "cuda"
     if name != AUTO:
         if reason := missing(name, parts):
             raise MissingPackage(reason)
-        return MAKERS[name](parts)
+        return _made(name, parts)
     known = [candidate for candidate in CANDIDATES if missing(candidate, parts) is None]
     key = f"{parts.digest} {parts.threads} {torch.__version__} {' '.join(known)}"
     if cache is not None and cache.get(key) in known:
-        return MAKERS[cache[key]](parts)
+        return _made(cache[key], parts)
     made: dict[str, Runner] = {}
     seconds: dict[str, float] = {}
     for candidate in known:
         try:
-            made[candidate] = MAKERS[candidate](parts)
+            made[candidate] = _made(candidate, parts)
             seconds[candidate] = _seconds(made[candidate], parts)
         except Exception as error:
             # A network that somebody brought may use operators that a runtime lacks; others have them.
@@ -130,6 +181,11 @@ def make(name: str, parts: Parts, cache: MutableMapping[str, str] | None = None)
     if cache is not None:
         cache[key] = best
     return made[best]
+
+
+def _made(name: str, parts: Parts) -> Runner:
+    maker = MAKERS[name]
+    return maker.make(parts, parts.artifacts[maker.artifact] if maker.artifact else {}, maker.precision)
 
 
 def _seconds(runner: Runner, parts: Parts) -> float:

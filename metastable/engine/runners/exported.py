@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,7 +29,11 @@ def pieces(size: int) -> list[int]:
     return cut + [1 << bit for bit in reversed(range(rest.bit_length())) if rest >> bit & 1]
 
 
-class ExportedRunner:
+G = TypeVar("G")
+"""A graph, as its runtime takes it: its bytes, or a file."""
+
+
+class ExportedRunner(Generic[G]):
     """See `metastable.engine.runners.Runner`.
 
     Args:
@@ -44,8 +49,8 @@ class ExportedRunner:
     def __init__(
         self,
         name: str,
-        graphs: Mapping[str, bytes],
-        build: Callable[[bytes, int], Call],
+        graphs: Mapping[str, G],
+        build: Callable[[G, int], Call],
         *,
         fixed: bool = True,
         ahead: float | None = None,
@@ -58,6 +63,11 @@ class ExportedRunner:
         self._fixed, self._ahead = fixed, ahead
 
     def advance(self, kind: Kind, batch: Batch, steps: int) -> tuple[Tensor, Tensor]:
+        if kind.differentiates:
+            raise RuntimeError(
+                f"runner {self.name} has no derivative of a score, which {kind.dynamics} needs: "
+                "choose the runner torch"
+            )
         if kind.network not in self._steppers:
             self._steppers[kind.network] = Stepper(lambda x: self.score(kind.network, x), self._ahead)
         return self._steppers[kind.network].advance(kind, batch, steps, batch.x)

@@ -13,7 +13,7 @@ from metastable.engine.runners.exported import ExportedRunner
 from metastable.engine.runners.stepping import Call
 
 
-class OnnxRunner(ExportedRunner):
+class OnnxRunner(ExportedRunner[bytes]):
     """See `metastable.engine.runners.Runner`.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import openvino as ov
 import torch
@@ -13,17 +14,18 @@ from metastable.engine.runners.exported import ExportedRunner
 from metastable.engine.runners.stepping import Call
 
 
-class OpenVinoRunner(ExportedRunner):
+class OpenVinoRunner(ExportedRunner[bytes | Path]):
     """See `metastable.engine.runners.Runner`.
 
     Args:
-        graphs: ONNX models (`export.graphs`); quantised ones for `int8`.
+        graphs: ONNX models (`export.graphs`), quantised ones for `int8`; or the .xml files of OpenVINO's own
+            format, with the .bin files beside them.
         precision: of convolutions; `bf16` needs a processor that has it, or is slower than f32.
         threads: 0 takes all cores.
     """
 
     def __init__(
-        self, graphs: Mapping[str, bytes], *, precision: Precision = "f32", threads: int = 0
+        self, graphs: Mapping[str, bytes | Path], *, precision: Precision = "f32", threads: int = 0
     ) -> None:
         core = ov.Core()
         config = {
@@ -33,8 +35,8 @@ class OpenVinoRunner(ExportedRunner):
             "INFERENCE_NUM_THREADS": threads,
         }
 
-        def build(graph: bytes, size: int) -> Call:
-            model = core.read_model(graph, b"")
+        def build(graph: bytes | Path, size: int) -> Call:
+            model = core.read_model(graph) if isinstance(graph, Path) else core.read_model(graph, b"")
             _, *image = model.input(0).partial_shape
             model.reshape([size, *image])
             return _call(core.compile_model(model, "CPU", config))

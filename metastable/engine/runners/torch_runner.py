@@ -38,6 +38,7 @@ class TorchRunner:
         self._device, self._dtype = torch.device(device), _TYPES[precision]
         ahead = ahead_of(precision)
         self._steppers = {k: Stepper(self._call(n, "score"), ahead) for k, n in networks.items()}
+        self._steppers[""] = Stepper(torch.zeros_like)  # for chains of noise, which no network moves
         self._classifier = self._call(classifier, "forward")
 
     def advance(self, kind: Kind, batch: Batch, steps: int) -> tuple[Tensor, Tensor]:

@@ -5,16 +5,18 @@ import torch
 
 from metastable.bundle import Bundle
 from metastable.engine.runners import choose
+from metastable.engine.runners.artifacts import GRAPHS
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import EngineFailure, MissingPackage, SettingsError
 
 
 def parts(tiny: Bundle, graphs: dict[str, bytes] | None = None) -> choose.Parts:
-    return choose.Parts(tiny.networks, tiny.classifier, graphs or {}, tiny.shape, digest=tiny.digest)
+    artifacts = {GRAPHS: graphs} if graphs else {}
+    return choose.Parts(tiny.networks, tiny.classifier, artifacts, tiny.shape, digest=tiny.digest)
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(tiny: Bundle) -> None:
-    with pytest.raises(SettingsError, match="one of auto, torch, openvino"):
+    with pytest.raises(SettingsError, match="one of auto, torch, "):
         choose.make("magic", parts(tiny))
 
 
@@ -29,9 +31,15 @@ def test_a_missing_runtime_says_what_to_do(tiny: Bundle, monkeypatch: pytest.Mon
         choose.make("openvino", parts(tiny, {"classifier": b""}))
 
 
-def test_missing_graphs_say_what_to_do(tiny: Bundle) -> None:
-    with pytest.raises(MissingPackage, match="make archive"):
-        choose.make("onnx", parts(tiny))
+@pytest.mark.parametrize("name", [name for name, maker in choose.MAKERS.items() if maker.artifact])
+def test_missing_artifacts_say_what_to_do(tiny: Bundle, name: str) -> None:
+    wanted = f"{name} needs artifact {choose.artifact_of(name)}, which is not in the archive: .*make archive"
+    with pytest.raises(MissingPackage, match=wanted):
+        choose.make(name, parts(tiny))
+
+
+def test_auto_chooses_among_exact_runners_only() -> None:
+    assert {choose.MAKERS[name].precision for name in choose.CANDIDATES} == {"f32"}
 
 
 def test_without_graphs_auto_is_torch(tiny: Bundle) -> None:
@@ -51,7 +59,10 @@ def test_auto_takes_the_fastest_and_remembers_it(tiny: Bundle, monkeypatch: pyte
         return {"openvino": 0.2, "onnx": 0.1, "torch": 0.3}[runner.name]
 
     monkeypatch.setattr(choose, "_seconds", seconds)
-    monkeypatch.setattr(choose, "MAKERS", {n: lambda _, n=n: Named(n) for n in choose.CANDIDATES})
+    makers = {
+        n: choose.Maker(lambda *_, n=n: Named(n), artifact=choose.artifact_of(n)) for n in choose.CANDIDATES
+    }
+    monkeypatch.setattr(choose, "MAKERS", makers)
     cache: dict[str, str] = {}
     graphs = {"classifier": b"x"}
     assert choose.make("auto", parts(tiny, graphs), cache).name == "onnx"
@@ -70,7 +81,7 @@ def test_auto_passes_over_a_runner_that_fails(
         runner = choose.make("auto", parts(tiny, {"classifier": b"no graph"}))
     assert isinstance(runner, TorchRunner)
     assert "openvino cannot run this bundle" in caplog.text
-    monkeypatch.setitem(choose.MAKERS, "torch", lambda _: 1 / 0)
+    monkeypatch.setitem(choose.MAKERS, "torch", choose.Maker(lambda *_: 1 / 0))
     with pytest.raises(EngineFailure, match="no runner"):
         choose.make("auto", parts(tiny))
 

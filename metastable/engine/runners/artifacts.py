@@ -1,0 +1,17 @@
+"""What runners are made of when it is not PyTorch's modules: exported files, by kind and name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+GRAPHS, EIGHT, PACKAGES = "onnx", "onnx-int8", "aot"
+SUFFIXES = {GRAPHS: ".onnx", EIGHT: ".onnx", PACKAGES: ".pt2"}
+"""The kinds of artifacts that runners read, and how the names of their files end.
+
+- `onnx`: ONNX graphs in float32;
+- `onnx-int8`: ONNX graphs with quantised convolutions;
+- `aot`: AOTInductor packages.
+"""
+
+Artifacts = Mapping[str, Mapping[str, bytes]]
+"""Files by kind, then by name: that of a network (its score), or `exported.CLASSIFIER` (logits)."""

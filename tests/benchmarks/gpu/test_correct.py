@@ -1,0 +1,54 @@
+"""The dry run of item 1, and that its checks can fail."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu import correct
+from metastable import cuda_noise
+from metastable.bundle import Bundle
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("part", ["noise", "scores", "runner", "leak"])
+def test_the_dry_run_passes(
+    part: str,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "deep" / "correct.json"
+    arguments = ["--device", "cpu", "--tiny", "--bundle", str(tiny_folder), "--only", part, "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["correct", *arguments])
+    with pytest.raises(SystemExit) as end:
+        correct.main()
+    printed = capsys.readouterr().out.splitlines()
+    assert end.value.code == 0, printed
+    result = json.loads(printed[-1])
+    assert result == json.loads(out.read_text())
+    assert len(printed) == len(result["rows"]) + 2
+    assert all(row["ok"] for row in result["rows"])
+
+
+def test_noise_that_repeats_itself_is_found(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = cuda_noise.update
+
+    def stuck(x: torch.Tensor, *rest: object) -> None:
+        real(x, *rest[:3], 0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cuda_noise, "update", stuck)
+    bad = [row["check"] for row in correct.noise(tiny, CPU, correct.TINY) if not row["ok"]]
+    assert "noise: correlation between steps" in bad
+    assert "noise: correlation between chains" not in bad
+
+
+def test_a_number_that_is_none_does_not_pass() -> None:
+    assert not correct.check("x", float("nan"), 1.0)["ok"]
+    assert correct.check("x", 1.0, 1.0)["ok"]

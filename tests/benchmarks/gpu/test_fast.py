@@ -1,0 +1,60 @@
+"""The dry run of item 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu import fast
+
+NAMES = (
+    "eager autograd",
+    "eager explicit",
+    "graphs f32",
+    "graphs bf16 from and to the host",
+)
+
+
+def test_the_dry_run_times_all_and_judges_the_targets(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "fast.json"
+    arguments = [
+        "--device",
+        "cpu",
+        "--tiny",
+        "--bundle",
+        str(tiny_folder),
+        "--sizes",
+        "2",
+        "--only",
+        ",".join(NAMES),
+    ]
+    monkeypatch.setattr(sys, "argv", ["fast", *arguments, "--out", str(out)])
+    fast.main()
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result == json.loads(out.read_text())
+    good = {row["runner"]: row for row in result["rows"] if "us" in row}
+    assert set(NAMES) <= set(good)
+    assert all(row["us"] > 0 and row["ratio"] > 0 and row["floor_us"] >= 0 for row in good.values())
+    assert good["eager autograd"]["ratio"] == 1
+    assert [row["runner"] for row in result["rows"] if "failed" in row] == []
+    assert [target["met"] for target in result["targets"]] == [None, None, None]
+    assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_contender_that_fails_stops_no_other(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(self: object, size: int) -> None:
+        raise RuntimeError("no compiler\nand a long story")
+
+    monkeypatch.setattr(fast.Contenders, "packaged", broken)
+    arguments = ["--device", "cpu", "--tiny", "--bundle", str(tiny_folder), "--sizes", "1"]
+    monkeypatch.setattr(sys, "argv", ["fast", *arguments, "--only", "AOTInductor,eager explicit"])
+    fast.main()
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [row.get("failed") for row in rows] == [None, "RuntimeError: no compiler"]
