@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from metastable.attacks.aimed import Aimed
 from metastable.attacks.art import Art
-from metastable.attacks.ascent import Attack
+from metastable.attacks.ascent import Attack, Loss
 from metastable.attacks.ball import Norm
 from metastable.attacks.bpda_eot import BpdaEot
 from metastable.attacks.exact import Exact, Held
@@ -16,6 +17,7 @@ from metastable.attacks.fgsm import Fgsm
 from metastable.attacks.joint import Joint
 from metastable.attacks.mim import Mim
 from metastable.attacks.pgd import Pgd
+from metastable.attacks.r_pgd import RPgd
 from metastable.attacks.salt_pepper import SaltPepper
 from metastable.attacks.score_aware import ScoreAware
 from metastable.attacks.spsa import Spsa
@@ -28,11 +30,18 @@ defense: by BPDA, exactly, or with step sizes held."""
 
 @dataclass(frozen=True)
 class Plan:
-    """An attack ready to be called: attack(target, images, labels, seed=...)."""
+    """An attack ready to be called: attack(target, images, labels, seed=...).
+
+    Attributes:
+        samples: EOT samples, chains of the defense that every logit of the target is a mean of.
+        check: chains that confirm a break (H_def); None where the attack confirms none.
+    """
 
     attack: Attack
     target: Target
     mode: Mode
+    samples: int
+    check: int | None
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Options:
     Attributes:
         step: length of a step; None is eps / 4, 2/255 for 8/255 (for `mim` eps / steps).
         samples, check: H_adv and H_def.
+        restarts, loss: of the attacks that climb (metastable.attacks.pgd).
     """
 
     norm: Norm = "linf"
@@ -50,25 +60,49 @@ class Options:
     steps: int | None = None
     samples: int = 15
     check: int = 150
+    restarts: int = 1
+    loss: Loss = "ce"
 
 
-_Make = Callable[..., Attack]
-_ENTRIES: dict[str, tuple[Mode, _Make, tuple[str, ...]]] = {
-    # name: (gradient, attack, the options that it takes besides norm and eps)
-    "transfer": ("bare", Pgd, ("step", "steps")),
-    "fgsm": ("exact", Fgsm, ()),
-    "mim": ("exact", Mim, ("step", "steps")),
-    "bpda-eot": ("bpda", BpdaEot, ("step", "steps", "samples", "check")),
-    "exact": ("exact", Exact, ("step", "steps", "samples", "check")),
-    "held": ("held", Held, ("step", "steps", "samples", "check")),
-    "joint-score": ("bpda", partial(Joint, pull="score"), ("step", "steps", "samples", "check")),
-    "joint-full": ("bpda", partial(Joint, pull="full"), ("step", "steps", "samples", "check")),
-    "score-aware": ("exact", ScoreAware, ("step", "steps", "samples", "check", "detector")),
-    "salt-pepper": ("none", SaltPepper, ("steps",)),
-    "spsa": ("none", Spsa, ("step", "steps")),
-    "carlini-wagner": ("exact", partial(Art, name="carlini-wagner"), ("steps",)),
-    "ead": ("exact", partial(Art, name="ead"), ("steps",)),
-    "boundary": ("none", partial(Art, name="boundary"), ("steps",)),
+class _Entry(NamedTuple):
+    """An attack of the catalogue: its gradient, its class, the options that it takes besides norm and eps,
+    and whether its target is a mean over `Options.samples` chains or one chain."""
+
+    mode: Mode
+    make: Callable[..., Attack]
+    wanted: tuple[str, ...]
+    eot: bool = True
+
+
+_CLIMB = ("step", "steps", "restarts", "loss")
+_VERIFIED = (*_CLIMB, "samples", "check")
+_AWARE = ("step", "steps", "restarts", "samples", "check", "detector")
+
+
+def _aimed(**options: Any) -> Attack:
+    """High confidence, so that the class outlasts the walk below the threshold (Carlini and Wagner 2017)."""
+    return Aimed(attack=ScoreAware(targeted=True, confidence=5.0, **options))
+
+
+_ENTRIES: dict[str, _Entry] = {
+    "transfer": _Entry("bare", Pgd, _CLIMB, eot=False),
+    "fgsm": _Entry("exact", Fgsm, ("loss",)),
+    "pgd": _Entry("exact", Pgd, _CLIMB, eot=False),
+    "r+pgd": _Entry("exact", RPgd, _CLIMB, eot=False),
+    "mim": _Entry("exact", Mim, _CLIMB),
+    "bpda": _Entry("bpda", Pgd, _CLIMB, eot=False),
+    "bpda-eot": _Entry("bpda", BpdaEot, _VERIFIED),
+    "exact": _Entry("exact", Exact, _VERIFIED),
+    "held": _Entry("held", Held, _VERIFIED),
+    "joint-score": _Entry("bpda", partial(Joint, pull="score"), _VERIFIED),
+    "joint-full": _Entry("bpda", partial(Joint, pull="full"), _VERIFIED),
+    "score-aware": _Entry("exact", ScoreAware, _AWARE),
+    "score-aware-targeted": _Entry("exact", _aimed, _AWARE),
+    "salt-pepper": _Entry("none", SaltPepper, ("steps",)),
+    "spsa": _Entry("none", Spsa, _CLIMB),
+    "carlini-wagner": _Entry("exact", partial(Art, name="carlini-wagner"), ("steps",)),
+    "ead": _Entry("exact", partial(Art, name="ead"), ("steps",)),
+    "boundary": _Entry("none", partial(Art, name="boundary"), ("steps",)),
 }
 NAMES = tuple(_ENTRIES)
 
@@ -76,25 +110,32 @@ NAMES = tuple(_ENTRIES)
 def plan(name: str, box: WhiteBox, options: Options) -> Plan:
     """The named attack on a defense.
 
-    Raises ValueError for a name not in NAMES, and for `score-aware` on a defense without a detector.
+    Raises ValueError for a name not in NAMES, and for the `score-aware` ones on a defense without a detector.
     """
     if name not in _ENTRIES:
         raise ValueError(f"there is no attack {name!r}: choose from {NAMES}")
-    mode, make, wanted = _ENTRIES[name]
+    mode, make, wanted, eot = _ENTRIES[name]
     if "detector" in wanted and box.detector is None:
         raise ValueError(f"{name} needs the anomaly flag's detector")
     steps = options.steps
     step = options.step or options.eps / ((steps or Mim.steps) if name == "mim" else 4)
+    # Without a purification there is no noise, and nothing to average.
+    purifies = box.setting.purifies
+    samples, check = (options.samples, options.check) if purifies else (1, 1)
     known: dict[str, Any] = {
         "step": step,
-        "samples": options.samples,
-        "check": options.check,
+        "samples": samples,
+        "check": check,
+        "restarts": options.restarts,
+        "loss": options.loss,
         "detector": box.detector,
         **({} if steps is None else {"steps": steps}),
     }
     attack = make(norm=options.norm, eps=options.eps, **{key: known[key] for key in wanted if key in known})
+    verifies = check if purifies and "check" in wanted else None
     if mode == "bare":
-        return Plan(attack, box.classifier, mode)
+        return Plan(attack, box.classifier, mode, 1, verifies)
     # Without a gradient any would do; BPDA's builds no graph through the purification.
-    target = Eot(box, samples=options.samples, gradient="bpda" if mode == "none" else mode)
-    return Plan(attack, target, mode)
+    samples = samples if eot else 1
+    target = Eot(box, samples=samples, gradient="bpda" if mode == "none" else mode)
+    return Plan(attack, target, mode, samples, verifies)

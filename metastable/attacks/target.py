@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,14 +24,18 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from metastable import noise
-from metastable.defense import Classifier, purify
+from metastable.defense import Classifier, as_averaged, purify
 from metastable.dynamics import ScoreFunction, score_norm
 from metastable.dynamics.langevin import langevin
+from metastable.dynamics.malade import malade
 from metastable.settings import Setting
 
 Target = Callable[[Tensor], Tensor]
 Gradient = Literal["bpda", "exact", "held"]
+_Hold = Callable[..., Any]
+"""(function, arguments) -> its result, with its inner tensors kept or computed again on the way back."""
 CHAINS_AT_ONCE = 64  # bounds memory; outputs do not depend on it
+CHAINS_ON_GPU = 1024  # where a step of a hundred chains takes as long as one of a single chain
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ class Eot:
     every step with its step size and clipping, and the classifier; the flag and the stopping of a
     chain are constants, as they are almost everywhere.  No network's activations are kept for the way
     back, only states, and the steps are computed again (gradient checkpointing; Chen et al. 2016):
-    about 2 sqrt(K) states a Langevin chain, and for ADP, whose T is small, ten a step.
+    about 2 sqrt(K) states a Langevin or MALADE chain, and for ADP, whose T is small, ten a step.  A
+    reconstruction has no exact gradient (NoGradient): attack it by `bpda`.
 
     `held` is `exact` with ADP's adaptive step sizes held constant.  How they change with x comes of a
     difference of nearly equal scores, and is mostly noise: on the shipped networks gradients of independent
@@ -114,11 +119,18 @@ class Eot:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits [B, classes]; consecutive calls see different noise."""
-        outputs = torch.cat([self._classified(*piece) for piece in self._pieces(images)])
+        return self.answers(images)[0]
+
+    def answers(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, classes] and, of the same chains, the mean purified image, [B, C, H, W]."""
+        found = [self._classified(*piece) for piece in self._pieces(images)]
+        outputs, states = (torch.cat(parts) for parts in zip(*found, strict=True))
         logits = outputs.view(len(images), self.samples, -1)
+        mean = states.view(len(images), self.samples, *images.shape[1:]).mean(dim=1)
+        average = as_averaged(logits, self.defense.setting.average).mean(dim=1)
         if self.defense.setting.average == "softmax":
-            return logits.softmax(dim=2).mean(dim=1).clamp_min(1e-30).log()
-        return logits.mean(dim=1)
+            average = average.clamp_min(1e-30).log()
+        return average, mean
 
     @torch.no_grad()
     def purified(self, images: Tensor) -> Tensor:
@@ -126,35 +138,42 @@ class Eot:
         states = torch.cat([self._purify(*piece[:3]) for piece in self._pieces(images)])
         return states.view(len(images), self.samples, *images.shape[1:]).mean(dim=1)
 
-    def _pieces(
-        self, images: Tensor
-    ) -> Iterator[tuple[Tensor, Sequence[noise.ChainKey], Tensor, Callable[..., Tensor]]]:
-        """Chains of all images, CHAINS_AT_ONCE at a time: states, keys, flags, and how to hold a graph."""
+    def _pieces(self, images: Tensor) -> Iterator[tuple[Tensor, Sequence[noise.ChainKey], Tensor, _Hold]]:
+        """Chains of all images, as many at a time as fit: states, keys, flags, and how to hold a graph."""
         words = np.random.SeedSequence([self.seed, self.stream, next(self._calls)]).generate_state(4)
         key = int.from_bytes(words.tobytes(), "little")
         x = images.repeat_interleave(self.samples, 0)
         flagged = self.defense.flags(images).repeat_interleave(self.samples)
         # With one piece its graph is needed at once: nothing is won by computing it twice.
-        hold = _recompute if len(x) > CHAINS_AT_ONCE else _keep
-        for start in range(0, len(x), CHAINS_AT_ONCE):
-            rows = slice(start, start + CHAINS_AT_ONCE)
+        at_once = CHAINS_ON_GPU if x.is_cuda else CHAINS_AT_ONCE
+        hold = _recompute if len(x) > at_once else _keep
+        for start in range(0, len(x), at_once):
+            rows = slice(start, start + at_once)
             keys = [(key, chain) for chain in range(len(x))[rows]]
             yield x[rows], keys, flagged[rows], hold
 
     def _classified(
-        self, x: Tensor, keys: Sequence[noise.ChainKey], flagged: Tensor, hold: Callable[..., Tensor]
-    ) -> Tensor:
+        self, x: Tensor, keys: Sequence[noise.ChainKey], flagged: Tensor, hold: _Hold
+    ) -> tuple[Tensor, Tensor]:
+        """The outputs and the states of a piece's chains."""
         if self.gradient == "bpda":
             with torch.no_grad():
                 purified = self._purify(x, keys, flagged)
-            return hold(self.defense.classifier, _identity_gradient(purified, x))
-        return hold(lambda state: self.defense.classifier(self._purify(state, keys, flagged)), x)
+            state = _identity_gradient(purified, x)
+            return hold(self.defense.classifier, state), state
+
+        def through(start: Tensor) -> tuple[Tensor, Tensor]:
+            state = self._purify(start, keys, flagged)
+            return self.defense.classifier(state), state
+
+        found: tuple[Tensor, Tensor] = hold(through, x)
+        return found
 
     def _purify(self, x: Tensor, keys: Sequence[noise.ChainKey], flagged: Tensor) -> Tensor:
         setting = self.defense.setting
         if not (torch.is_grad_enabled() and x.requires_grad):
             return purify(x, keys, setting, self.defense.score, flagged)[0]
-        if setting.dynamics != "langevin":
+        if setting.dynamics not in ("langevin", "malade"):
             return purify(x, keys, setting, self._score, flagged, hold=self.gradient == "held")[0]
         # Many steps: segments of sqrt(K) that are computed again, one by one, on the way back.
         span = math.ceil(setting.steps**0.5)
@@ -163,17 +182,19 @@ class Eot:
         return x
 
     def _segment(self, x: Tensor, keys: Sequence[noise.ChainKey], first: int, steps: int) -> Tensor:
-        shape = tuple(x.shape[1:])
-        return langevin(
-            x,
-            self._score,
-            tau=self.defense.setting.tau,
-            steps=steps,
-            noise=lambda t: noise.normal(keys, first + t, shape).to(x),
-        )
+        setting, shape = self.defense.setting, tuple(x.shape[1:])
+
+        def normal(t: int) -> Tensor:
+            return noise.normal(keys, first + t, shape, x.device).to(x)
+
+        if setting.dynamics == "malade":
+            alpha, kick = setting.alpha, setting.kick
+            return malade(x, self._score, alpha=alpha, kick=kick, steps=steps, noise=normal)
+        return langevin(x, self._score, tau=setting.tau, eta=setting.eta, steps=steps, noise=normal)
 
     def _score(self, x: Tensor) -> Tensor:
-        return _recompute(self.defense.score, x)
+        score: Tensor = _recompute(self.defense.score, x)
+        return score
 
 
 def seeded(target: Target, seed: int) -> Target:
@@ -197,11 +218,10 @@ def _identity_gradient(value: Tensor, x: Tensor) -> Tensor:
     return value.detach() + (x - x.detach())
 
 
-def _recompute(function: Callable[..., Tensor], *args: object) -> Tensor:
+def _recompute(function: Callable[..., Any], *args: object) -> Any:
     """function(*args), its inner tensors computed again on the way back.  It must be deterministic."""
-    result: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
-    return result
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
 
 
-def _keep(function: Callable[..., Tensor], *args: object) -> Tensor:
+def _keep(function: Callable[..., Any], *args: object) -> Any:
     return function(*args)

@@ -1,1 +1,1 @@
-"""Measurements: `python -m metastable.evaluation {calibrate,table,robust,latency} --help`."""
+"""Measurements: `python -m metastable.evaluation --help` lists them."""

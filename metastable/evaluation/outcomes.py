@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from metastable.anomaly import score_norms
 from metastable.bundle import Bundle
 from metastable.engine.local import LocalEngine
 from metastable.errors import DataError
@@ -42,6 +44,8 @@ def judge(
 ) -> list[Outcome]:
     """What a server would answer to images [N, C, H, W], one outcome each.
 
+    `purified_score` is the score norm of the mean purified image, which a server does not compute.
+
     Args:
         norms: the score norms of the raw images, [N].
         seeds: of the chains, one an image.
@@ -52,11 +56,16 @@ def judge(
     flagged = bundle.anomaly.flags(norms)
     answers = engine.answer(images, seeds, bundle.settings[setting], flagged)
     each_ms = 1e3 * (time.perf_counter() - started) / len(images)
+    purified = torch.cat([answer.result.purified for answer in answers])
+    network = bundle.anomaly.network
+    device = next(bundle.networks[network].parameters()).device
+    left = score_norms(purified.to(device), bundle.scores[network]).cpu()
     return [
         {
             "predicted": answer.decision.label,
             "score": float(norms[row]),
             "flagged": bool(flagged[row]),
+            "purified_score": float(left[row]),
             "chains": answer.result.outputs.shape[1],
             "decided": answer.decision.decided,
             "steps": round(float(answer.result.steps.float().mean()), 2),

@@ -1,14 +1,15 @@
 """Accuracy under attacks that know the defense, image by image, resumable.
 
-For every setting: the natural images are judged, the ones answered rightly are attacked, and what the
-attack made is judged again by the defense as served, with chain seeds that the attacker's have nothing to
-do with.  Two figures come of it.  `robust` is what the served defense still answers rightly: a break
-must survive fresh noise.  `unbroken` is Algorithm 1's (Hill 2021): images of which no candidate, at
-any step, was confirmed as a break by H_def chains.  It is the lower one where breaks are narrow, and
-attacks without that confirmation have none.
+For every defense: the natural images are judged, the ones answered rightly are attacked, and what the
+attack made is judged again by the defense as served (its chains, its early deciding, the anomaly flag of the
+attacked image), with chain seeds that the attacker's have nothing to do with.  Two figures come of it.
+`robust` is what the served defense still answers rightly: a break must survive fresh noise.  `unbroken` is
+Algorithm 1's (Hill 2021): images of which no candidate, at any step, was confirmed as a break by H_def
+chains.  It is the lower one where breaks are narrow, and attacks without that confirmation have none.  For
+the `score-aware` attacks a break is a wrong label without the flag.
 
 Every image's outcome is one line of `outcomes.jsonl`.  Images are attacked in fixed groups, so that
-a resumed run draws the same numbers.
+a resumed run draws the same numbers.  Rows and images may be added to a folder later: what is there is kept.
 """
 
 from __future__ import annotations
@@ -18,45 +19,40 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from metastable import datasets
 from metastable.anomaly import score_norms
+from metastable.attacks.ascent import Loss
 from metastable.attacks.ball import Norm
-from metastable.attacks.bpda_eot import BpdaEot
 from metastable.attacks.catalogue import Options, Plan, plan
 from metastable.attacks.target import Detector, WhiteBox
 from metastable.bundle import Bundle
-from metastable.engine.local import LocalEngine
-from metastable.engine.runners.torch_runner import TorchRunner
+from metastable.engine.local import engine_on
 from metastable.errors import DataError
 from metastable.evaluation.outcomes import Outcome, judge, read_outcomes, same_run
-from metastable.evaluation.stats import wilson
-
-NATURAL = "natural"
+from metastable.evaluation.robust_rows import NATURAL, Row, summarize_row
+from metastable.settings import Setting
 
 
 @dataclass(frozen=True)
 class RobustConfig:
-    """What the rows depend on; kept beside their outcomes so that two runs cannot mix.
+    """What the outcomes of a setting depend on; kept beside them so that two runs cannot mix.
 
     Attributes:
-        attacks: names of metastable.attacks.catalogue.
-        norm, eps, step, steps, samples, check: its Options.
+        norm, eps, step, steps, samples, check, restarts, loss: metastable.attacks.catalogue.Options.
         batch: images that are attacked together.
+        data: digest of the data set.
+        setting: what the setting says, and the digests of the networks that it uses; `measure` fills it in.
     """
 
-    settings: tuple[str, ...]
-    attacks: tuple[str, ...]
-    n: int
     skip: int = 0
     norm: Norm = "linf"
     eps: float = 8 / 255
@@ -64,48 +60,68 @@ class RobustConfig:
     steps: int | None = None
     samples: int = 15
     check: int = 150
+    restarts: int = 1
+    loss: Loss = "ce"
     batch: int = 4
     seed: int = 0
-    bundle: str = ""
     data: str = ""
+    setting: str = ""
 
 
 def measure(
-    bundle: Bundle, test: datasets.ImageSet, config: RobustConfig, out: Path, device: str = "cpu"
-) -> dict[str, Any]:
-    """Run what is missing in folder `out`, on `device`, and return the summary."""
-    if not len(test):
-        raise DataError("there are no images to attack: --n is 0, or --skip leaves out the whole split")
-    attacked = _moved(bundle, device)
-    plans = {(s, a): planned(attacked, s, a, config) for s in config.settings for a in config.attacks}
+    bundle: Bundle,
+    test: datasets.ImageSet,
+    rows: Sequence[Row],
+    config: RobustConfig,
+    out: Path,
+    device: str = "cpu",
+) -> list[dict[str, Any]]:
+    """Run what is missing of the rows in folder `out`, on the first images of `test`, and sum them up.
+
+    Raises DataError if there are fewer images than a row asks for, or none, or `out` holds a run of another
+    configuration.
+    """
+    if not rows or min(row.n for row in rows) < 1 or max(row.n for row in rows) > len(test):
+        raise DataError(f"every row needs 1 to {len(test)} images: change --n, --rows or --skip")
+    if device != "cpu":
+        bundle = _moved(bundle, device)
+    plans = {row: planned(bundle, row.setting, row.attack, config) for row in rows}
     out.mkdir(parents=True, exist_ok=True)
-    same_run(out / "robust-config.json", config)
+    for name in dict.fromkeys(row.setting for row in rows):
+        said = dataclasses.replace(config, setting=_said(bundle, bundle.settings[name]))
+        same_run(out / f"{name}-config.json", said)
     run = _Run(bundle, test, config, out / "outcomes.jsonl", device)
-    with tqdm(total=len(test) * (len(plans) + len(config.settings)), desc="images", mininterval=2) as bar:
-        for setting in config.settings:
-            for group in run.groups():
-                run.judge_natural(setting, group)
+    with tqdm(total=2 * sum(row.n for row in rows), desc="images", mininterval=2) as bar:
+        for row in rows:
+            bar.set_postfix_str(f"{row.setting}, {row.attack}")
+            for group in run.groups(row.n):
+                run.judge_natural(row.setting, group)
                 bar.update(len(group))
-            for attack in config.attacks:
-                for group in run.groups():
-                    run.attack(setting, attack, plans[setting, attack], group)
-                    bar.update(len(group))
-    return summarize(read_outcomes(run.path), config, bundle)
+            for group in run.groups(row.n):
+                run.attack(row.setting, row.attack, plans[row], group)
+                bar.update(len(group))
+    outcomes = read_outcomes(run.path)
+    return [
+        summarize_row(row, outcomes, bundle.settings[row.setting], made, config.eps, config.norm)
+        for row, made in plans.items()
+    ]
 
 
 def planned(bundle: Bundle, setting: str, attack: str, config: RobustConfig) -> Plan:
     """The named attack on a setting of the bundle, by an attacker who knows all of it but its seeds."""
+    names = ("norm", "eps", "step", "steps", "samples", "check", "restarts", "loss")
+    options = Options(**{name: getattr(config, name) for name in names})
+    return plan(attack, white_box(bundle, setting), options)
+
+
+def white_box(bundle: Bundle, setting: str) -> WhiteBox:
+    """A setting of the bundle as the attacker knows it."""
     chosen = bundle.settings[setting]
     detector = None
     if bundle.anomaly is not None:
         detector = Detector(bundle.scores[bundle.anomaly.network], bundle.anomaly.threshold)
-    score = bundle.scores[chosen.network] if chosen.purifies else torch.zeros_like
-    samples, check = (config.samples, config.check) if chosen.purifies else (1, 1)
-    return plan(
-        attack,
-        WhiteBox(chosen, bundle.classifier, score, detector),
-        Options(config.norm, config.eps, config.step, config.steps, samples, check),
-    )
+    score = bundle.scores[chosen.network] if chosen.scored else torch.zeros_like
+    return WhiteBox(chosen, bundle.classifier, score, detector)
 
 
 class _Run:
@@ -120,13 +136,12 @@ class _Run:
         self._bundle, self._config, self._labels = bundle, config, test.labels
         self._images = datasets.to_float(test.images)
         self._score = bundle.scores[bundle.anomaly.network]
-        runner = TorchRunner(bundle.networks, bundle.classifier, device=device)
-        self._engine = LocalEngine(runner, bundle.settings, bundle.shape)
+        self._engine = engine_on(device, bundle)
         self._done = {(o["setting"], o["attack"], o["index"]): o for o in read_outcomes(path)}
 
-    def groups(self) -> Iterator[list[int]]:
-        indices, size = list(range(len(self._labels))), self._config.batch
-        return (indices[start : start + size] for start in range(0, len(indices), size))
+    def groups(self, n: int) -> Iterator[list[int]]:
+        size = self._config.batch
+        return (list(range(start, min(start + size, n))) for start in range(0, n, size))
 
     def judge_natural(self, setting: str, group: list[int]) -> None:
         if left := [i for i in group if (setting, NATURAL, i) not in self._done]:
@@ -139,8 +154,8 @@ class _Run:
             return
         natural = {i: self._done[setting, NATURAL, i] for i in group}
         lost = [i for i in left if natural[i]["predicted"] != natural[i]["label"]]
-        same = ("predicted", "score", "flagged", "chains", "decided", "steps", "ms")
-        unchanged = [{key: natural[i][key] for key in same} for i in lost]
+        place = {"setting", "attack", "index", "label"}
+        unchanged = [{key: value for key, value in natural[i].items() if key not in place} for i in lost]
         self._write(setting, name, lost, [{**o, "broken": True, "seconds": 0.0} for o in unchanged])
         right = [i for i in group if natural[i]["predicted"] == natural[i]["label"]]
         if not set(right) & set(left):
@@ -158,7 +173,7 @@ class _Run:
         self._write(setting, name, [i for i, _ in pairs], [o for _, o in pairs])
 
     def _judged(self, setting: str, name: str, indices: list[int], images: Tensor) -> list[Outcome]:
-        norms = score_norms(images, self._score)
+        norms = score_norms(images.to(self._device), self._score).cpu()
         seeds = [_secret(self._config.seed, "judge", setting, name, i) for i in indices]
         return judge(self._bundle, self._engine, images, norms, seeds, setting)
 
@@ -179,50 +194,18 @@ def _moved(bundle: Bundle, device: str) -> Bundle:
     return dataclasses.replace(bundle, classifier=classifier, networks=networks)
 
 
-def summarize(outcomes: list[Outcome], config: RobustConfig, bundle: Bundle) -> dict[str, Any]:
-    """Rows defense x attack; accuracies with their Wilson intervals as [value, low, high]."""
-    rows = []
-    for name in config.settings:
-        setting = bundle.settings[name]
-        purified = setting.purifies
-        natural = [o for o in outcomes if o["setting"] == name and o["attack"] == NATURAL]
-        for attack in config.attacks:
-            these = [o for o in outcomes if o["setting"] == name and o["attack"] == attack]
-            made = planned(bundle, name, attack, config)
-            verified = isinstance(
-                made.attack, BpdaEot
-            )  # the others' success was judged by few chains, or none
-            rows.append(
-                {
-                    "setting": name,
-                    "attack": attack,
-                    "gradient": made.mode,
-                    "n": len(these),
-                    "natural": _share([_right(o) for o in natural]),
-                    "robust": _share([_right(o) for o in these]),
-                    "unbroken": _share([not o["broken"] for o in these]) if verified else None,
-                    "right_or_flagged": _share([_right(o) or o["flagged"] for o in these]),
-                    "norm": config.norm,
-                    "eps": config.eps,
-                    "K": setting.steps,
-                    "H": setting.chains if purified else 1,
-                    "delta": setting.delta,
-                    "eot": config.samples if purified and made.mode != "bare" else 1,
-                    "check": config.check if purified and verified else None,
-                    "parameters": repr(made.attack),
-                    "seconds": round(float(np.sum([o["seconds"] for o in these])), 1),
-                }
-            )
-    return {"rows": rows}
+def _said(bundle: Bundle, setting: Setting) -> str:
+    """What a setting says beside its defaults, and the digests of the networks behind it.
 
-
-def _right(outcome: Outcome) -> bool:
-    return bool(outcome["label"] == outcome["predicted"])
-
-
-def _share(values: list[bool]) -> list[float]:
-    low, high = wilson(sum(values), len(values))
-    return [round(v, 4) for v in (sum(values) / len(values), low, high)]
+    What else is in the bundle does not change an outcome, so that a bundle may grow between runs.
+    """
+    fields = dataclasses.fields(setting)
+    said = {f.name: getattr(setting, f.name) for f in fields if getattr(setting, f.name) != f.default}
+    used = {"classifier", setting.network} if setting.scored else {"classifier"}
+    if bundle.anomaly is not None:
+        used.add(bundle.anomaly.network)
+        said["threshold"] = bundle.anomaly.threshold
+    return repr(said | {part: bundle.parts[part] for part in sorted(used)})
 
 
 def _secret(*parts: object) -> int:

@@ -7,12 +7,14 @@ import importlib.util
 
 import pytest
 import torch
+from torch import Tensor
 
 from metastable.attacks import catalogue
 from metastable.attacks.ball import Ball, Norm
-from metastable.attacks.catalogue import Options, Plan, plan
+from metastable.attacks.catalogue import NAMES, Options, Plan, plan
+from metastable.attacks.pgd import Pgd
 from metastable.attacks.spsa import Spsa
-from metastable.attacks.target import seeded
+from metastable.attacks.target import Eot, seeded
 from tests.attacks.planted import Prototypes, box
 
 needs_art = pytest.mark.skipif(importlib.util.find_spec("art") is None, reason="the toolbox is optional")
@@ -67,7 +69,9 @@ def test_the_seed_decides_everything(name: str, norm: Norm, eps: float) -> None:
     assert torch.equal(first.strength, again.strength)
 
 
-@pytest.mark.parametrize("name", ["transfer", "fgsm", "mim", "bpda-eot", "exact", "held", "spsa"])
+@pytest.mark.parametrize(
+    "name", ["transfer", "fgsm", "pgd", "r+pgd", "mim", "bpda", "bpda-eot", "exact", "held", "spsa"]
+)
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.12), ("l2", 1.5)])
 def test_breaks_a_defense_that_does_nothing(name: str, norm: Norm, eps: float) -> None:
     """With a large ball and nearly no noise every attack on the label must get through."""
@@ -77,6 +81,36 @@ def test_breaks_a_defense_that_does_nothing(name: str, norm: Norm, eps: float) -
     result = made.attack(made.target, images, labels)
     assert result.success.all()
     assert (seeded(made.target, 77)(result.images).argmax(1) != labels).all()
+
+
+def test_a_plan_says_how_many_chains_answer_and_confirm() -> None:
+    defense = box(Prototypes())
+    options = Options(samples=5, check=9)
+    says = {name: (p.mode, p.samples, p.check) for name in NAMES if (p := plan(name, defense, options))}
+    assert says["transfer"] == ("bare", 1, None)
+    assert says["pgd"] == ("exact", 1, None)
+    assert says["bpda"] == ("bpda", 1, None)
+    assert says["bpda-eot"] == ("bpda", 5, 9)
+    assert says["score-aware-targeted"] == ("exact", 5, 9)
+    assert says["spsa"] == ("none", 5, None)
+    undefended = plan("exact", box(Prototypes(), dynamics="none", steps=0), options)
+    assert (undefended.samples, undefended.check) == (1, None)
+    climbing = plan("pgd", defense, Options(loss="margin", restarts=3)).attack
+    assert isinstance(climbing, Pgd)
+    assert (climbing.loss, climbing.restarts) == ("margin", 3)
+
+
+def test_simultaneous_perturbation_probes_with_its_own_number_of_chains() -> None:
+    model, drawn = Prototypes(), []
+
+    def counting(x: Tensor) -> Tensor:
+        drawn.append(len(x))
+        return model(x)
+
+    images, labels = model.images(1)
+    target = Eot(box(counting), samples=7, gradient="bpda")  # type: ignore[arg-type]
+    Spsa(queries=4, steps=1, chains=2)(target, images, labels)
+    assert drawn == [8, 7, 7]  # 4 queries of 2 chains; then X_0 and X_1 are judged by 7
 
 
 def test_names_and_options_that_do_not_exist_are_refused() -> None:

@@ -2,6 +2,7 @@ import dataclasses
 
 import torch
 
+from metastable.attacks.aimed import Aimed
 from metastable.attacks.exact import Exact
 from metastable.attacks.score_aware import ScoreAware
 from metastable.attacks.target import Detector, Eot
@@ -35,3 +36,22 @@ def test_success_needs_both() -> None:
     assert (model(result.images).argmax(1) != labels).any()
     assert not result.success.any()
     assert torch.isfinite(result.strength).all()
+
+
+def test_the_targeted_one_aims_at_the_runner_up_with_confidence_and_passes_the_flag() -> None:
+    model = Prototypes()
+    images, labels = model.images(4, share=0.35)
+    score = score_network().score
+    detector = Detector(score, 1.02 * float(Detector(score, 1.0).norms(images).max()))
+    aims = model(images).scatter(1, labels[:, None], -torch.inf).argmax(1)
+    shared = {"eps": 0.15, "step": 0.02, "steps": 30, "samples": 1, "check": 1, "detector": detector}
+    margins = []
+    for confidence in (0.05, 1.0):
+        inner = ScoreAware(targeted=True, confidence=confidence, **shared)  # type: ignore[arg-type]
+        result = Aimed(attack=inner)(model, images, labels, seed=2)
+        assert result.success.all()
+        logits = model(result.images)
+        assert torch.equal(logits.argmax(1), aims)
+        assert not detector.flags(result.images).any()
+        margins.append(inner._goal().strength(logits, result.images, aims).mean())
+    assert margins[1] > margins[0]

@@ -14,11 +14,12 @@ from metastable.attacks.pgd import Pgd
 from metastable.attacks.target import Detector, Eot, WhiteBox, seeded, straight_through
 from metastable.defense import defend, purify
 from metastable.dynamics.adp import adaptive_step_size, adp
+from metastable.errors import NoGradient
 from metastable.settings import Setting
 from tests.attacks.planted import Prototypes, box, energy_network, gradient_of, restoring_score, score_network
 
 
-@pytest.mark.parametrize("average", ["logits", "softmax"])
+@pytest.mark.parametrize("average", ["logits", "softmax", "log_softmax"])
 def test_is_the_reference_defense_with_the_attackers_own_seeds(average: str) -> None:
     model = Prototypes()
     defense = box(model, average=average, chains=3)
@@ -38,7 +39,11 @@ def test_is_the_reference_defense_with_the_attackers_own_seeds(average: str) -> 
     # The same chains through the defense, one image at a time: image 1 has chains 3, 4 and 5.
     purified = purify(images.repeat_interleave(3, 0), keys, defense.setting, defense.score, torch.ones(6) > 0)
     outputs = model(purified[0]).view(2, 3, -1)
-    wanted = outputs.mean(1) if average == "logits" else outputs.softmax(2).mean(1).log()
+    wanted = {
+        "logits": outputs.mean(1),
+        "softmax": outputs.softmax(2).mean(1).log(),
+        "log_softmax": outputs.log_softmax(2).mean(1),
+    }[average]
     assert torch.allclose(logits, wanted, atol=1e-6)
     # And in law, the defense: means over many chains agree.
     many = dataclasses.replace(target, samples=400)(images)
@@ -50,7 +55,7 @@ def test_is_the_reference_defense_with_the_attackers_own_seeds(average: str) -> 
         scores={"score": defense.score},
         flagged=torch.tensor([True, True]),
     )
-    reference = defended.mean if average == "logits" else defended.mean.log()
+    reference = defended.mean.log() if average == "softmax" else defended.mean
     assert torch.allclose(many, reference, atol=0.02)
 
 
@@ -116,11 +121,12 @@ def test_bpda_gives_the_purified_images_gradient_to_the_image() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"dynamics": "langevin", "steps": 5, "tau": 0.3},
+        {"dynamics": "langevin", "steps": 5, "tau": 0.3, "eta": 0.5},
+        {"dynamics": "malade", "steps": 5, "alpha": 0.1, "kick": 0.05, "average": "log_softmax"},
         {"dynamics": "adp", "steps": 3, "sigma": 0.05, "step_fraction": 0.5, "step_bounds": (1e-3, 2.0)},
         {"dynamics": "adp", "steps": 3, "sigma": 0.05, "step_bounds": (0.2, 0.2), "average": "softmax"},
     ],
-    ids=["langevin", "adp-adaptive", "adp-fixed-softmax"],
+    ids=["langevin", "malade", "adp-adaptive", "adp-fixed-softmax"],
 )
 def test_the_exact_gradient_agrees_with_finite_differences(fields: dict[str, object]) -> None:
     model = Prototypes().double()
@@ -163,6 +169,39 @@ def test_the_exact_gradient_is_plain_autograd_through_the_steps() -> None:
         torch.nn.functional.cross_entropy(model(walked), labels, reduction="sum"), x
     )
     assert torch.allclose(found, wanted, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("dynamics", ["langevin", "malade"])
+def test_segments_of_many_steps_are_the_defenses_chain(dynamics: str) -> None:
+    """With autograd on the steps go in segments; the noise of each step must stay that step's."""
+    model = Prototypes()
+    defense = box(model, dynamics=dynamics, steps=7, alpha=0.1, kick=0.05, tau=0.1, eta=0.7)
+    images, _ = model.images(2)
+    target = Eot(defense, samples=2, gradient="exact", seed=3)
+    with torch.no_grad():
+        whole = target(images)
+    found = seeded(target, 3)(images.clone().requires_grad_(True))
+    assert torch.allclose(found, whole, atol=1e-6)
+
+
+def test_answers_come_with_the_mean_state_of_the_same_chains() -> None:
+    """A linear classifier of the mean state says what the mean of its answers does."""
+    images, _ = Prototypes().images(2)
+    flat = torch.nn.Flatten()
+    for gradient in ("bpda", "exact"):
+        target = Eot(box(flat, sigma=0.2), samples=3, gradient=gradient)  # type: ignore[arg-type]
+        logits, purified = target.answers(images.clone().requires_grad_(True))
+        assert torch.allclose(logits, flat(purified), atol=1e-6)
+        assert purified.requires_grad
+
+
+def test_a_reconstruction_is_attacked_by_bpda_and_not_exactly() -> None:
+    model = Prototypes()
+    defense = box(model, dynamics="reconstruction", steps=1, walk=2, iterations=2)
+    images, labels = model.images(1)
+    with pytest.raises(NoGradient, match="use BPDA"):
+        gradient_of(Eot(defense, samples=1, gradient="exact"), images, labels)
+    assert gradient_of(Eot(defense, samples=1, gradient="bpda"), images, labels).norm() > 0
 
 
 def test_held_differs_from_exact_by_the_step_sizes_alone() -> None:

@@ -1,0 +1,140 @@
+"""Two commands about the noise of ADP.
+
+certify   certified l_2 radii of a setting on test images (metastable.certify), resumable
+sigma     the heuristic noise level of a data set, from its training images
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from metastable import datasets
+from metastable.certify import certify, smoothing_noise
+from metastable.evaluation import cli
+from metastable.evaluation.outcomes import read_outcomes, same_run
+from metastable.evaluation.stats import wilson
+
+
+def median_heuristic(images: Tensor) -> float:
+    """Median l_2 distance of all pairs of images [N, C, H, W] in [0, 1], over sqrt(C H W).
+
+    The sigma of ADP (section 3.2, after Garreau et al. 2018).  Raises ValueError for fewer than two images.
+    """
+    if len(images) < 2:
+        raise ValueError("the median distance needs two images or more")
+    distances = F.pdist(images.flatten(1).double())
+    return float(distances.median()) / math.sqrt(images[0].numel())
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What the outcomes depend on; kept beside them so that two runs cannot mix."""
+
+    settings: tuple[str, ...]
+    choose: int
+    chains: int
+    alpha: float
+    seed: int
+    skip: int
+    bundle: str
+    data: str
+
+
+def certified_accuracy(outcomes: list[dict[str, Any]], radius: float) -> list[float]:
+    """Share of images whose certificate names the true label and reaches the radius; Wilson's interval."""
+    hits = sum(o["predicted"] == o["label"] and o["radius"] >= radius for o in outcomes)
+    low, high = wilson(hits, len(outcomes))
+    return [round(value, 4) for value in (hits / len(outcomes), low, high)]
+
+
+def draw(outcomes: list[dict[str, Any]], path: Path) -> None:
+    """Write a PNG of the certified accuracy over the radius, a line a setting."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name in dict.fromkeys(o["setting"] for o in outcomes):
+        these = [o for o in outcomes if o["setting"] == name]
+        radii = sorted({0.0, *(o["radius"] for o in these)})
+        axes.step(radii, [certified_accuracy(these, r)[0] for r in radii], where="post", label=name)
+    axes.set_xlabel("l_2 radius, images in [0, 1]")
+    axes.set_ylabel("certified accuracy")
+    axes.set_ylim(0, 1)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
+    """Add both commands; `parents` as of `cli.common` and `cli.chosen`."""
+    first = commands.add_parser("certify", parents=parents)
+    first.add_argument("--n", type=int, default=100, help="test images")
+    first.add_argument("--skip", type=int, default=0, help="leave out the first images of the fixed order")
+    first.add_argument("--choose", type=int, default=100, help="chains that choose the label")
+    first.add_argument("--chains", type=int, default=1000, help="chains that bound its probability")
+    first.add_argument("--alpha", type=float, default=0.001, help="chance that a certificate is wrong")
+    first.add_argument("--radii", default="0,0.25,0.5,0.75,1,1.25,1.5", help="of the certified accuracies")
+    first.add_argument("--seed", type=int, default=0)
+    first.add_argument("--work", type=Path, required=True, help="folder of the outcomes; resumed")
+    first.set_defaults(run=run_certify)
+    second = commands.add_parser("sigma", parents=parents[:1])
+    second.add_argument("--n", type=int, default=5000, help="training images; all their pairs are measured")
+    second.set_defaults(run=run_sigma)
+
+
+def run_sigma(args: argparse.Namespace) -> cli.Summary:
+    """The heuristic on the first n training images of the fixed order."""
+    train = datasets.load(args.dataset, datasets.data_root(args.data), "train").take(args.n)
+    sigma = median_heuristic(datasets.to_float(train.images))
+    return {"command": "sigma", "sigma": round(sigma, 5), "data": train.name, "n": len(train)}
+
+
+def run_certify(args: argparse.Namespace) -> cli.Summary:
+    """Certify every image that has no outcome yet, and sum up."""
+    loaded = cli.load_bundle(args)
+    test = cli.test_images(args, loaded).take(args.n, skip=args.skip)
+    names = cli.chosen_settings(args.settings, loaded)
+    noise = {name: smoothing_noise(loaded.settings[name]) for name in names}
+    args.work.mkdir(parents=True, exist_ok=True)
+    path: Path = args.work / "outcomes.jsonl"
+    digests = f"{loaded.digest} {loaded.settings.digest()}", test.digest()
+    config = _Config(names, args.choose, args.chains, args.alpha, args.seed, args.skip, *digests)
+    same_run(args.work / "certify-config.json", config)
+    done = {(o["setting"], o["index"]) for o in read_outcomes(path)}
+    images = datasets.to_float(test.images)
+    left = [(name, i) for name in names for i in range(len(test)) if (name, i) not in done]
+    for name, index in tqdm(left, desc="certificates", unit="image", mininterval=2):
+        setting = loaded.settings[name]
+        found = certify(
+            images[index],
+            setting,
+            classifier=loaded.classifier,
+            score=loaded.scores[setting.network] if setting.scored else torch.zeros_like,
+            seed=(args.seed << 64) + index,
+            choose=args.choose,
+            n=args.chains,
+            alpha=args.alpha,
+        )
+        label, predicted = int(test.labels[index]), -1 if found.label is None else found.label
+        line = {"setting": name, "index": index, "label": label, "predicted": predicted}
+        with path.open("a") as file:
+            file.write(json.dumps({**line, "radius": found.radius, "lower": found.lower}) + "\n")
+    outcomes = read_outcomes(path)
+    rows = []
+    for name in names:
+        these = [o for o in outcomes if o["setting"] == name]
+        at = {f"{r:g}": certified_accuracy(these, r) for r in map(float, args.radii.split(","))}
+        abstained = sum(o["predicted"] < 0 for o in these)
+        rows.append({"setting": name, "sigma": noise[name], "certified": at, "abstained": abstained})
+    if picture := cli.beside(args.out, ".png"):
+        draw(outcomes, picture)
+    asked = {"n": len(test), "choose": args.choose, "chains": args.chains, "alpha": args.alpha}
+    return {"command": "certify", "rows": rows, **asked, "machine": cli.machine()}

@@ -1,0 +1,108 @@
+"""What the commands share: arguments, the bundle and images that they name, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import platform
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metastable import bundle, datasets, settings
+from metastable.errors import DataError, SettingsError
+
+
+def common() -> argparse.ArgumentParser:
+    """Arguments of every command, as a parent parser."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"))
+    parser.add_argument("--data", help="folder of the data sets (default: METASTABLE_DATA)")
+    parser.add_argument("--dataset", default="cifar10", choices=("cifar10", "mnist"))
+    parser.add_argument("--out", type=Path, help="write the JSON line here as well")
+    return parser
+
+
+def chosen() -> argparse.ArgumentParser:
+    """Arguments that choose settings, as a parent parser."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--settings", help="names separated by commas (default: all)")
+    parser.add_argument("--settings-file", type=Path, help="take settings from here, not from the bundle")
+    return parser
+
+
+def load_bundle(args: argparse.Namespace) -> bundle.Bundle:
+    """The bundle, with its settings replaced by those of --settings-file where given."""
+    loaded = bundle.load(args.bundle)
+    if args.settings_file:
+        loaded = dataclasses.replace(loaded, settings=settings.load(args.settings_file))
+    return loaded
+
+
+def chosen_settings(names: str | None, loaded: bundle.Bundle) -> tuple[str, ...]:
+    """The settings in a list separated by commas, all for None; SettingsError for one that is not there."""
+    wanted = tuple(names.split(",")) if names else loaded.settings.names
+    if unknown := sorted(set(wanted) - set(loaded.settings.names)):
+        raise SettingsError(f"there are no settings {unknown}: choose from {loaded.settings.names}")
+    return wanted
+
+
+def test_images(args: argparse.Namespace, loaded: bundle.Bundle) -> datasets.ImageSet:
+    """The test split of --dataset; DataError if the bundle is for images of another shape."""
+    test = datasets.load(args.dataset, datasets.data_root(args.data), "test")
+    if tuple(test.images.shape[1:]) != loaded.shape:
+        raise DataError(
+            f"the bundle {loaded.name} is for images of {loaded.shape}, {args.dataset} has "
+            f"{tuple(test.images.shape[1:])}: name another --bundle or --dataset"
+        )
+    return test
+
+
+def ratio(text: str) -> Fraction:
+    """A number like 8/255, 0.5/255 or 0.5; ValueError for anything else."""
+    above, *below = text.split("/")
+    bottom = Fraction(below[0]) if below else Fraction(1)
+    if len(below) > 1 or bottom <= 0:
+        raise ValueError(f"{text!r} is not a number such as 8/255 or 0.5")
+    return Fraction(above) / bottom
+
+
+def fraction(text: str) -> float:
+    """The same as a float."""
+    return float(ratio(text))
+
+
+def fractions(text: str) -> list[float]:
+    """Several of them, separated by commas."""
+    return [fraction(one) for one in text.split(",")]
+
+
+def whole_numbers(text: str) -> list[int]:
+    """Whole numbers from 1, separated by commas; ValueError for others."""
+    found = [int(one) for one in text.split(",")]
+    if min(found) < 1:
+        raise ValueError(f"{text!r} has a number below 1")
+    return found
+
+
+def machine() -> str:
+    """The processor, its cores and PyTorch's version, for the record."""
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
+    name = names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"
+
+
+def beside(out: Path | None, suffix: str) -> Path | None:
+    """The path of --out with another suffix, its folder made; None without --out."""
+    if out is None:
+        return None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out.with_suffix(suffix)
+
+
+Summary = dict[str, Any]
+"""What a command measured; it is printed as one JSON line."""

@@ -1,0 +1,109 @@
+"""Score norms of natural, attacked and purified images, and what they detect (ADP, Figures 3 and 9).
+
+Drawn from the outcomes of `robust`, so nothing is computed again: name its --work folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from metastable.errors import DataError
+from metastable.evaluation import cli
+from metastable.evaluation.outcomes import Outcome, read_outcomes
+from metastable.evaluation.robust_rows import NATURAL
+from metastable.evaluation.stats import auroc
+
+
+def roc(negatives: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of negatives and of positives above every threshold, from none to all: [T], [T]."""
+    thresholds = np.concatenate([[np.inf], np.unique(np.concatenate([negatives, positives]))[::-1]])
+    above = [(values[None] >= thresholds[:, None]).mean(1) for values in (negatives, positives)]
+    return above[0], above[1]
+
+
+def norms(outcomes: list[Outcome], setting: str) -> dict[str, dict[str, np.ndarray]]:
+    """{kind: {"raw": [n], "purified": [n]}} of natural images and of each attack's.
+
+    Images that nobody attacked, because they were answered wrongly as they are, are not an attack's.
+    Raises DataError if there are no natural outcomes of the setting.
+    """
+    mine = [o for o in outcomes if o["setting"] == setting]
+    mine = [o for o in mine if o["attack"] == NATURAL or "strength" in o]
+    kinds = dict.fromkeys(o["attack"] for o in mine)
+    if NATURAL not in kinds:
+        raise DataError(f"there are no outcomes of {setting!r} in this folder: run `robust` first")
+    return {
+        kind: {
+            key: np.array([o[field] for o in mine if o["attack"] == kind])
+            for key, field in (("raw", "score"), ("purified", "purified_score"))
+        }
+        for kind in kinds
+    }
+
+
+def draw(found: dict[str, dict[str, np.ndarray]], threshold: float, path: Path) -> None:
+    """A panel of histograms an attack, and the ROC curves of all."""
+    attacks = [kind for kind in found if kind != NATURAL]
+    figure = Figure(figsize=(3.4 * (len(attacks) + 1), 3.4), layout="constrained")
+    *panels, curves = figure.subplots(1, len(attacks) + 1)
+    for axes, attack in zip(panels, attacks, strict=True):
+        shown = {
+            "natural": (found[NATURAL]["raw"], "#4477aa"),
+            "attacked": (found[attack]["raw"], "#ee6677"),
+            "natural, purified": (found[NATURAL]["purified"], "#66ccee"),
+            "attacked, purified": (found[attack]["purified"], "#ccbb44"),
+        }
+        edges = np.histogram_bin_edges(np.concatenate([values for values, _ in shown.values()]), bins=40)
+        for label, (values, color) in shown.items():
+            axes.hist(values, bins=edges, density=True, alpha=0.55, color=color, label=label)
+        axes.axvline(threshold, color="black", linestyle="--")
+        axes.set(title=attack, xlabel="score norm")
+        curves.plot(*roc(found[NATURAL]["raw"], found[attack]["raw"]), label=attack)
+    panels[0].legend(fontsize=7)
+    curves.set(title="detection", xlabel="natural images flagged", ylabel="attacked images flagged")
+    curves.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+def add(figures: Any, parents: list[argparse.ArgumentParser]) -> None:
+    """Add the figure's command."""
+    parser = figures.add_parser("scores", parents=parents, description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder of a `robust` run")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> cli.Summary:
+    """Gather the norms of one setting, and draw them."""
+    loaded = cli.load_bundle(args)
+    if loaded.anomaly is None:
+        raise DataError("the bundle has no anomaly calibration: run the calibrate command first")
+    name = cli.chosen_settings(args.settings or loaded.settings.default, loaded)[0]
+    found = norms(read_outcomes(args.work / "outcomes.jsonl"), name)
+    attacks = [kind for kind in found if kind != NATURAL]
+    if not attacks:
+        raise DataError(f"{args.work} holds no attacked images of {name!r}: run `robust` first")
+    natural = found[NATURAL]["raw"]
+    rows = [
+        {
+            "attack": attack,
+            "n": len(found[attack]["raw"]),
+            "auroc": round(auroc(natural.tolist(), found[attack]["raw"].tolist()), 4),
+            "flag_rate": round(float((found[attack]["raw"] > loaded.anomaly.threshold).mean()), 4),
+            "median": round(float(np.median(found[attack]["raw"])), 4),
+            "median_purified": round(float(np.median(found[attack]["purified"])), 4),
+        }
+        for attack in attacks
+    ]
+    if picture := cli.beside(args.out, ".png"):
+        draw(found, loaded.anomaly.threshold, picture)
+    return {
+        "command": "figure scores",
+        "setting": name,
+        "natural": {"n": len(natural), "median": round(float(np.median(natural)), 4)},
+        "rows": rows,
+    }
