@@ -5,6 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
 BUNDLE := model_store/cifar10
+ARTIFACTS := model_store/artifacts/cifar10
 ARCHIVE := model_store/metastable.mar
 SOURCES := $(shell find metastable handlers export -name '*.py' 2>/dev/null)
 
@@ -31,8 +32,8 @@ bench: $(READY)
 
 archive: $(ARCHIVE)
 
-$(ARCHIVE): $(READY) $(SOURCES) $(wildcard $(BUNDLE)/*) model-config.yaml
-	@$(PY) -m export mar --bundle $(BUNDLE) --out $@
+$(ARCHIVE): $(READY) $(SOURCES) $(wildcard $(BUNDLE)/* $(ARTIFACTS)/*/*) model-config.yaml
+	@$(PY) -m export mar --bundle $(BUNDLE) --artifacts $(ARTIFACTS) --out $@
 
 install: $(READY)
 

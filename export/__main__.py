@@ -3,19 +3,25 @@
 bundle     write a bundle from training runs
 bring      write a bundle with a classifier of your own
 settings   put other settings into a bundle
+all        write every artifact of a bundle that can exist here, each compared with float64
 mar        write a TorchServe archive from a bundle
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from export import bring, mar, runs
+from export import artifacts, bring, mar, real_images, runs
+from export.kinds import KINDS, Source
 from metastable import bundle
 from metastable.errors import BundleError, MetastableError, SettingsError
+
+SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 
 
 def main() -> None:
@@ -25,14 +31,20 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     first = commands.add_parser("bundle", help="write a bundle from training runs")
     for part in runs.PARTS:
-        first.add_argument(f"--{part}", type=Path, required=part == "classifier", help="run folder")
+        first.add_argument(
+            f"--{part.replace('_', '-')}", type=Path, required=part == "classifier", help="run folder"
+        )
     first.add_argument("--settings", type=Path, required=True)
     first.add_argument("--name", default="cifar10")
     first.add_argument("--out", type=Path, required=True)
     second = commands.add_parser("mar", help="write a TorchServe archive from a bundle")
     second.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"))
     second.add_argument("--config", type=Path, default=Path("model-config.yaml"))
+    second.add_argument(
+        "--artifacts", type=Path, help="folder that `all` wrote, for runners that read more than ONNX graphs"
+    )
     second.add_argument("--out", type=Path, default=Path("model_store/metastable.mar"))
+    _add_all(commands.add_parser("all", help="write every artifact of a bundle that can exist here"))
     _add_bring(commands.add_parser("bring", help="write a bundle with a classifier of your own"))
     third = commands.add_parser("settings", help="put other settings into a bundle")
     third.add_argument("--bundle", type=Path, required=True)
@@ -48,12 +60,47 @@ def main() -> None:
         elif args.command == "settings":
             bundle.set_settings(args.bundle, _text(args.settings))
             result = {"command": "settings", "bundle": str(args.bundle)}
+        elif args.command == "all":
+            result = {"command": "all", "out": str(args.out), **_all(args)}
         else:
-            digest = mar.build(args.bundle, args.config, args.out)
+            digest = mar.build(args.bundle, args.config, args.out, args.artifacts)
             result = {"command": "mar", "out": str(args.out), "sha256": digest}
     except MetastableError as error:
         parser.exit(2, f"{error}\n")
     print(json.dumps(result))
+
+
+def _add_all(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"))
+    parser.add_argument("--out", type=Path, default=Path("artifacts"), help="each kind has a folder in it")
+    parser.add_argument(
+        "--only", default=",".join(KINDS), help="kinds, with commas between (default: all of them)"
+    )
+    parser.add_argument(
+        "--calibration-data",
+        type=Path,
+        default=os.environ.get("METASTABLE_DATA"),
+        help="data folder, or folder of pictures: for 8 bits, and to judge by (default: METASTABLE_DATA)",
+    )
+    parser.add_argument(
+        "--images", type=int, default=200, help="real images to judge by (default %(default)s)"
+    )
+
+
+def _all(args: argparse.Namespace) -> dict[str, Any]:
+    loaded = bundle.load(args.bundle)
+    calibration = None
+    if args.calibration_data:
+        calibration, real = real_images.of_data(Path(args.calibration_data), loaded.shape, args.images)
+    else:
+        real = real_images.of_folder(SAMPLES, loaded.shape, args.images)
+    source = Source(loaded, calibration, real)
+    outcomes = artifacts.build(source, args.out, [kind.strip() for kind in args.only.split(",")])
+    for one in outcomes:
+        seconds = f"built in {one.build_seconds:.1f} s, judged in {one.judge_seconds:.1f} s"
+        told = {"skipped": one.reason, "kept": "as it was", "made": seconds}[one.state]
+        print(f"{one.kind:20} {one.state:8} {one.bytes / 1e6:6.1f} MB  {told}")
+    return {"images": len(real), "artifacts": [dataclasses.asdict(one) for one in outcomes]}
 
 
 def _add_bring(parser: argparse.ArgumentParser) -> None:

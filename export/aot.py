@@ -1,7 +1,7 @@
 """A bundle as AOTInductor packages: machine code for this kind of machine.
 
 Needs a C++ compiler; loading (`engine.runners.aot_runner`) needs none.  The graphs and their names are
-those of `export.graphs`.
+those of `export.graphs`; a classifier that came as a graph has none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from metastable.bundle import Bundle
 
 def build(bundle: Bundle) -> dict[str, bytes]:
     """The bundle's packages by name; about half a minute each."""
-    return {name: package(module, bundle.shape) for name, (module, _) in modules(bundle).items()}
+    return {name: package(module, bundle.shape) for name, module in modules(bundle).items()}
 
 
 def package(module: nn.Module, shape: tuple[int, int, int]) -> bytes:
@@ -33,8 +33,11 @@ def package(module: nn.Module, shape: tuple[int, int, int]) -> bytes:
         warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # torch's own use of its parts
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
         program = torch.export.export(module.eval(), (example,), dynamic_shapes=({0: BATCH},))
-        # Frozen weights are laid out for the processor once, here.
+        configs = {
+            "freezing": True,  # weights are laid out for the processor once, here
+            "cpp.dynamic_threads": True,  # as many as the process that runs it has, not this one
+        }
         made = aoti_compile_and_package(
-            program, package_path=str(Path(folder) / "model.pt2"), inductor_configs={"freezing": True}
+            program, package_path=str(Path(folder) / "model.pt2"), inductor_configs=configs
         )
         return Path(made).read_bytes()

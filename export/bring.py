@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from export import runs
+from export.tidy import encode, tidy
 from metastable import bundle
 from metastable.bundle import architectures, files, weights
 from metastable.errors import BundleError, DataError, MetastableError
@@ -145,28 +146,6 @@ def probe(network: nn.Module, shape: tuple[int, int, int], classes: int) -> list
     ]
 
 
-def tidy(model: bytes, file: str) -> bytes:
-    """An ONNX graph with its local functions inlined, and without what names a machine or a run.
-
-    Equal graphs give equal bytes.  Raises BundleError if it is no ONNX graph.
-    """
-    proto = onnx_classifier.parse_graph(model, file)
-    if proto.functions:
-        proto = onnx_classifier.imported("onnx.inliner", file).inline_local_functions(proto)
-    used = {node.domain for node in proto.graph.node}
-    for index in reversed(range(len(proto.opset_import))):
-        # Exporters leave the domains of functions here.
-        if proto.opset_import[index].domain not in used | set(onnx_classifier.DOMAINS):
-            del proto.opset_import[index]
-    graph = proto.graph
-    values = (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer)
-    for item in (proto, graph, *values):
-        item.doc_string = ""
-        del item.metadata_props[:]
-    tidied: bytes = proto.SerializeToString(deterministic=True)
-    return tidied
-
-
 def natural_accuracy(
     network: nn.Module, shape: tuple[int, int, int], names: list[str], folder: Path, labels: Path
 ) -> dict[str, Any]:
@@ -201,7 +180,7 @@ def _stored(newcomer: Newcomer, raw: bytes, shape: tuple[int, int, int], classes
     if len(mean) != shape[0] or len(std) != shape[0] or min(std) <= 0:
         raise BundleError(f"--mean and --std need {shape[0]} numbers each, for the channels; std above 0")
     if newcomer.network is None:
-        graph = tidy(raw, newcomer.file.name)
+        graph = encode(tidy(onnx_classifier.parse_graph(raw, newcomer.file.name)))
         return bundle.stored_onnx(graph, size=size, mean=mean, std=std, to=shape[1])
     if size != shape[1]:
         raise BundleError(

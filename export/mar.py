@@ -6,32 +6,39 @@ the release and nothing of the working directory is on its path.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
+import importlib.metadata
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from torch import nn
+import yaml
 
-from export import graphs
+from export import cards, graphs
 from metastable import bundle
-from metastable.engine.runners.exported import CLASSIFIER
-from metastable.errors import BundleError
-from metastable.networks.onnx_classifier import OnnxClassifier
+from metastable.engine.runners import choose
+from metastable.engine.runners.artifacts import GRAPHS, PACKAGES
+from metastable.errors import BundleError, SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_NAME = "metastable"
 LIBRARY_LEFT_OUT = {"training", "evaluation", "attacks"}
 
 
-def build(folder: Path, config: Path, archive: Path) -> str:
+def build(folder: Path, config: Path, archive: Path, artifacts: Path | None = None) -> str:
     """Write `archive` from a bundle folder and a model-config YAML; returns its SHA-256.
 
-    Raises BundleError for a damaged bundle or a failing archiver.
+    It holds what the runner of the configuration reads, and nothing for others.
+
+    Args:
+        artifacts: folder of artifacts of this bundle (`export.artifacts`), for runners that need them.
+
+    Raises BundleError for a damaged bundle, artifacts that are missing or of other weights, or a failing
+    archiver; SettingsError for an unknown runner.
     """
+    runner = runner_of(config)
     loaded = bundle.load(folder)
     with tempfile.TemporaryDirectory(prefix="metastable-mar-") as scratch:
         stage, store = Path(scratch) / "stage", Path(scratch) / "store"
@@ -40,9 +47,10 @@ def build(folder: Path, config: Path, archive: Path) -> str:
         (stage / bundle.ARCHIVE_FOLDER).mkdir(parents=True)
         for name in bundle.file_names(folder):
             shutil.copyfile(folder / name, stage / bundle.ARCHIVE_FOLDER / name)
-        (stage / bundle.GRAPHS_FOLDER).mkdir()
-        for name, graph in _graphs(loaded).items():
-            (stage / bundle.GRAPHS_FOLDER / f"{name}.onnx").write_bytes(graph)
+        if kind := choose.artifact_of(runner):
+            (stage / bundle.ARTIFACTS_FOLDER / kind).mkdir(parents=True)
+            for name, data in _files_of(kind, loaded, artifacts).items():
+                (stage / bundle.ARTIFACTS_FOLDER / kind / name).write_bytes(data)
         for package, skip in (("metastable", LIBRARY_LEFT_OUT), ("handlers", set())):
             shutil.copytree(
                 ROOT / package, stage / package, ignore=shutil.ignore_patterns("__pycache__", *skip)
@@ -70,9 +78,24 @@ def build(folder: Path, config: Path, archive: Path) -> str:
     return hashlib.sha256(archive.read_bytes()).hexdigest()
 
 
-def _graphs(loaded: bundle.Bundle) -> dict[str, bytes]:
-    """The graphs for runners; that of a classifier which is one already is not exported again."""
-    if not isinstance(loaded.classifier, OnnxClassifier):
-        return graphs.build(loaded)
-    purifying = graphs.build(dataclasses.replace(loaded, classifier=nn.Flatten()))
-    return purifying | {CLASSIFIER: loaded.classifier.whole_graph(loaded.shape[1])}
+def runner_of(config: Path) -> str:
+    """The runner that a model-config YAML names; SettingsError if the file or the name is wrong."""
+    try:
+        found = yaml.safe_load(config.read_text(encoding="utf-8"))
+        runner = str(((found or {}).get("handler") or {}).get("runner", choose.AUTO))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+        raise SettingsError(f"{config} cannot be read: {error}") from None
+    choose.artifact_of(runner)
+    return runner
+
+
+def _files_of(kind: str, loaded: bundle.Bundle, folder: Path | None) -> dict[str, bytes]:
+    """A kind of artifact by file name; ONNX graphs in float32 are made here, the rest is in `folder`."""
+    if kind == GRAPHS:
+        return {f"{name}.onnx": graph for name, graph in graphs.build(loaded).items()}
+    if folder is None:
+        raise BundleError(f"the runner needs artifact {kind}: pass the folder of `export all` as --artifacts")
+    here: dict[str, str] = {}
+    if kind == PACKAGES:  # machine code that calls PyTorch's
+        here = {"torch": importlib.metadata.version("torch"), "processor": cards.processor()}
+    return cards.packed(folder / kind, kind, loaded.parts, here)

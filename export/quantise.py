@@ -25,10 +25,10 @@ import numpy as np
 import onnx
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from export import graphs
+from export.subpixel import SubpixelScore
 from metastable import noise
 from metastable.bundle import Bundle
 from metastable.defense import purify, sigma_of
@@ -36,6 +36,7 @@ from metastable.dynamics.adp import inject
 from metastable.engine.graphs import AHEAD
 from metastable.engine.runners.exported import CLASSIFIER
 from metastable.networks.energy import EnergyNetwork
+from metastable.networks.onnx_classifier import OnnxClassifier
 
 BATCH = 32
 FLOAT = ("network.double1.", "network.up1.")
@@ -46,17 +47,21 @@ FLOAT = ("network.double1.", "network.up1.")
 def build(bundle: Bundle, images: Tensor) -> dict[str, bytes]:
     """The bundle's graphs (`export.graphs`), quantised.
 
+    A classifier that came as a graph stays as it came: whoever made it knows what 8 bits do to it.
+
     Args:
         images: natural images [N, C, H, W] in [0, 1] of the training split, some dozens; equal bundles
             and images give equal bytes.
     """
     seen, made = calibration(bundle, images), {}
-    for name, (module, output) in graphs.modules(bundle).items():
+    for name, module in graphs.modules(bundle).items():
         network = bundle.networks.get(name)
         if isinstance(network, EnergyNetwork):
             module = SubpixelScore(network)
         with torch.inference_mode(False):
-            made[name] = quantise(graphs.export(module, bundle.shape, output), seen[name])
+            made[name] = quantise(graphs.export(module, bundle.shape, graphs.output(name)), seen[name])
+    if isinstance(bundle.classifier, OnnxClassifier):
+        made[CLASSIFIER] = graphs.brought(bundle.classifier, bundle.shape[1])
     return made
 
 
@@ -70,7 +75,7 @@ def calibration(bundle: Bundle, images: Tensor) -> dict[str, Tensor]:
     keys = [(0, chain) for chain in range(len(images))]
     flagged = torch.arange(len(images)) % 2 == 0
     for setting in bundle.settings.by_name.values():
-        if not setting.purifies:
+        if not setting.scored or setting.dynamics == "reconstruction":  # which needs gradients
             continue
         score = bundle.scores[setting.network]
         start = images
@@ -109,54 +114,7 @@ def quantise(graph: bytes, images: Tensor) -> bytes:
             op_types_to_quantize=["Conv", "ConvTranspose"],
             nodes_to_exclude=kept,
         )
-        made = onnx.load(path)
-    onnx.checker.check_model(made, full_check=True)
-    data: bytes = made.SerializeToString(deterministic=True)
-    return data
-
-
-class SubpixelScore(nn.Module):
-    """`EnergyNetwork.score` with the way back as 3x3 convolutions and pixel shuffles."""
-
-    def __init__(self, network: EnergyNetwork) -> None:
-        super().__init__()
-        self.network = network
-        for index in range(1, len(network.hidden)):
-            weight: Tensor = network.hidden[index].weight  # type: ignore[assignment]
-            self.register_buffer(f"back{index}", subpixel_kernel(weight))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The score of x [B, C, H, W] in [0, 1]."""
-        slope, outputs = self.network.slope, []
-        h = 2 * x - 1
-        for conv in self.network.hidden:
-            h = F.leaky_relu(conv(h), slope)
-            outputs.append(h)
-        g = (-2.0 * self.network.last.weight).expand(x.shape[0], -1, -1, -1)
-        for index in range(len(outputs) - 1, 0, -1):
-            g = torch.where(outputs[index] > 0, g, slope * g)
-            lost = outputs[index - 1].shape[-1] - 2 * g.shape[-1]
-            g = F.conv2d(F.pad(g, (0, lost, 0, lost)), getattr(self, f"back{index}"), padding=1)
-            size = outputs[index - 1].shape[-1]
-            g = F.pixel_shuffle(g, 2)[..., :size, :size]
-        g = torch.where(outputs[0] > 0, g, slope * g)
-        first: Tensor = self.network.hidden[0].weight  # type: ignore[assignment]
-        return F.conv2d(g, first.transpose(0, 1).flip(2, 3), padding=1)
-
-
-def subpixel_kernel(weight: Tensor) -> Tensor:
-    """The 3x3 kernel [4 I, O, 3, 3] that, before a pixel shuffle, is the transpose of a 4x4/2 convolution.
-
-    Row 2 y + p of the result (p is 0 or 1) reads rows y + d of the input, d from -1 to 1, through row
-    p + 1 - 2 d of the 4x4 kernel `weight` [O, I, 4, 4] where there is one; columns alike.
-    """
-    outputs, inputs = weight.shape[:2]
-    kernel = weight.new_zeros(inputs, 2, 2, outputs, 3, 3)
-    taps = [(p, d, p + 1 - 2 * d) for p in (0, 1) for d in (-1, 0, 1) if 0 <= p + 1 - 2 * d < 4]
-    for p, dy, ky in taps:
-        for q, dx, kx in taps:
-            kernel[:, p, q, :, dy + 1, dx + 1] = weight[:, :, ky, kx].T
-    return kernel.view(4 * inputs, outputs, 3, 3)
+        return graphs.checked(onnx.load(path))
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]

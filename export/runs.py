@@ -14,8 +14,9 @@ from torch import nn
 from metastable import __version__, bundle, datasets
 from metastable.bundle import files
 from metastable.errors import BundleError
+from metastable.settings import NETWORKS
 
-PARTS = ("classifier", "score", "energy")
+PARTS = ("classifier", *NETWORKS)
 
 
 def network_of(part: str, run: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -36,7 +37,9 @@ def build(runs: dict[str, Path], settings: Path, name: str, out: Path) -> None:
     """Write bundle `out` from {part: run folder}.  The anomaly flag is calibrated afterwards."""
     networks = {part: network_of(part, run) for part, run in runs.items()}
     given = " ".join(f"--{part} {run.name}" for part, run in runs.items())
-    dataset = "mnist" if name == "mnist" else "cifar10"
+    # Runs of CIFAR-10 classifiers from before there were others do not name their data.
+    config = json.loads((runs["classifier"] / "config.json").read_text())
+    dataset = config.get("dataset", "cifar10")
     bundle.write(
         out,
         name=name,
@@ -57,12 +60,19 @@ def build(runs: dict[str, Path], settings: Path, name: str, out: Path) -> None:
 
 def _architecture(part: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     channels, size = (1, 28) if config.get("dataset") == "mnist" else (3, 32)
-    if part == "energy":
+    if part == "autoencoder":
+        return "Autoencoder", {"channels": channels, "variance": config["variance"]}
+    if part in ("energy", "short_run"):
         return "EnergyNetwork", {"channels": channels, "size": size, "features": config["features"]}
     if part == "score":
         widths = [int(w) for w in config["widths"].split(",")]
         return "ScoreNetwork", {"channels": channels, "widths": widths, "blocks": config["blocks"]}
-    architecture, arguments = classifier_of(config["network"])
+    name = config["network"]
+    if name == "cnn":
+        return "Cnn", {}
+    if found := re.fullmatch(r"cnn-(\d{1,4})-(\d{1,4})-(\d{1,4})", name):
+        return "Cnn", {"widths": [int(width) for width in found.groups()]}
+    architecture, arguments = classifier_of(name)
     return architecture, {**arguments, "flip_average": True}
 
 

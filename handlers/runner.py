@@ -1,4 +1,4 @@
-"""The runner of a worker: by the name in model-config.yaml, on the graphs in the archive."""
+"""The runner of a worker: by the name in model-config.yaml, on the artifacts in the archive."""
 
 from __future__ import annotations
 
@@ -10,28 +10,35 @@ from pathlib import Path
 import torch
 
 from metastable.bundle import Bundle
+from metastable.engine.job import kind_of
 from metastable.engine.runners import Runner, choose
-from metastable.engine.runners.torch_runner import TorchRunner
+from metastable.engine.runners.artifacts import SUFFIXES, Artifacts
 
 
-def graphs_in(folder: Path) -> dict[str, bytes]:
-    """The ONNX graphs in a folder by name; none if it is not there."""
-    return {path.stem: path.read_bytes() for path in sorted(folder.glob("*.onnx"))}
+def artifacts_in(folder: Path) -> Artifacts:
+    """The artifacts in a folder by kind and name; none if it is not there."""
+    return {
+        kind: {path.stem: path.read_bytes() for path in sorted((folder / kind).glob(f"*{suffix}"))}
+        for kind, suffix in SUFFIXES.items()
+    }
 
 
-def runner_for(bundle: Bundle, graphs: dict[str, bytes], name: str, threads: int) -> Runner:
+def runner_for(bundle: Bundle, artifacts: Artifacts, name: str, threads: int) -> Runner:
     """The runner that the operator asked for; what `auto` finds is kept where METASTABLE_RUNNER_CACHE says.
 
     Raises what `choose.make` raises.
     """
     parts = choose.Parts(
-        bundle.networks, bundle.classifier, graphs, bundle.shape, threads=threads, digest=bundle.digest
+        bundle.networks, bundle.classifier, artifacts, bundle.shape, threads=threads, digest=bundle.digest
     )
+    kinds = map(kind_of, bundle.settings.by_name.values())
+    if name == choose.AUTO and any(kind is not None and kind.differentiates for kind in kinds):
+        name = "torch"  # the only one with derivatives of a score
     path = os.environ.get("METASTABLE_RUNNER_CACHE")
     cache = _read(Path(path)) if path else {}
     before = dict(cache)
     runner = choose.make(name, parts, cache)
-    if not isinstance(runner, TorchRunner):
+    if choose.MAKERS[runner.name].package != "torch":
         # PyTorch's threads wait for work by spinning, on the cores that the runtime's own threads need:
         # with two cores that doubled the time of a request.
         torch.set_num_threads(1)

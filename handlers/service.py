@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -27,7 +28,9 @@ from metastable.engine import costs
 from metastable.engine.engine import Engine
 from metastable.engine.engine import Limits as EngineLimits
 from metastable.engine.job import Answer, Job, kind_of
-from metastable.engine.runners import Runner
+from metastable.engine.runners import Runner, choose
+from metastable.engine.runners.cuda_runner import SIZES as SIZES_ON_GPU
+from metastable.engine.runners.cuda_runner import CudaRunner
 from metastable.errors import MetastableError, Overloaded, RequestError
 from metastable.images import DecodedImage, Limits, decode
 
@@ -78,6 +81,8 @@ class Service:
         allow_seed: whether clients may set the seed (known noise breaks the defense).
         limits: of image bytes and pixels.
         engine_limits: of the work at a time and the work that may wait.
+        sizes: of the batches whose cost is measured; the largest is the largest that is run.  None
+            takes what suits the runner.
         clock: seconds, monotonic.
     """
 
@@ -90,15 +95,20 @@ class Service:
         allow_seed: bool = False,
         limits: Limits | None = None,
         engine_limits: EngineLimits | None = None,
+        sizes: Sequence[int] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if bundle.anomaly is None:
             raise MetastableError("the bundle has no anomaly calibration: run the calibrate command")
         self._bundle, self._anomaly, self._metrics, self._runner = bundle, bundle.anomaly, metrics, runner
+        # The threshold was set on float32 scores: fewer bits flag other images.
+        exact, network = choose.is_exact(runner), bundle.anomaly.network
+        self._score = partial(runner.score, network) if exact else bundle.scores[network]
         self._limits, self._clock = limits or Limits(), clock
         self._policy = Policy(bundle.settings.names, bundle.settings.default, len(bundle.classes), allow_seed)
         kinds = {kind for setting in bundle.settings.by_name.values() if (kind := kind_of(setting))}
-        curve = costs.measure(runner, kinds, bundle.shape, SIZES, clock)
+        sizes = sizes or (SIZES_ON_GPU if isinstance(runner, CudaRunner) else SIZES)
+        curve = costs.measure(runner, kinds, bundle.shape, sizes, clock)
         self._engine = Engine(runner, curve, bundle.shape, clock, engine_limits)
         self._held: dict[str, _Held] = {}
         metrics.model(bundle.name, bundle.version, bundle.digest)
@@ -174,7 +184,7 @@ class Service:
         """Anomaly score and the bare classifier's label of images as they came."""
         started = self._clock()
         images = torch.stack([held.image.pixels for held in new])
-        norms = score_norms(images, lambda x: self._runner.score(self._anomaly.network, x))
+        norms = score_norms(images, self._score)
         flags = self._anomaly.flags(norms)
         bare = self._runner.classify(images).argmax(1)
         each = (self._clock() - started) / len(new)

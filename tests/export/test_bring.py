@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from export import __main__ as command
 from export import bring, mar
+from export.tidy import encode, tidy
 from metastable import bundle
 from metastable.engine.runners.onnx_runner import OnnxRunner
 from metastable.errors import BundleError, DataError
@@ -196,7 +197,7 @@ def test_functions_are_inlined_and_traces_of_the_machine_taken_out(graph: Path) 
     proto.graph.node[-1].output[0] = "z"
     proto.graph.node.append(helper.make_node("f", ["z"], ["y"], domain="own", doc_string="a secret place"))
     proto.doc_string = "a secret place"
-    tidied = bring.tidy(proto.SerializeToString(), "x")
+    tidied = encode(tidy(proto))
     assert b"secret" not in tidied
     network = OnnxClassifier(tidied, size=32, mean=(0.0,) * 3, std=(1.0,) * 3)
     x = torch.rand(2, 3, 32, 32)

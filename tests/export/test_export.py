@@ -9,10 +9,14 @@ from export import __main__ as command
 from export import mar, runs
 from metastable import bundle
 from metastable.errors import BundleError
+from metastable.networks.autoencoder import Autoencoder
 from metastable.networks.classifier import WhitenedNet
+from metastable.networks.cnn import Cnn
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.score import ScoreNetwork
 from metastable.training.classifier import ClassifierConfig
+from metastable.training.energy import EnergyMlConfig
+from metastable.training.malade import MaladeConfig
 from metastable.training.run import Run
 from metastable.training.score import EnergyDsmConfig, ScoreConfig
 
@@ -43,6 +47,26 @@ def test_a_bundle_from_runs_computes_what_was_trained(run_folders: dict[str, Pat
         assert torch.allclose(loaded.classifier(x), network.eval()(x), atol=2e-2)  # float16 storage
     assert loaded.anomaly is None
     assert set(loaded.scores) == {"score", "energy"}
+
+
+def test_a_bundle_of_digits_from_runs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = {
+        "classifier": (ClassifierConfig(dataset="mnist", network="cnn-2-3-4"), Cnn(widths=(2, 3, 4))),
+        "autoencoder": (MaladeConfig(classifier="f", variance=0.1), Autoencoder(variance=0.1)),
+        "short_run": (EnergyMlConfig(dataset="mnist", features=2), EnergyNetwork(1, 28, 2)),
+    }
+    for part, (config, network) in made.items():
+        Run(tmp_path / part, config).finish(network, {})
+    (tmp_path / "settings.yaml").write_text(SETTINGS)
+    runs.build({part: tmp_path / part for part in made}, tmp_path / "settings.yaml", "digits", tmp_path / "b")
+    loaded = bundle.load(tmp_path / "b")
+    assert (loaded.shape, loaded.classes[9]) == ((1, 28, 28), "9")
+    x = torch.rand(2, 1, 28, 28)
+    for part, (_, network) in made.items():
+        run = loaded.classifier if part == "classifier" else loaded.scores[part]
+        wanted = network if part == "classifier" else network.score
+        assert torch.allclose(run(x), wanted(x), atol=2e-2)  # float16 storage
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from torch import nn
 
 from export import graphs
 from metastable.bundle import Bundle
 from metastable.networks.energy import EnergyNetwork
+from metastable.networks.onnx_classifier import OnnxClassifier
 
 
 def shapes(values: object) -> dict[str, list[str | int]]:
@@ -56,6 +61,29 @@ def test_odd_sizes_export_too(size: int) -> None:
     x = torch.rand(size, 1, 28, 28)
     (got,) = session.run(None, {"x": x.numpy()})
     assert torch.allclose(torch.from_numpy(got), network.score(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [32, 16])
+def test_a_brought_classifier_has_our_names_and_its_own_opset(tiny: Bundle, size: int) -> None:
+    """Its names may be ours for other things: here its logits are called `x`."""
+    value, axes = helper.make_tensor_value_info, np.array([2, 3], np.int64)
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMean", ["pixels", "logits"], ["x"], keepdims=0)],
+        "theirs",
+        [value("pixels", onnx.TensorProto.FLOAT, ["n", 3, size, size])],
+        [value("x", onnx.TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(axes, "logits")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    classifier = OnnxClassifier(model.SerializeToString(), size=size, mean=(0.5,) * 3, std=(0.1, 0.2, 0.3))
+    made = graphs.build(dataclasses.replace(tiny, networks={}, classifier=classifier))["classifier"]
+    found = onnx.load_from_string(made)
+    assert shapes(found.graph.input) == {"x": ["batch", 3, 32, 32]}
+    assert [one.name for one in found.graph.output] == ["logits"]
+    assert [one.version for one in found.opset_import] == [18]
+    images = torch.rand(3, 3, 32, 32)
+    (got,) = ort.InferenceSession(made).run(None, {"x": images.numpy()})
+    assert torch.allclose(torch.from_numpy(got), classifier(images), atol=1e-5)
 
 
 def test_export_leaves_the_module_in_place() -> None:

@@ -8,7 +8,6 @@ from export import graphs, quantise
 from metastable.bundle import Bundle
 from metastable.engine.runners.onnx_runner import OnnxRunner
 from metastable.engine.runners.openvino_runner import OpenVinoRunner
-from metastable.networks.energy import EnergyNetwork
 
 IMAGES = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
@@ -16,14 +15,6 @@ IMAGES = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 @pytest.fixture(scope="module")
 def quantised(tiny: Bundle) -> dict[str, bytes]:
     return quantise.build(tiny, IMAGES)
-
-
-@pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 28)])
-def test_the_way_back_by_pixel_shuffle_is_the_same_score(channels: int, size: int) -> None:
-    torch.manual_seed(3)
-    network = EnergyNetwork(channels, size, features=4).double()
-    x = torch.rand(3, channels, size, size, dtype=torch.double)
-    assert torch.allclose(quantise.SubpixelScore(network)(x), network.score(x), rtol=1e-10, atol=1e-13)
 
 
 def test_quantised_graphs_are_close_on_both_runtimes(tiny: Bundle, quantised: dict[str, bytes]) -> None:

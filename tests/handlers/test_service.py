@@ -12,9 +12,10 @@ from prometheus_client import CollectorRegistry
 from handlers.metrics import Metrics
 from handlers.service import Request, Service
 from metastable.bundle import Bundle
+from metastable.dynamics import score_norm
 from metastable.engine.engine import Limits as EngineLimits
 from metastable.engine.runners.torch_runner import TorchRunner
-from metastable.images import Limits
+from metastable.images import Limits, decode
 
 
 def png(seed: int = 0, size: tuple[int, int] = (32, 32)) -> bytes:
@@ -71,6 +72,16 @@ def test_a_verdict_has_everything_a_client_needs(tiny: Bundle, registry: Collect
     assert set(body["timings_ms"]) == {"queue", "decode", "anomaly", "purify", "classify", "total"}
     assert body["model"] == {"name": "tiny", "version": "1.2", "digest": tiny.digest}
     assert body["image"]["resized"] is False
+
+
+def test_fewer_bits_leave_the_anomaly_score_as_it_was_calibrated(tiny: Bundle) -> None:
+    scores = []
+    for precision in ("f32", "bf16"):
+        rough = TorchRunner(tiny.networks, tiny.classifier, precision=precision)
+        [response] = service(tiny, CollectorRegistry(), runner=rough).answer([request(png(5))])
+        scores.append(json.loads(response.body)["anomaly"]["score"])
+    other = score_norm(rough.score(tiny.anomaly.network, decode(png(5)).pixels[None])) if tiny.anomaly else 0
+    assert scores[0] == scores[1] != round(float(other), 6)
 
 
 def test_a_batch_mixes_settings_and_failures_and_keeps_order(
