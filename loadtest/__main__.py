@@ -1,0 +1,243 @@
+"""Command line of the load tests.  Each command prints one line of JSON last.
+
+make      an attack set against a bundle, or clean images
+check     whether a set is whole and its images are in their balls
+run       arms under load: latency, accuracy, detection; report.html, report.json, requests.jsonl
+sweep     the highest rate of every arm that meets a latency target
+compare   what changed from one report to another, and whether it may be noise
+
+Exit status: 0 for a VALID run without failures, 1 if a --fail-if condition holds, 2 for wrong input,
+3 for an INVALID run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from loadtest import arms, compare, items, plots, records, report, sets
+from loadtest import sweep as sweeping
+from loadtest.client import require_loopback
+from loadtest.make import Order, make
+from loadtest.schedule import SCENARIOS, Load
+from loadtest.summary import QUANTILES
+from metastable import bundle
+from metastable.attacks.catalogue import NAMES, Options
+from metastable.errors import MetastableError
+from metastable.evaluation import cli
+
+FAILED, WRONG, INVALID = 1, 2, 3
+
+
+def run_make(args: argparse.Namespace) -> dict[str, Any]:
+    loaded = bundle.load(args.bundle)
+    test = cli.test_images(args, loaded).take(args.n, skip=args.skip)
+    asked = {name: getattr(args, name) for name in ("norm", "eps", "step", "steps", "samples", "check")}
+    order = Order(
+        attack=args.attack,
+        setting=args.setting,
+        options=Options(**asked),
+        skip=args.skip,
+        batch=args.batch,
+        seed=args.seed,
+    )
+    return _told(args.out, make(loaded, test, order, args.out))
+
+
+def run_check(args: argparse.Namespace) -> dict[str, Any]:
+    return _told(args.set, sets.load(args.set))
+
+
+def _told(path: Path, one: sets.AttackSet) -> dict[str, Any]:
+    about = one.about
+    return {
+        "file": str(path),
+        "n": len(one),
+        "attack": about.attack,
+        "parameters": about.parameters,
+        "eps": about.eps,
+        "largest_distance": float(one.distances().max()),
+        "maker_success": float(one.success.mean()),
+        "digest": one.digest,
+    }
+
+
+def run_run(args: argparse.Namespace) -> dict[str, Any]:
+    conditions = [compare.parse_condition(text) for text in args.fail_if]
+    chosen, sources, drawn = _offered(args)
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    load = Load(**{name: getattr(args, name) for name in ("scenario", "rate", *_SHARED)})
+    blocks = arms.run(chosen, drawn, load, rounds=args.rounds, warmup=args.warmup, seed=args.seed)
+    whole = report.write(
+        args.out,
+        report.Run(
+            arms=chosen,
+            sources=sources,
+            items=drawn,
+            load=load,
+            rounds=args.rounds,
+            warmup=args.warmup,
+            seed=args.seed,
+            objective_ms=args.objective,
+            machine=cli.machine(),
+            started=started,
+            blocks=blocks,
+            bundle=bundle.load(args.bundle) if args.bundle.is_dir() else None,
+        ),
+    )
+    failures = [failure for condition in conditions for failure in condition.failures(whole)]
+    for line in (*whole["reasons"], *failures):
+        print(line, file=sys.stderr)
+    kept = ("verdict", "reasons", "machine", "load")
+    shown = ("arm", "n", "answered", "achieved_rate", "latency_ms", "goodput", "natural", "robust")
+    return {
+        **{name: whole[name] for name in kept},
+        "arms": [{name: arm[name] for name in shown} for arm in whole["arms"]],
+        "report": str(args.out / "report.html"),
+        "failures": failures,
+    }
+
+
+def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
+    chosen, sources, drawn = _offered(args)
+    load = Load(scenario=args.scenario, **{name: getattr(args, name) for name in _SHARED})
+    target = sweeping.Target(args.quantile, args.target, args.low, args.high, args.probes)
+    found, taken = sweeping.sweep(chosen, sources, drawn, load, target, warmup=args.warmup, seed=args.seed)
+    result = {**found, "machine": cli.machine(), "started": datetime.datetime.now(datetime.UTC).isoformat()}
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "sweep.json").write_text(json.dumps(result) + "\n")
+    records.write(args.out / "requests.jsonl", taken)
+    xlabel = f"highest rate with {args.quantile} within {args.target:g} ms, requests/s"
+    (args.out / "frontier.png").write_bytes(plots.png(plots.frontier(sweeping.points(found["rows"]), xlabel)))
+    return result
+
+
+def run_compare(args: argparse.Namespace) -> dict[str, Any]:
+    conditions = [compare.parse_condition(text) for text in args.fail_if]
+    first, second = compare.load(args.first), compare.load(args.second)
+    found = compare.reports(first, second)
+    for line in compare.sentences(found["arms"]):
+        print(line)
+    failures = [failure for condition in conditions for failure in condition.failures(second)]
+    for line in failures:
+        print(line, file=sys.stderr)
+    return {**found, "verdict": second["verdict"], "failures": failures}
+
+
+_SHARED = ("concurrency", "seconds", "timeout")
+
+
+def _offered(
+    args: argparse.Namespace,
+) -> tuple[list[arms.Arm], list[items.Source], list[items.Item]]:
+    """Arms and images of a command; MetastableError for another machine without leave."""
+    chosen = [arms.parse_arm(text, args.url) for text in args.arm]
+    if len({arm.name for arm in chosen}) < len(chosen):
+        raise MetastableError("two arms have the same name: write NAME:setting=...")
+    for arm in chosen:
+        url = arm.target.url
+        if not args.allow_remote:
+            require_loopback(url)
+    mix = items.parse_mix(args.images, args.sets)
+    sources = [items.read(part.path) for part in mix]
+    if len({source.name for source in sources}) < len(sources):
+        raise MetastableError("two sets of the mix have the same name: rename a file")
+    return chosen, sources, items.draw(sources, [part.share for part in mix], args.n, args.seed)
+
+
+def _add_make(commands: Any) -> None:
+    one = commands.add_parser("make", help="write an attack set")
+    one.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"))
+    one.add_argument("--data", help="folder of the data sets (default: METASTABLE_DATA)")
+    one.add_argument("--dataset", default="cifar10", choices=("cifar10", "mnist"))
+    one.add_argument("--out", type=Path, required=True, help="the .npz file to write")
+    one.add_argument("--attack", default=sets.CLEAN, choices=(sets.CLEAN, *NAMES))
+    one.add_argument("--setting", default="balanced", help="what is attacked")
+    one.add_argument("--n", type=int, default=100)
+    one.add_argument("--skip", type=int, default=0, help="leave out the first images of the fixed order")
+    one.add_argument("--norm", default="linf", choices=("linf", "l2"))
+    one.add_argument("--eps", type=cli.fraction, default="8/255")
+    one.add_argument("--step", type=cli.fraction, help="default: eps / 4")
+    one.add_argument("--steps", type=int, help="default: the attack's own")
+    one.add_argument("--samples", type=int, default=15, help="EOT samples, H_adv")
+    one.add_argument("--check", type=int, default=150, help="chains that confirm a break, H_def")
+    one.add_argument("--batch", type=int, default=4, help="images attacked together")
+    one.add_argument("--seed", type=int, default=0)
+    one.set_defaults(run=run_make)
+
+
+def _load_arguments() -> argparse.ArgumentParser:
+    """What `run` and `sweep` share."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--url", default="http://127.0.0.1:8080", help="of the server")
+    shared.add_argument("--arm", action="append", required=True, help=arms.parse_arm.__doc__)
+    shared.add_argument("--images", required=True, help="clean:0.9,pgd:0.1, or paths of sets or folders")
+    shared.add_argument("--sets", type=Path, default=Path("runs/sets"), help="folder of the sets")
+    shared.add_argument("--n", type=int, help="images; default: all")
+    shared.add_argument("--concurrency", type=int, default=Load.concurrency, help="of a closed loop")
+    shared.add_argument("--seconds", type=float, default=Load.seconds, help="most time of a block")
+    shared.add_argument("--timeout", type=float, default=Load.timeout, help="seconds of a request")
+    shared.add_argument("--warmup", type=int, default=5, help="requests before each block's measured ones")
+    shared.add_argument("--seed", type=int, default=0)
+    shared.add_argument("--allow-remote", action="store_true", help="other hosts than this machine")
+    shared.add_argument("--out", type=Path, required=True, help="folder of the report")
+    return shared
+
+
+def _add_run(commands: Any, shared: argparse.ArgumentParser) -> None:
+    one = commands.add_parser("run", parents=[shared], help="load a server and write a report")
+    one.add_argument("--scenario", default=Load.scenario, choices=SCENARIOS)
+    one.add_argument("--rate", type=float, default=Load.rate, help="requests a second of an open loop")
+    one.add_argument("--rounds", type=int, default=3, help="turns of every arm")
+    one.add_argument("--objective", type=float, default=1000.0, help="ms that a good answer may take")
+    one.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"), help="for the gallery")
+    one.add_argument("--fail-if", action="append", default=[], help=compare.parse_condition.__doc__)
+    one.set_defaults(run=run_run)
+
+
+def _add_sweep(commands: Any, shared: argparse.ArgumentParser) -> None:
+    one = commands.add_parser("sweep", parents=[shared], help="find the highest rate for a latency")
+    one.add_argument("--scenario", default="poisson", choices=("poisson", "constant"))
+    one.add_argument("--quantile", default="p95", choices=tuple(QUANTILES))
+    one.add_argument("--target", type=float, default=1000.0, help="ms")
+    one.add_argument("--low", type=float, default=1.0, help="first rate, requests/s")
+    one.add_argument("--high", type=float, default=64.0, help="highest rate")
+    one.add_argument("--probes", type=int, default=8, help="most rates tried of an arm")
+    one.set_defaults(run=run_sweep)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_make(commands)
+    one = commands.add_parser("check", help="check a set")
+    one.add_argument("set", type=Path)
+    one.set_defaults(run=run_check)
+    shared = _load_arguments()
+    _add_run(commands, shared)
+    _add_sweep(commands, shared)
+    one = commands.add_parser("compare", help="compare two reports")
+    one.add_argument("first", type=Path)
+    one.add_argument("second", type=Path)
+    one.add_argument("--fail-if", action="append", default=[], help=compare.parse_condition.__doc__)
+    one.set_defaults(run=run_compare)
+    args = parser.parse_args()
+    try:
+        result = {"command": args.command, **args.run(args)}
+    except (MetastableError, ValueError) as error:
+        parser.exit(WRONG, f"{error}\n")
+    print(json.dumps(result))
+    if result.get("failures"):
+        sys.exit(FAILED)
+    if result.get("verdict") == "INVALID":
+        sys.exit(INVALID)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""The report of a run: one dictionary for programs, and one self-contained HTML file for people."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from loadtest import gallery, pairs, plots, records, validity
+from loadtest.arms import Arm, Block
+from loadtest.items import Item, Source
+from loadtest.records import Record
+from loadtest.schedule import Load
+from loadtest.summary import arm_summary
+from metastable.bundle import Bundle
+
+FORMAT = "metastable-load-test 1"
+TEMPLATE = "report.html.j2"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run as it was asked for and as it happened.
+
+    Attributes:
+        objective_ms: latency that a good answer may take.
+        machine: where client, and on loopback the server, ran; started: UTC, ISO 8601.
+        bundle: the bundle that the server is thought to run; it draws the gallery.
+    """
+
+    arms: Sequence[Arm]
+    sources: Sequence[Source]
+    items: Sequence[Item]
+    load: Load
+    rounds: int
+    warmup: int
+    seed: int
+    objective_ms: float
+    machine: str
+    started: str
+    blocks: Sequence[Block]
+    bundle: Bundle | None = None
+
+    @property
+    def records(self) -> list[Record]:
+        attacks = {source.name: source.attack for source in self.sources}
+        return records.of_blocks(self.blocks, self.items, attacks)
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """The report as what report.json holds."""
+    summaries = []
+    for arm in run.arms:
+        blocks = [block for block in run.blocks if block.arm == arm.name]
+        these = [record for record in run.records if record.arm == arm.name]
+        summaries.append(arm_summary(arm, blocks, these, run.objective_ms))
+    reasons = validity.reasons(run.arms, summaries)
+    first = summaries[0]
+    return {
+        "format": FORMAT,
+        "verdict": "INVALID" if reasons else "VALID",
+        "reasons": reasons,
+        "notes": _notes(run, summaries),
+        "started": run.started,
+        "machine": run.machine,
+        "load": dataclasses.asdict(run.load),
+        "rounds": run.rounds,
+        "seed": run.seed,
+        "objective_ms": run.objective_ms,
+        "sets": [{"name": source.name, "n": len(source.items), **source.about} for source in run.sources],
+        "classes": list(next((source.classes for source in run.sources if source.classes), ())),
+        "settings": _settings(run, summaries),
+        "arms": summaries,
+        "pairs": [
+            {
+                "first": first["arm"],
+                "second": second["arm"],
+                **pairs.compare(first["samples"], second["samples"], paired=True),
+            }
+            for second in summaries[1:]
+        ],
+    }
+
+
+def _settings(run: Run, summaries: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What the settings that answered say, where the server runs the bundle at hand."""
+    if run.bundle is None or not _same_bundle(run.bundle, summaries):
+        return {}
+    named = {name for summary in summaries for name in summary["identity"]["setting"]}
+    return {name: repr(run.bundle.settings[name]) for name in sorted(named)}
+
+
+def _same_bundle(bundle: Bundle, summaries: Sequence[dict[str, Any]]) -> bool:
+    digests = {digest for summary in summaries for digest in summary["identity"]["digest"]}
+    return digests == {bundle.digest}
+
+
+def _notes(run: Run, summaries: Sequence[dict[str, Any]]) -> list[str]:
+    """What a reader should know and that makes no run INVALID."""
+    found = []
+    for summary in summaries:
+        few = [name for name, one in summary["latency_ms"].items() if one["n"] < one["needed"]]
+        if few:
+            needed = max(one["needed"] for one in summary["latency_ms"].values())
+            found.append(
+                f"{summary['arm']}: {summary['n']} requests are too few to bound {', '.join(few)}; "
+                f"{needed} bound all quantiles"
+            )
+        if summary["n"] < len(run.items):
+            found.append(f"{summary['arm']}: time ended after {summary['n']} of {len(run.items)} images")
+    digests = {digest for summary in summaries for digest in summary["identity"]["digest"]}
+    for source in run.sources:
+        against = source.about.get("bundle")
+        if source.attack != "clean" and digests and {against} != digests:
+            found.append(f"set {source.name} was made against another bundle than the one that answered")
+    if run.bundle is None or not _same_bundle(run.bundle, summaries):
+        found.append("no gallery: --bundle is not, or not alone, what answered")
+    return found
+
+
+def pictures(run: Run, report: dict[str, Any]) -> dict[str, bytes]:
+    """PNG files by name."""
+    names, these = [arm.name for arm in run.arms], run.records
+    drawn = {
+        "latency": plots.png(plots.latency(these, names, run.objective_ms)),
+        "timeline": plots.png(plots.timeline(these, names)),
+        "frontier": plots.png(plots.frontier(_points(report), "median latency, ms")),
+    }
+    answering = next((arm["arm"] for arm in report["arms"] if arm["answered"]), names[0])
+    if roc := plots.roc(these, answering):
+        drawn["roc"] = plots.png(roc)
+    misses = gallery.choose(these)
+    if misses and run.bundle is not None and _same_bundle(run.bundle, report["arms"]):
+        drawn["misses"] = plots.png(gallery.draw(misses, run.items, run.bundle))
+    return drawn
+
+
+def _points(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "arm": arm["arm"],
+            "x": p50["value"],
+            "low": p50["low"],
+            "high": p50["high"],
+            "sources": arm["sources"],
+        }
+        for arm in report["arms"]
+        for p50 in [arm["latency_ms"]["p50"]]
+    ]
+
+
+def html(report: dict[str, Any], drawn: Mapping[str, bytes]) -> str:
+    """The page: no script, nothing from a network; everything that a server said is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "ms": milliseconds}
+    encoded = {name: base64.b64encode(data).decode() for name, data in drawn.items()}
+    return environment.get_template(TEMPLATE).render(report=report, pictures=encoded)
+
+
+def percent(value: Sequence[float] | float | None) -> str:
+    """`91.0 % [85.1, 94.8]` of [value, low, high], `91.0 %` of a number, a dash of None."""
+    if value is None:
+        return "–"
+    if isinstance(value, Sequence):
+        return f"{100 * value[0]:.1f} % [{100 * value[1]:.1f}, {100 * value[2]:.1f}]"
+    return f"{100 * value:.1f} %"
+
+
+def milliseconds(one: Mapping[str, Any]) -> str:
+    """A quantile with its bounds; ∞ for a request without an answer, a dash for no request at all."""
+    if not one["n"]:
+        return "–"
+    low, high = ("?" if one[end] is None else f"{one[end]:.0f}" for end in ("low", "high"))
+    value = one["value"] if one["value"] is not None else math.inf
+    return f"{value:.0f} [{low}, {high}]".replace("inf", "∞")
+
+
+def write(folder: Path, run: Run) -> dict[str, Any]:
+    """report.json, requests.jsonl, report.html and the pictures, into `folder`; gives the report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    report = summarise(run)
+    drawn = pictures(run, report)
+    (folder / "report.json").write_text(json.dumps(report) + "\n")
+    records.write(folder / "requests.jsonl", run.records)
+    (folder / "report.html").write_text(html(report, drawn), encoding="utf-8")
+    for name, data in drawn.items():
+        (folder / f"{name}.png").write_bytes(data)
+    return report

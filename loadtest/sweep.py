@@ -1,0 +1,121 @@
+"""The highest rate at which a latency target is met, for every arm, and what is bought with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from loadtest import arms as arms_module
+from loadtest import records, summary, validity
+from loadtest.arms import Arm
+from loadtest.compare import metric
+from loadtest.items import Item, Source
+from loadtest.records import Record
+from loadtest.schedule import Load
+
+
+def search(meets: Callable[[float], bool], low: float, high: float, probes: int) -> float | None:
+    """The highest rate in [low, high] found to meet the target with at most `probes` trials; None for none.
+
+    Rates are taken to meet it up to some point: doubled from `low` until one fails, then halved in
+    ratio, so that every trial halves the logarithm of what is unknown.  Raises ValueError unless
+    0 < low <= high and probes >= 1.
+    """
+    if not 0 < low <= high or probes < 1:
+        raise ValueError(f"a search needs 0 < low <= high and a probe, not {low}, {high} and {probes}")
+    best, failed, rate = None, None, low
+    for _ in range(probes):
+        if meets(rate):
+            best = rate
+        else:
+            failed = rate
+        if best is None or best >= high:
+            break
+        rate = min(high, 2 * best) if failed is None else math.sqrt(best * failed)
+    return best
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """`quantile` of the latency within `ms`, and all but 1 % answered, at rates from `low` to `high`."""
+
+    quantile: str
+    ms: float
+    low: float
+    high: float
+    probes: int
+
+    def met(self, one: dict[str, Any]) -> bool:
+        value = metric(one, self.quantile)
+        answered: bool = one["answered"] >= (1 - validity.ALLOWED_UNANSWERED) * one["n"]
+        return value is not None and value <= self.ms and answered
+
+
+def sweep(
+    arms: Sequence[Arm],
+    sources: Sequence[Source],
+    items: Sequence[Item],
+    load: Load,
+    target: Target,
+    *,
+    warmup: int,
+    seed: int,
+) -> tuple[dict[str, Any], list[Record]]:
+    """One row an arm: the highest rate that meets the target, every probe, and accuracy over all probes.
+
+    Every probe plays all items at its rate (`load.rate` is not used).  Accuracy is pooled over an arm's
+    probes: overload changes when a verdict comes, and only with a deadline what it says.
+    """
+    attacks = {source.name: source.attack for source in sources}
+    rows, everything = [], []
+    for arm in arms:
+        probes: list[dict[str, Any]] = []
+        taken: list[Record] = []
+
+        def meets(rate: float, arm: Arm = arm, probes: Any = probes, taken: Any = taken) -> bool:
+            offered = dataclasses.replace(load, rate=rate)
+            blocks = arms_module.run([arm], items, offered, rounds=1, warmup=warmup, seed=seed + len(probes))
+            these = records.of_blocks(blocks, items, attacks)
+            one = summary.arm_summary(arm, blocks, these, target.ms)
+            reasons = validity.reasons([arm], [one])
+            taken.extend(these)
+            probes.append(_probe(rate, one, target, reasons))
+            return target.met(one)
+
+        best = search(meets, target.low, target.high, target.probes)
+        pooled = summary.arm_summary(arm, [], taken, target.ms)
+        rows.append(
+            {
+                "arm": arm.name,
+                "url": arm.target.url,
+                "identity": pooled["identity"],
+                "rate": best,
+                "natural": pooled["natural"],
+                "robust": pooled["robust"],
+                "sources": pooled["sources"],
+                "probes": probes,
+            }
+        )
+        everything += taken
+    return {"target": dataclasses.asdict(target), "rows": rows}, everything
+
+
+def _probe(rate: float, one: dict[str, Any], target: Target, reasons: list[str]) -> dict[str, Any]:
+    return {
+        "rate": round(rate, 3),
+        "met": target.met(one),
+        "n": one["n"],
+        "achieved_rate": one["achieved_rate"],
+        "outcomes": one["outcomes"],
+        "latency_ms": one["latency_ms"],
+        "reasons": reasons,
+    }
+
+
+def points(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows as loadtest.plots.frontier draws them: accuracy over the highest rate."""
+    return [
+        {"arm": r["arm"], "x": r["rate"], "low": None, "high": None, "sources": r["sources"]} for r in rows
+    ]
