@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,41 @@ def test_the_mean_is_over_chains_of_logits_or_of_softmax(tiny: Bundle) -> None:
     shares = run(tiny, "softmax", [0])
     assert torch.allclose(shares.outputs.sum(2), torch.ones(1, 2), atol=1e-5)
     assert torch.equal(shares.probabilities, shares.mean)
+
+
+def test_log_softmax_averaging_differs_from_logits_by_a_number_an_image(tiny: Bundle) -> None:
+    """So it has the same label, margin and probabilities."""
+    logits = run(tiny, "fast", [0, 1, 2])
+    logs = run(tiny, dataclasses.replace(tiny.settings["fast"], average="log_softmax"), [0, 1, 2])
+    offset = logits.mean - logs.mean
+    assert torch.allclose(offset, offset[:, :1].expand_as(offset), atol=1e-5)
+    assert torch.allclose(logs.outputs.exp().sum(2), torch.ones(3, logs.outputs.shape[1]), atol=1e-5)
+    assert torch.allclose(logs.probabilities, logits.probabilities, atol=1e-6)
+    assert torch.equal(logs.labels, logits.labels)
+
+
+def test_noise_alone_is_adp_without_its_updates(tiny: Bundle) -> None:
+    noise = Setting(name="noise", dynamics="noise", chains=3, steps=1, sigma=0.2, sigma_unflagged=0.02)
+    idle = Setting(name="idle", dynamics="adp", chains=3, steps=1, sigma=0.2, sigma_unflagged=0.02, stop=1e9)
+    for flags in ([True, False], [False, True]):
+        alone, wanted = run(tiny, noise, [0, 1], flags), run(tiny, idle, [0, 1], flags)
+        assert torch.equal(alone.purified, wanted.purified)
+    without = defend(
+        IMAGES[:1], [7], noise, classifier=tiny.classifier, scores={}, flagged=torch.tensor([True])
+    )
+    assert without.outputs.shape == (1, 3, 10)
+
+
+def test_the_noise_factor_scales_how_far_noise_carries(tiny: Bundle) -> None:
+    def purified(eta: float) -> torch.Tensor:
+        setting = Setting(
+            name="hot", dynamics="langevin", network="energy", chains=8, steps=1, tau=0.01, eta=eta
+        )
+        return run(tiny, setting, [0]).purified
+
+    still = purified(0.0)
+    assert torch.allclose(purified(2.0) - still, 2 * (purified(1.0) - still), atol=1e-6)
+    assert float((purified(1.0) - still).norm()) > 0.01
 
 
 def test_margin_and_its_standard_error_by_hand() -> None:
