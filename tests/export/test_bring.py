@@ -284,7 +284,7 @@ def test_an_archive_holds_the_graph_and_no_extra_files(
     mar.build(tmp_path / "out", root / "model-config.yaml", tmp_path / "metastable.mar")
     with zipfile.ZipFile(tmp_path / "metastable.mar") as packed:
         held = {Path(name).name for name in packed.namelist() if name.startswith("bundle/")}
-        whole = packed.read("graphs/classifier.onnx")
+        whole = packed.read(f"{bundle.ARTIFACTS_FOLDER}/onnx/classifier.onnx")
     assert held - {""} == {*bundle.file_names(tmp_path / "out")}
     x = torch.rand(3, 3, 32, 32)
     found = OnnxRunner({"classifier": whole}).classify(x)
