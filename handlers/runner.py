@@ -38,7 +38,8 @@ def runner_for(bundle: Bundle, artifacts: Artifacts, name: str, threads: int) ->
     cache = _read(Path(path)) if path else {}
     before = dict(cache)
     runner = choose.make(name, parts, cache)
-    if choose.MAKERS[runner.name].package != "torch":
+    maker = choose.MAKERS.get(runner.name)
+    if maker is not None and maker.package != "torch":
         # PyTorch's threads wait for work by spinning, on the cores that the runtime's own threads need:
         # with two cores that doubled the time of a request.
         torch.set_num_threads(1)

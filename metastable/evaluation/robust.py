@@ -30,8 +30,6 @@ from tqdm import tqdm
 
 from metastable import datasets
 from metastable.anomaly import score_norms
-from metastable.attacks.ascent import Loss
-from metastable.attacks.ball import Norm
 from metastable.attacks.catalogue import Options, Plan, plan
 from metastable.attacks.target import Detector, WhiteBox
 from metastable.bundle import Bundle
@@ -43,25 +41,16 @@ from metastable.settings import Setting
 
 
 @dataclass(frozen=True)
-class RobustConfig:
+class RobustConfig(Options):
     """What the outcomes of a setting depend on; kept beside them so that two runs cannot mix.
 
     Attributes:
-        norm, eps, step, steps, samples, check, restarts, loss: metastable.attacks.catalogue.Options.
         batch: images that are attacked together.
         data: digest of the data set.
         setting: what the setting says, and the digests of the networks that it uses; `measure` fills it in.
     """
 
     skip: int = 0
-    norm: Norm = "linf"
-    eps: float = 8 / 255
-    step: float | None = None
-    steps: int | None = None
-    samples: int = 15
-    check: int = 150
-    restarts: int = 1
-    loss: Loss = "ce"
     batch: int = 4
     seed: int = 0
     data: str = ""
@@ -109,9 +98,7 @@ def measure(
 
 def planned(bundle: Bundle, setting: str, attack: str, config: RobustConfig) -> Plan:
     """The named attack on a setting of the bundle, by an attacker who knows all of it but its seeds."""
-    names = ("norm", "eps", "step", "steps", "samples", "check", "restarts", "loss")
-    options = Options(**{name: getattr(config, name) for name in names})
-    return plan(attack, white_box(bundle, setting), options)
+    return plan(attack, white_box(bundle, setting), config)
 
 
 def white_box(bundle: Bundle, setting: str) -> WhiteBox:

@@ -4,42 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
+from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
-from metastable import cuda_noise, noise
+from metastable import cuda_noise
 from metastable.bundle import Bundle
-from metastable.dynamics import score_norm
-from metastable.dynamics.adp import adp
 from metastable.dynamics.langevin import langevin
 from metastable.engine.runners import Batch, Kind, choose
 from metastable.engine.runners.cuda_graphs import LARGEST, bucket
 from metastable.engine.runners.cuda_runner import SEGMENT, CudaRunner
 from metastable.errors import MissingPackage
-
-LANGEVIN = Kind("langevin", "energy")
-SIZE = 5
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from tests.engine.runners.test_parity import DEVICE, LANGEVIN, SIZE, images, keys, off
 
 
 @pytest.fixture(scope="module")
 def runner(tiny: Bundle) -> CudaRunner:
     return CudaRunner(tiny.networks, tiny.classifier, device=DEVICE, precision="f32")
-
-
-def images(size: int = SIZE) -> Tensor:
-    return torch.rand(size, 3, 32, 32, generator=torch.Generator().manual_seed(5))
-
-
-def keys(size: int = SIZE) -> list[noise.ChainKey]:
-    return [(7 * i, i % 3) for i in range(size)]
-
-
-def off(got: Tensor, wanted: Tensor) -> Tensor:
-    """Relative L2 error of every row.  Signs near zero flip in float32: take a quantile, not the maximum."""
-    return (got - wanted).flatten(1).norm(dim=1) / wanted.flatten(1).norm(dim=1)
 
 
 @given(st.integers(1, LARGEST))
@@ -51,17 +31,6 @@ def test_a_bucket_holds_its_batch_and_wastes_an_eighth_at_most(size: int) -> Non
 def test_there_are_few_buckets() -> None:
     assert len({bucket(size) for size in range(1, LARGEST + 1)}) == 88
     assert [bucket(size) for size in (10, 100, 150, 1500, 6000)] == [10, 104, 160, 1536, 6144]
-
-
-def test_scores_and_logits_are_the_networks_own(runner: CudaRunner, tiny: Bundle) -> None:
-    x = images()
-    for name, score in tiny.scores.items():
-        first = runner.score(name, x)
-        kept = first.clone()
-        runner.score(name, 1 - x)
-        assert torch.equal(first, kept), "an answer must not change at the next call"
-        assert off(first, score(x)).median() < 1e-5
-    assert torch.allclose(runner.classify(x), tiny.classifier(x), atol=1e-4)
 
 
 def test_langevin_is_the_reference_with_rows_at_different_steps(runner: CudaRunner, tiny: Bundle) -> None:
@@ -85,42 +54,6 @@ def test_langevin_is_the_reference_with_rows_at_different_steps(runner: CudaRunn
         ]
     )
     assert off(got, wanted).median() < 1e-4
-
-
-@pytest.mark.parametrize("adaptive", [True, False])
-def test_adp_is_the_reference_with_a_setting_a_row(runner: CudaRunner, tiny: Bundle, adaptive: bool) -> None:
-    x = images()
-    score = tiny.scores["score"]
-    # Between the norms, so that some chains stop at once and others never.
-    stop = float(score_norm(score(x)).median()) * 1.0001
-    rows = [(0.1 + 0.05 * i, 0.01, 0.1 * i + 0.02, stop) for i in range(SIZE)]
-    rows = rows if adaptive else [(a, high, high, s) for a, _, high, s in rows]
-    batch = Batch(x, keys(), [0] * SIZE, rows)
-    got, moved = runner.advance(Kind("adp", "score", adaptive=adaptive), batch, 3)
-    results = [
-        adp(x[i : i + 1], score, steps=3, lambda_=a, bounds=(low, high), stop=s)
-        for i, (a, low, high, s) in enumerate(rows)
-    ]
-    assert moved.tolist() == [int(r.steps) for r in results]
-    assert {0, 3} <= set(moved.tolist())
-    # The adaptive step is a quotient of differences, so errors of the last digit grow.
-    assert off(got, torch.cat([r.x for r in results])).median() < 1e-4
-
-
-@hypothesis_settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(order=st.permutations(range(SIZE)), size=st.integers(1, SIZE), first=st.integers(1, 4))
-def test_a_path_is_the_chains_own(runner: CudaRunner, order: list[int], size: int, first: int) -> None:
-    """Not of its neighbours, its place, the batch's size, or the steps that a call takes."""
-    x, rows = images(), [(0.01 * (i + 1),) for i in range(SIZE)]
-    alone, _ = runner.advance(LANGEVIN, Batch(x, keys(), [0] * SIZE, rows), 5)
-    picked = order[:size]
-    part = Batch(x[picked], [keys()[i] for i in picked], [0] * size, [rows[i] for i in picked])
-    part.x, _ = runner.advance(LANGEVIN, part, first)
-    part.steps = [first] * size
-    together, _ = runner.advance(LANGEVIN, part, 5 - first)
-    assert torch.allclose(together, alone[picked], atol=1e-4)
 
 
 def test_admissions_record_nothing_new_and_secrets_do_not_stay(tiny: Bundle) -> None:
@@ -163,14 +96,6 @@ def test_what_is_not_there_is_named(runner: CudaRunner, tiny: Bundle) -> None:
         runner.score("other", images(1))
     with pytest.raises(ValueError, match="precision must be one of"):
         CudaRunner(tiny.networks, tiny.classifier, device="cpu", precision="int8")  # type: ignore[arg-type]
-
-
-def test_the_callers_state_is_left_alone(runner: CudaRunner) -> None:
-    x = images(3)
-    before = x.clone()
-    runner.advance(LANGEVIN, Batch(x, keys(3), [0] * 3, [(0.1,)] * 3), 1)
-    assert torch.equal(x, before)
-    assert torch.is_grad_enabled()
 
 
 def test_auto_takes_it_where_there_is_a_gpu_and_else_says_what_is_missing(

@@ -9,24 +9,28 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metastable import noise
+from metastable import cuda_noise, noise
 from metastable.bundle import Bundle
 from metastable.dynamics import ScoreFunction, score_norm
 from metastable.dynamics.adp import adp
 from metastable.dynamics.langevin import langevin
 from metastable.engine.runners import Batch, Kind, Runner
+from metastable.engine.runners.cuda_runner import CudaRunner
 from metastable.engine.runners.onnx_runner import OnnxRunner
 from metastable.engine.runners.openvino_runner import OpenVinoRunner
 from metastable.engine.runners.torch_runner import TorchRunner
 
 LANGEVIN = Kind("langevin", "energy")
 SIZE = 11
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@pytest.fixture(scope="module", params=["torch", "openvino", "onnx"])
+@pytest.fixture(scope="module", params=["torch", "openvino", "onnx", "cuda"])
 def runner(request: pytest.FixtureRequest, tiny: Bundle, tiny_graphs: dict[str, bytes]) -> Runner:
     if request.param == "torch":
         return TorchRunner(tiny.networks, tiny.classifier)
+    if request.param == "cuda":  # where there is no GPU, its work on the CPU
+        return CudaRunner(tiny.networks, tiny.classifier, device=DEVICE, precision="f32")
     made = {"openvino": OpenVinoRunner, "onnx": OnnxRunner}[request.param]
     return made(tiny_graphs, threads=1)
 
@@ -37,6 +41,13 @@ def images(size: int = SIZE) -> Tensor:
 
 def keys(size: int = SIZE) -> list[noise.ChainKey]:
     return [(7 * i, i % 3) for i in range(size)]
+
+
+def normal(runner: Runner, key: noise.ChainKey, step: int) -> Tensor:
+    """A step's noise of one chain: the CUDA runner draws its own."""
+    if isinstance(runner, CudaRunner):
+        return cuda_noise.normal(cuda_noise.pack([key], [step]), (3, 32, 32))
+    return noise.normal([key], step, (3, 32, 32))
 
 
 def off(got: Tensor, wanted: Tensor) -> Tensor:
@@ -70,7 +81,7 @@ def test_langevin_is_the_reference_with_rows_at_different_steps(runner: Runner, 
                 tiny.scores["energy"],
                 tau=taus[i],
                 steps=3,
-                noise=lambda t, i=i: noise.normal([keys()[i]], steps[i] + t, (3, 32, 32)),
+                noise=lambda t, i=i: normal(runner, keys()[i], steps[i] + t),
             )
             for i in range(SIZE)
         ]
