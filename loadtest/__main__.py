@@ -158,15 +158,7 @@ def _add_make(commands: Any) -> None:
     one.add_argument("--attack", default=sets.CLEAN, choices=(sets.CLEAN, *NAMES))
     one.add_argument("--setting", default="balanced", help="what is attacked")
     one.add_argument("--n", type=int, default=100)
-    one.add_argument("--skip", type=int, default=0, help="leave out the first images of the fixed order")
-    one.add_argument("--norm", default="linf", choices=("linf", "l2"))
-    one.add_argument("--eps", type=cli.fraction, default="8/255")
-    one.add_argument("--step", type=cli.fraction, help="default: eps / 4")
-    one.add_argument("--steps", type=int, help="default: the attack's own")
-    one.add_argument("--samples", type=int, default=15, help="EOT samples, H_adv")
-    one.add_argument("--check", type=int, default=150, help="chains that confirm a break, H_def")
-    one.add_argument("--batch", type=int, default=4, help="images attacked together")
-    one.add_argument("--seed", type=int, default=0)
+    cli.attack_arguments(one)
     one.set_defaults(run=run_make)
 
 

@@ -88,6 +88,19 @@ def whole_numbers(text: str) -> list[int]:
     return found
 
 
+def attack_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every command that attacks test images takes (metastable.attacks.catalogue.Options)."""
+    parser.add_argument("--skip", type=int, default=0, help="leave out the first images of the fixed order")
+    parser.add_argument("--norm", default="linf", choices=("linf", "l2"))
+    parser.add_argument("--eps", type=fraction, default="8/255")
+    parser.add_argument("--step", type=fraction, help="default: eps / 4 (mim: eps / steps)")
+    parser.add_argument("--steps", type=int, help="default: the attack's own")
+    parser.add_argument("--samples", type=int, default=15, help="EOT samples, H_adv")
+    parser.add_argument("--check", type=int, default=150, help="chains that confirm a break, H_def")
+    parser.add_argument("--batch", type=int, default=4, help="images attacked together")
+    parser.add_argument("--seed", type=int, default=0)
+
+
 def machine() -> str:
     """The processor, its cores and PyTorch's version, for the record."""
     info = Path("/proc/cpuinfo")
