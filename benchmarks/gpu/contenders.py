@@ -82,7 +82,7 @@ class Contenders:
     def packaged(self, size: int) -> Steps:
         """An AOTInductor package of the score, which takes contiguous images; noise by the kernel."""
         if "package" not in self._kept:
-            self._kept["package"] = self._package()
+            self._kept["package"] = self.package()
         score, x = self._kept["package"], self._states(size)
         rows, factors = self._keys(size)
 
@@ -131,7 +131,8 @@ class Contenders:
             )
         return self._runners[key]
 
-    def _package(self) -> Call:
+    def package(self) -> Call:
+        """The score as AOTInductor's package, loaded: images [B, C, H, W] of any B, contiguous."""
         from export.graphs import BATCH, Scored  # needs onnx, which is not on every machine
 
         example = torch.rand(2, *self._bundle.shape, device=self._device)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.gpu import fast
+from metastable.bundle import Bundle
 
 NAMES = (
     "eager autograd",
@@ -44,6 +47,17 @@ def test_the_dry_run_times_all_and_judges_the_targets(
     assert [row["runner"] for row in result["rows"] if "failed" in row] == []
     assert [target["met"] for target in result["targets"]] == [None, None, None]
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch's compiler needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # both are PyTorch's own calls
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
+def test_what_is_compiled_makes_the_same_score(tiny: Bundle) -> None:
+    contenders = fast.Contenders(tiny, torch.device("cpu"))
+    x = torch.rand(3, *tiny.shape)
+    assert torch.allclose(contenders.package()(x), tiny.scores["energy"](x), atol=1e-5)
+    for name in ("graphs tf32 fused", "torch.compile"):
+        contenders.makers[name](2)()
 
 
 def test_a_contender_that_fails_stops_no_other(

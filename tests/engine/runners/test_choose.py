@@ -10,6 +10,12 @@ from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import EngineFailure, MissingPackage, SettingsError
 
 
+@pytest.fixture(autouse=True)
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `auto` chooses must not depend on the machine that the tests run on."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 def parts(tiny: Bundle, graphs: dict[str, bytes] | None = None) -> choose.Parts:
     artifacts = {GRAPHS: graphs} if graphs else {}
     return choose.Parts(tiny.networks, tiny.classifier, artifacts, tiny.shape, digest=tiny.digest)
