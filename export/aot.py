@@ -24,11 +24,12 @@ def build(bundle: Bundle) -> dict[str, bytes]:
 
 
 def package(module: nn.Module, shape: tuple[int, int, int]) -> bytes:
-    """One module of images [batch, *shape], contiguous, of any batch size.
+    """One module of images [batch, *shape], contiguous, of any batch size, for the device that it is on.
 
     The package does not look at the memory format that it is given: it must be the one used here.
     """
-    example = torch.rand(2, *shape)
+    device = next(module.parameters()).device
+    example = torch.rand(2, *shape, device=device)
     with torch.no_grad(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # torch's own use of its parts
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)

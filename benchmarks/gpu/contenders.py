@@ -6,13 +6,11 @@ Each is made for one batch size as a call that makes `STEPS` steps on states tha
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch._inductor import aoti_compile_and_package, aoti_load_package
+from torch._inductor import aoti_load_package
 
 from metastable import cuda_noise
 from metastable.bundle import Bundle
@@ -133,14 +131,11 @@ class Contenders:
 
     def package(self) -> Call:
         """The score as AOTInductor's package, loaded: images [B, C, H, W] of any B, contiguous."""
-        from export.graphs import BATCH, Scored  # needs onnx, which is not on every machine
+        from export import aot  # needs onnx, which is not on every machine
+        from export.graphs import Scored
 
-        example = torch.rand(2, *self._bundle.shape, device=self._device)
-        module = Scored(self._bundle.networks[NETWORK]).eval()
-        with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-            program = torch.export.export(module, (example,), dynamic_shapes=({0: BATCH},))
-            made = aoti_compile_and_package(program, package_path=str(Path(folder) / "score.pt2"))
-            run: Call = aoti_load_package(io.BytesIO(Path(made).read_bytes()))
+        made = aot.package(Scored(self._bundle.networks[NETWORK]), self._bundle.shape)
+        run: Call = aoti_load_package(io.BytesIO(made))
         return run
 
     def _states(self, size: int) -> Tensor:

@@ -99,12 +99,7 @@ def add(figures: Any, parents: list[argparse.ArgumentParser]) -> None:
     parser.add_argument("--values", type=values, required=True, help="such as 1,10,100 or 2/255,4/255")
     parser.add_argument("--attack", default="bpda-eot", choices=NAMES)
     parser.add_argument("--n", type=int, default=100)
-    parser.add_argument("--norm", default="linf", choices=("linf", "l2"))
-    parser.add_argument("--eps", type=cli.fraction, default="8/255")
-    parser.add_argument("--steps", type=int, help="attack steps; default: the attack's own")
-    parser.add_argument("--samples", type=int, default=15, help="EOT samples, H_adv")
-    parser.add_argument("--check", type=int, default=150, help="chains that confirm a break, H_def")
-    parser.add_argument("--seed", type=int, default=0)
+    cli.attack_arguments(parser)
     parser.add_argument("--work", type=Path, required=True, help="folder of the outcomes; resumed")
     parser.set_defaults(run=run)
 
@@ -118,10 +113,12 @@ def run(args: argparse.Namespace) -> cli.Summary:
     """Measure the sweep and draw it."""
     loaded = cli.load_bundle(args)
     test = cli.test_images(args, loaded)
-    asked = ("norm", "eps", "steps", "samples", "check", "seed")
+    asked = ("skip", "norm", "eps", "step", "steps", "samples", "check", "batch", "seed")
     config = RobustConfig(**{name: getattr(args, name) for name in asked}, data=test.digest())
     wanted = [Row(name, args.attack, args.n) for name in cli.chosen_settings(args.settings, loaded)]
-    rows = measure(loaded, test.take(args.n), args.vary, args.values, wanted, config, args.work)
+    rows = measure(
+        loaded, test.take(args.n, skip=args.skip), args.vary, args.values, wanted, config, args.work
+    )
     if picture := cli.beside(args.out, ".png"):
         draw(rows, args.vary, picture)
     return {"command": "figure sweep", "vary": args.vary, "rows": rows, "machine": cli.machine()}

@@ -50,8 +50,7 @@ def test_the_dry_run_times_all_and_judges_the_targets(
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch's compiler needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # both are PyTorch's own calls
-@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # PyTorch's own call
 def test_what_is_compiled_makes_the_same_score(tiny: Bundle) -> None:
     contenders = fast.Contenders(tiny, torch.device("cpu"))
     x = torch.rand(3, *tiny.shape)
