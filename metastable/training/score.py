@@ -29,7 +29,13 @@ from metastable.training.run import Ema, Learner, Run, device_of
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """Noise levels are in [0, 1] image units; `widths` is three numbers separated by commas."""
+    """Noise levels are in [0, 1] image units; `widths` is three numbers separated by commas.
+
+    `clip` trains on clip(x + sigma n, 0, 1), which is what ADP's first line makes and what its
+    network then sees.  The output is no longer a score where pixels were clipped, but still the
+    least-squares way back.  It matters where most pixels are 0 or 1: half of MNIST's noise is cut
+    off, so the noise that is left has a mean.
+    """
 
     dataset: str = "cifar10"
     widths: str = "32,80,160"
@@ -43,6 +49,7 @@ class ScoreConfig:
     ema: float = 0.999
     seed: int = 0
     bf16: bool = True
+    clip: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,11 @@ def _batch(images: Tensor, config: ScoreConfig | EnergyDsmConfig, step: int) -> 
     low, high = math.log(config.sigma_min), math.log(config.sigma_max)
     sigma = torch.exp(low + (high - low) * torch.rand(config.batch, 1, 1, 1, generator=rng))
     noise = torch.empty_like(clean).normal_(generator=rng)
-    return clean + sigma * noise, noise, sigma
+    noisy = clean + sigma * noise
+    if isinstance(config, ScoreConfig) and config.clip:
+        noisy = noisy.clamp(0, 1)
+        noise = (noisy - clean) / sigma
+    return noisy, noise, sigma
 
 
 @torch.no_grad()
