@@ -18,6 +18,8 @@ from metastable.evaluation.outcomes import Outcome, read_outcomes
 from metastable.evaluation.robust_rows import NATURAL
 from metastable.evaluation.stats import auroc
 
+COLUMNS = 4
+
 
 def roc(negatives: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Shares of negatives and of positives above every threshold, from none to all: [T], [T]."""
@@ -49,9 +51,14 @@ def norms(outcomes: list[Outcome], setting: str) -> dict[str, dict[str, np.ndarr
 def draw(found: dict[str, dict[str, np.ndarray]], threshold: float, path: Path) -> None:
     """A panel of histograms an attack, and the ROC curves of all."""
     attacks = [kind for kind in found if kind != NATURAL]
-    figure = Figure(figsize=(3.4 * (len(attacks) + 1), 3.4), layout="constrained")
-    *panels, curves = figure.subplots(1, len(attacks) + 1)
-    for axes, attack in zip(panels, attacks, strict=True):
+    columns = min(COLUMNS, len(attacks) + 1)
+    rows = -(-(len(attacks) + 1) // columns)
+    figure = Figure(figsize=(3.4 * columns, 3.4 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    curves = panels[len(attacks)]
+    for axes in panels[len(attacks) + 1 :]:
+        axes.set_axis_off()
+    for axes, attack in zip(panels, attacks, strict=False):
         shown = {
             "natural": (found[NATURAL]["raw"], "#4477aa"),
             "attacked": (found[attack]["raw"], "#ee6677"),
