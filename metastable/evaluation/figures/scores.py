@@ -54,11 +54,11 @@ def draw(found: dict[str, dict[str, np.ndarray]], threshold: float, path: Path) 
     columns = min(COLUMNS, len(attacks) + 1)
     rows = -(-(len(attacks) + 1) // columns)
     figure = Figure(figsize=(3.4 * columns, 3.4 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    curves = panels[len(attacks)]
-    for axes in panels[len(attacks) + 1 :]:
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    panels, curves, empty = grid[: len(attacks)], grid[len(attacks)], grid[len(attacks) + 1 :]
+    for axes in empty:
         axes.set_axis_off()
-    for axes, attack in zip(panels, attacks, strict=False):
+    for axes, attack in zip(panels, attacks, strict=True):
         shown = {
             "natural": (found[NATURAL]["raw"], "#4477aa"),
             "attacked": (found[attack]["raw"], "#ee6677"),

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from metastable import bundle, datasets
 from metastable.errors import DataError
@@ -56,3 +57,11 @@ def test_the_command_draws_a_robust_run(
     assert printed["rows"][0]["auroc"] == row["auroc"]
     assert printed["rows"][0]["flag_rate"] == row["flag_rate"][0]
     assert (tmp_path / "s.png").exists()
+
+
+def test_many_attacks_fill_rows_instead_of_one_wide_one(tmp_path: Path) -> None:
+    kinds = {name: {"raw": np.arange(3.0), "purified": np.arange(3.0)} for name in ("natural", *"abcde")}
+    scores.draw(kinds, 1.0, tmp_path / "s.png")
+    with Image.open(tmp_path / "s.png") as picture:
+        assert picture.width == round(110 * 3.4 * scores.COLUMNS)
+        assert picture.height == round(110 * 3.4 * 2)
