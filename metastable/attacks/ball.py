@@ -15,15 +15,16 @@ Norm = Literal["linf", "l2"]
 class Ball:
     """Images within `eps` of the originals in the norm, and in [0, 1].
 
-    Raises ValueError for an unknown norm or an eps that is not positive.
+    At eps 0 the image is alone in it, which a control may ask for.
+    Raises ValueError for an unknown norm or a negative eps.
     """
 
     norm: Norm
     eps: float
 
     def __post_init__(self) -> None:
-        if self.norm not in get_args(Norm) or not self.eps > 0:
-            raise ValueError(f"a ball needs a norm of {get_args(Norm)} and eps > 0, not {self}")
+        if self.norm not in get_args(Norm) or not self.eps >= 0:
+            raise ValueError(f"a ball needs a norm of {get_args(Norm)} and eps >= 0, not {self}")
 
     def start(self, images: Tensor, rng: torch.Generator) -> Tensor:
         """A uniform point of the ball around each image, clipped to [0, 1]; rng is a CPU generator."""
@@ -42,8 +43,21 @@ class Ball:
         else:
             offset = x - images
             length = torch.linalg.vector_norm(offset.flatten(1), dim=1).view(-1, 1, 1, 1)
-            x = images + offset * (self.eps / length.clamp_min(self.eps))
+            x = images + offset * (self.eps / length.clamp_min(max(self.eps, 1e-30)))
         return x.clamp(0, 1)
+
+    def eight_bit(self, x: Tensor, images: Tensor) -> Tensor:
+        """What is left of x in an 8-bit file: multiples of 1/255 that lie in the ball, where there are such.
+
+        In l_2 that is the ball but for the rounding, at most sqrt(D) / 510.
+        """
+        grid = (255 * x).round()
+        if self.norm == "linf":
+            slack = 1e-4  # of 255 eps and 255 images, in float32
+            low = (255 * (images - self.eps) - slack).ceil()
+            high = (255 * (images + self.eps) + slack).floor()
+            grid = torch.where(low <= high, torch.min(torch.max(grid, low), high), 255 * x)
+        return grid.clamp(0, 255) / 255
 
     def direction(self, gradient: Tensor) -> Tensor:
         """argmax of <v, gradient> over |v| <= 1 (Hill 2021, eq. 8): the sign, or the unit vector."""

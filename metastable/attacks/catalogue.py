@@ -8,10 +8,12 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from metastable.attacks.aimed import Aimed
+from metastable.attacks.annealed import Annealed
 from metastable.attacks.art import Art
 from metastable.attacks.ascent import Attack, Loss
 from metastable.attacks.ball import Norm
 from metastable.attacks.bpda_eot import BpdaEot
+from metastable.attacks.evasion import Evasion
 from metastable.attacks.exact import Exact, Held
 from metastable.attacks.fgsm import Fgsm
 from metastable.attacks.joint import Joint
@@ -23,9 +25,11 @@ from metastable.attacks.score_aware import ScoreAware
 from metastable.attacks.spsa import Spsa
 from metastable.attacks.target import Eot, Target, WhiteBox
 
-Mode = Literal["bare", "none", "bpda", "exact", "held"]
+Mode = Literal["bare", "none", "bpda", "exact", "held", "smooth"]
 """How an attack comes by its gradient: the bare classifier's, from no gradient at all, or through the
-defense: by BPDA, exactly, or with step sizes held."""
+defense: by BPDA, exactly, with step sizes held, or with a smooth derivative of a score that has none."""
+SUITE = ("transfer", "annealed-ce", "annealed-margin", "joint", "square")
+"""What a defense is judged by: its worst case by image over these (metastable.evaluation.suite)."""
 
 
 @dataclass(frozen=True)
@@ -50,25 +54,28 @@ class Options:
 
     Attributes:
         step: length of a step; None is eps / 4, 2/255 for 8/255 (for `mim` eps / steps).
-        samples, check: H_adv and H_def.
+        samples, check: H_adv and H_def; None is 16 for the annealed attacks, and Hill's 15 for the others.
         restarts, loss: of the attacks that climb (metastable.attacks.pgd).
+        bf16: run the networks in bfloat16 where the annealed attacks look for a way.
     """
 
     norm: Norm = "linf"
     eps: float = 8 / 255
     step: float | None = None
     steps: int | None = None
-    samples: int = 15
+    samples: int | None = None
     check: int = 150
     restarts: int = 1
     loss: Loss = "ce"
+    bf16: bool = False
 
 
 class _Entry(NamedTuple):
-    """An attack of the catalogue: its gradient, its class, the options that it takes besides norm and eps,
-    and whether its target is a mean over `Options.samples` chains or one chain."""
+    """An attack of the catalogue: its gradient (None for the strongest that the defense has), its class, the
+    options that it takes besides norm and eps, and whether its target is a mean over `Options.samples`
+    chains or one chain."""
 
-    mode: Mode
+    mode: Mode | None
     make: Callable[..., Attack]
     wanted: tuple[str, ...]
     eot: bool = True
@@ -76,6 +83,7 @@ class _Entry(NamedTuple):
 
 _CLIMB = ("step", "steps", "restarts", "loss")
 _VERIFIED = (*_CLIMB, "samples", "check")
+_ANNEALED = ("steps", "samples", "restarts", "gradient", "bf16")
 _AWARE = ("step", "steps", "restarts", "samples", "check", "detector")
 
 
@@ -97,6 +105,9 @@ _ENTRIES: dict[str, _Entry] = {
     "joint-score": _Entry("bpda", partial(Joint, pull="score"), _VERIFIED),
     "joint-full": _Entry("bpda", partial(Joint, pull="full"), _VERIFIED),
     "score-aware": _Entry("exact", ScoreAware, _AWARE),
+    "annealed-ce": _Entry(None, Annealed, _ANNEALED),
+    "annealed-margin": _Entry(None, partial(Annealed, loss="margin", random_start=True), _ANNEALED),
+    "joint": _Entry(None, Evasion, (*_ANNEALED, "detectors")),
     "score-aware-targeted": _Entry("exact", _aimed, _AWARE),
     "salt-pepper": _Entry("none", SaltPepper, ("steps",)),
     "spsa": _Entry("none", Spsa, _CLIMB),
@@ -110,32 +121,39 @@ NAMES = tuple(_ENTRIES)
 def plan(name: str, box: WhiteBox, options: Options) -> Plan:
     """The named attack on a defense.
 
-    Raises ValueError for a name not in NAMES, and for the `score-aware` ones on a defense without a detector.
+    Raises ValueError for a name not in NAMES, and for `joint` and the `score-aware` ones on a defense
+    without a detector.
     """
     if name not in _ENTRIES:
         raise ValueError(f"there is no attack {name!r}: choose from {NAMES}")
     mode, make, wanted, eot = _ENTRIES[name]
-    if "detector" in wanted and box.detector is None:
+    if {"detector", "detectors"} & set(wanted) and not box.detectors:
         raise ValueError(f"{name} needs the anomaly flag's detector")
+    gradient = box.strongest if mode is None else mode
     steps = options.steps
-    step = options.step or options.eps / ((steps or Mim.steps) if name == "mim" else 4)
+    # At eps 0, a control, a step must still be positive.
+    step = options.step or max(options.eps, 1e-9) / ((steps or Mim.steps) if name == "mim" else 4)
     # Without a purification there is no noise, and nothing to average.
     purifies = box.setting.purifies
-    samples, check = (options.samples, options.check) if purifies else (1, 1)
+    own = 16 if mode is None else BpdaEot.samples
+    samples, check = (options.samples or own, options.check) if purifies else (1, 1)
     known: dict[str, Any] = {
         "step": step,
         "samples": samples,
         "check": check,
         "restarts": options.restarts,
         "loss": options.loss,
-        "detector": box.detector,
+        "gradient": gradient,
+        "bf16": options.bf16,
+        "detector": box.detectors[0] if box.detectors else None,
+        "detectors": box.detectors,
         **({} if steps is None else {"steps": steps}),
     }
     attack = make(norm=options.norm, eps=options.eps, **{key: known[key] for key in wanted if key in known})
     verifies = check if purifies and "check" in wanted else None
-    if mode == "bare":
-        return Plan(attack, box.classifier, mode, 1, verifies)
+    if gradient == "bare":
+        return Plan(attack, box.classifier, gradient, 1, verifies)
     # Without a gradient any would do; BPDA's builds no graph through the purification.
     samples = samples if eot else 1
-    target = Eot(box, samples=samples, gradient="bpda" if mode == "none" else mode)
-    return Plan(attack, target, mode, samples, verifies)
+    target = Eot(box, samples=samples, gradient="bpda" if gradient == "none" else gradient)
+    return Plan(attack, target, gradient, samples, verifies)

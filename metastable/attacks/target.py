@@ -31,7 +31,10 @@ from metastable.dynamics.malade import malade
 from metastable.settings import Setting
 
 Target = Callable[[Tensor], Tensor]
-Gradient = Literal["bpda", "exact", "held"]
+Gradient = Literal["bpda", "exact", "held", "smooth"]
+Levels = Literal["served", "unflagged", "mixed"]
+"""Which noise an `Eot` injects where a setting has two levels: that of the image's flag, as the server does;
+that of images which pass the flag; or each for half of the chains, since the server may choose either."""
 _Hold = Callable[..., Any]
 """(function, arguments) -> its result, with its inner tensors kept or computed again on the way back."""
 CHAINS_AT_ONCE = 64  # bounds memory; outputs do not depend on it
@@ -40,7 +43,7 @@ CHAINS_ON_GPU = 1024  # where a step of a hundred chains takes as long as one of
 
 @dataclass(frozen=True)
 class Detector:
-    """The anomaly flag as an attacker sees it: |s(x)|_2, differentiable, and its threshold."""
+    """A statistic of the anomaly flag as an attacker sees it: |s(x)|_2, differentiable, and its threshold."""
 
     score: ScoreFunction
     threshold: float
@@ -62,20 +65,36 @@ class WhiteBox:
         setting: dynamics, noise and what is averaged; `chains` and `delta` are not used.
         classifier: f, images to logits.
         score: the score function of the setting's network.
-        detector: the flag, which chooses ADP's noise; None flags every image.
+        detectors: every statistic of the flag, which chooses ADP's noise; an image is flagged by any one of
+            them.  Without one every image is.
+        smooth: the same score with a derivative that means something, where the score's own is zero almost
+            everywhere (metastable.attacks.smooth).
     """
 
     setting: Setting
     classifier: Classifier
     score: ScoreFunction
-    detector: Detector | None = None
+    detectors: tuple[Detector, ...] = ()
+    smooth: ScoreFunction | None = None
 
     @torch.no_grad()
     def flags(self, x: Tensor) -> Tensor:
         """bool [B], where the setting asks for the flag; all true elsewhere."""
-        if self.detector is None or self.setting.sigma_unflagged is None:
+        if not self.detectors or self.setting.sigma_unflagged is None:
             return torch.ones(len(x), dtype=torch.bool)
-        return self.detector.flags(x)
+        return torch.stack([detector.flags(x) for detector in self.detectors]).any(0)
+
+    @property
+    def averages_mirrors(self) -> bool:
+        """Whether f is the mean over an image and its mirror image, a view at a time to be had."""
+        return bool(getattr(self.classifier, "flip_average", False))
+
+    @property
+    def strongest(self) -> Gradient:
+        """The gradient that tells an attacker most: BPDA's only where there is no other."""
+        if self.setting.dynamics == "reconstruction":
+            return "bpda"
+        return "exact" if self.smooth is None else "smooth"
 
 
 @dataclass(frozen=True)
@@ -99,11 +118,16 @@ class Eot:
 
     The exact gradient is that of the sampled paths.  The score of a network with LeakyReLU and a
     scalar output (`EnergyNetwork`) is piecewise constant, so it has no gradient and `exact` equals
-    `bpda` but for clipping: there, agreement of the two is no evidence of robustness.
+    `bpda` but for clipping: there, agreement of the two is no evidence of robustness.  `smooth` is `exact`
+    with `WhiteBox.smooth` for the score's derivative, where there is one.
 
     Args:
         seed: of the chains; the n-th call of every equal target draws the same noise.
         stream: separates targets of one seed, such as the attacker's and the verifier's.
+        mirror: where f averages an image and its mirror image, classify odd chains mirrored and even ones as
+            they are, instead of every chain twice: the same mean for half of the classifier's cost.
+        levels: the noise where the setting has two (see `Levels`).
+        bf16: run the networks in bfloat16.
     """
 
     defense: WhiteBox
@@ -111,6 +135,9 @@ class Eot:
     gradient: Gradient
     seed: int = 0
     stream: int = 0
+    mirror: bool = False
+    levels: Levels = "served"
+    bf16: bool = False
     _calls: Iterator[int] = field(default_factory=itertools.count, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -123,8 +150,9 @@ class Eot:
 
     def answers(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, classes] and, of the same chains, the mean purified image, [B, C, H, W]."""
-        found = [self._classified(*piece) for piece in self._pieces(images)]
-        outputs, states = (torch.cat(parts) for parts in zip(*found, strict=True))
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            found = [self._classified(*piece) for piece in self._pieces(images)]
+        outputs, states = (torch.cat(parts).float() for parts in zip(*found, strict=True))
         logits = outputs.view(len(images), self.samples, -1)
         mean = states.view(len(images), self.samples, *images.shape[1:]).mean(dim=1)
         average = as_averaged(logits, self.defense.setting.average).mean(dim=1)
@@ -143,7 +171,7 @@ class Eot:
         words = np.random.SeedSequence([self.seed, self.stream, next(self._calls)]).generate_state(4)
         key = int.from_bytes(words.tobytes(), "little")
         x = images.repeat_interleave(self.samples, 0)
-        flagged = self.defense.flags(images).repeat_interleave(self.samples)
+        flagged = self._flagged(images)
         # With one piece its graph is needed at once: nothing is won by computing it twice.
         at_once = CHAINS_ON_GPU if x.is_cuda else CHAINS_AT_ONCE
         hold = _recompute if len(x) > at_once else _keep
@@ -151,6 +179,24 @@ class Eot:
             rows = slice(start, start + at_once)
             keys = [(key, chain) for chain in range(len(x))[rows]]
             yield x[rows], keys, flagged[rows], hold
+
+    def _flagged(self, images: Tensor) -> Tensor:
+        """Which chains get a flagged image's noise: bool [B * samples]."""
+        if self.levels == "served":
+            return self.defense.flags(images).repeat_interleave(self.samples)
+        # Pairs of chains, because `mirror` tells even ones from odd.
+        pairs = (
+            torch.arange(self.samples) // 2 % 2 == 1 if self.levels == "mixed" else torch.zeros(self.samples)
+        )
+        return pairs.bool().repeat(len(images))
+
+    def _classifier(self, state: Tensor, keys: Sequence[noise.ChainKey]) -> Tensor:
+        if not (self.mirror and self.defense.averages_mirrors):
+            return self.defense.classifier(state)
+        odd = torch.tensor([chain % self.samples % 2 == 1 for _, chain in keys], device=state.device)
+        view = torch.where(odd.view(-1, 1, 1, 1), state.flip(3), state)
+        logits: Tensor = self.defense.classifier.single_view(view)  # type: ignore[attr-defined]
+        return logits
 
     def _classified(
         self, x: Tensor, keys: Sequence[noise.ChainKey], flagged: Tensor, hold: _Hold
@@ -160,11 +206,11 @@ class Eot:
             with torch.no_grad():
                 purified = self._purify(x, keys, flagged)
             state = _identity_gradient(purified, x)
-            return hold(self.defense.classifier, state), state
+            return hold(self._classifier, state, keys), state
 
         def through(start: Tensor) -> tuple[Tensor, Tensor]:
             state = self._purify(start, keys, flagged)
-            return self.defense.classifier(state), state
+            return self._classifier(state, keys), state
 
         found: tuple[Tensor, Tensor] = hold(through, x)
         return found
@@ -174,7 +220,9 @@ class Eot:
         if not (torch.is_grad_enabled() and x.requires_grad):
             return purify(x, keys, setting, self.defense.score, flagged)[0]
         if setting.dynamics not in ("langevin", "malade"):
-            return purify(x, keys, setting, self._score, flagged, hold=self.gradient == "held")[0]
+            # The activations of a few evaluations fit; of many, only states are kept.
+            score = self._network if setting.steps <= 2 else self._score
+            return purify(x, keys, setting, score, flagged, hold=self.gradient == "held")[0]
         # Many steps: segments of sqrt(K) that are computed again, one by one, on the way back.
         span = math.ceil(setting.steps**0.5)
         for first in range(0, setting.steps, span):
@@ -193,8 +241,13 @@ class Eot:
         return langevin(x, self._score, tau=setting.tau, eta=setting.eta, steps=steps, noise=normal)
 
     def _score(self, x: Tensor) -> Tensor:
-        score: Tensor = _recompute(self.defense.score, x)
+        score: Tensor = _recompute(self._network, x)
         return score
+
+    @property
+    def _network(self) -> ScoreFunction:
+        smooth = self.defense.smooth if self.gradient == "smooth" else None
+        return smooth or self.defense.score
 
 
 def seeded(target: Target, seed: int) -> Target:

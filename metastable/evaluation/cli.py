@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 import platform
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -88,25 +89,32 @@ def whole_numbers(text: str) -> list[int]:
     return found
 
 
-def attack_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every command that attacks test images takes (metastable.attacks.catalogue.Options)."""
+def attack_arguments(parser: argparse.ArgumentParser, several_radii: bool = False) -> None:
+    """What every command that attacks test images takes (metastable.attacks.catalogue.Options).
+
+    With `several_radii`, --eps is a list.
+    """
     parser.add_argument("--skip", type=int, default=0, help="leave out the first images of the fixed order")
     parser.add_argument("--norm", default="linf", choices=("linf", "l2"))
-    parser.add_argument("--eps", type=fraction, default="8/255")
+    if several_radii:
+        parser.add_argument("--eps", type=fractions, default="8/255", help="radius; several for a suite")
+    else:
+        parser.add_argument("--eps", type=fraction, default="8/255")
     parser.add_argument("--step", type=fraction, help="default: eps / 4 (mim: eps / steps)")
     parser.add_argument("--steps", type=int, help="default: the attack's own")
-    parser.add_argument("--samples", type=int, default=15, help="EOT samples, H_adv")
+    parser.add_argument("--samples", type=int, help="EOT samples, H_adv (default: 16 annealed, 15 others)")
     parser.add_argument("--check", type=int, default=150, help="chains that confirm a break, H_def")
     parser.add_argument("--batch", type=int, default=4, help="images attacked together")
     parser.add_argument("--seed", type=int, default=0)
 
 
-def machine() -> str:
-    """The processor, its cores and PyTorch's version, for the record."""
+def machine(device: str = "cpu") -> str:
+    """The processor, its cores, the GPU where one is used, and PyTorch's version, for the record."""
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
     name = names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"
+    gpu = "" if device == "cpu" else f", {torch.cuda.get_device_name()}"
+    return f"{name}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}"
 
 
 def beside(out: Path | None, suffix: str) -> Path | None:
@@ -115,6 +123,14 @@ def beside(out: Path | None, suffix: str) -> Path | None:
         return None
     out.parent.mkdir(parents=True, exist_ok=True)
     return out.with_suffix(suffix)
+
+
+def publish(out: Path | None, text: str, draw: Callable[[Path], None]) -> None:
+    """Print a table; with --out write it and its picture beside."""
+    if (page := beside(out, ".md")) and (picture := beside(out, ".png")):
+        page.write_text(text)
+        draw(picture)
+    print(text)
 
 
 Summary = dict[str, Any]

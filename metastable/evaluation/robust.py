@@ -1,8 +1,9 @@
 """Accuracy under attacks that know the defense, image by image, resumable.
 
 For every defense: the natural images are judged, the ones answered rightly are attacked, and what the
-attack made is judged again by the defense as served (its chains, its early deciding, the anomaly flag of the
-attacked image), with chain seeds that the attacker's have nothing to do with.  Two figures come of it.
+attack made is rounded to 8 bits, as a file would hold it, and judged again by the defense as served (its
+chains, its early deciding, the anomaly flag of the attacked image), with chain seeds that the attacker's have
+nothing to do with.  Two figures come of it.
 `robust` is what the served defense still answers rightly: a break must survive fresh noise.  `unbroken` is
 Algorithm 1's (Hill 2021): images of which no candidate, at any step, was confirmed as a break by H_def
 chains.  It is the lower one where breaks are narrow, and attacks without that confirmation have none.  For
@@ -25,18 +26,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from metastable import datasets
 from metastable.anomaly import score_norms
+from metastable.attacks.ball import Ball
 from metastable.attacks.catalogue import Options, Plan, plan
+from metastable.attacks.smooth import smooth_backward
 from metastable.attacks.target import Detector, WhiteBox
 from metastable.bundle import Bundle
 from metastable.engine.local import engine_on
 from metastable.errors import DataError
 from metastable.evaluation.outcomes import Outcome, judge, read_outcomes, same_run
 from metastable.evaluation.robust_rows import NATURAL, Row, summarize_row
+from metastable.networks.energy import EnergyNetwork
 from metastable.settings import Setting
 
 
@@ -46,6 +51,7 @@ class RobustConfig(Options):
 
     Attributes:
         batch: images that are attacked together.
+        bits: of what is judged; 32 judges an attack's floating-point images as they are.
         data: digest of the data set.
         setting: what the setting says, and the digests of the networks that it uses; `measure` fills it in.
     """
@@ -53,6 +59,7 @@ class RobustConfig(Options):
     skip: int = 0
     batch: int = 4
     seed: int = 0
+    bits: int = 8
     data: str = ""
     setting: str = ""
 
@@ -73,20 +80,20 @@ def measure(
     if not rows or min(row.n for row in rows) < 1 or max(row.n for row in rows) > len(test):
         raise DataError(f"every row needs 1 to {len(test)} images: change --n, --rows or --skip")
     if device != "cpu":
-        bundle = _moved(bundle, device)
+        bundle = moved(bundle, device)
     plans = {row: planned(bundle, row.setting, row.attack, config) for row in rows}
     out.mkdir(parents=True, exist_ok=True)
     for name in dict.fromkeys(row.setting for row in rows):
-        said = dataclasses.replace(config, setting=_said(bundle, bundle.settings[name]))
-        same_run(out / f"{name}-config.json", said)
-    run = _Run(bundle, test, config, out / "outcomes.jsonl", device)
+        of_setting = dataclasses.replace(config, setting=said(bundle, bundle.settings[name]))
+        same_run(out / f"{name}-config.json", of_setting)
+    run = Outcomes(bundle, test, config, out, device)
     with tqdm(total=2 * sum(row.n for row in rows), desc="images", mininterval=2) as bar:
         for row in rows:
             bar.set_postfix_str(f"{row.setting}, {row.attack}")
-            for group in run.groups(row.n):
+            for group in run.groups(range(row.n)):
                 run.judge_natural(row.setting, group)
                 bar.update(len(group))
-            for group in run.groups(row.n):
+            for group in run.groups(range(row.n)):
                 run.attack(row.setting, row.attack, plans[row], group)
                 bar.update(len(group))
     outcomes = read_outcomes(run.path)
@@ -104,33 +111,50 @@ def planned(bundle: Bundle, setting: str, attack: str, config: RobustConfig) -> 
 def white_box(bundle: Bundle, setting: str) -> WhiteBox:
     """A setting of the bundle as the attacker knows it."""
     chosen = bundle.settings[setting]
-    detector = None
+    detectors: tuple[Detector, ...] = ()
     if bundle.anomaly is not None:
-        detector = Detector(bundle.scores[bundle.anomaly.network], bundle.anomaly.threshold)
+        detectors = (Detector(bundle.scores[bundle.anomaly.network], bundle.anomaly.threshold),)
     score = bundle.scores[chosen.network] if chosen.scored else torch.zeros_like
-    return WhiteBox(chosen, bundle.classifier, score, detector)
+    network = bundle.networks.get(chosen.network) if chosen.scored else None
+    smooth = smooth_backward(network) if isinstance(network, EnergyNetwork) else None
+    return WhiteBox(chosen, bundle.classifier, score, detectors, smooth)
 
 
-class _Run:
-    """The outcomes so far, and what adds to them."""
+class Outcomes:
+    """The outcomes so far in a folder, and what adds to them.
+
+    Args:
+        out: holds `outcomes.jsonl`, and `images/SETTING/ATTACK/INDEX.png`, what each attack made.
+        device: of the attack; answers are the server's, on a CPU runner or on CUDA's.
+    """
 
     def __init__(
-        self, bundle: Bundle, test: datasets.ImageSet, config: RobustConfig, path: Path, device: str
+        self, bundle: Bundle, test: datasets.ImageSet, config: RobustConfig, out: Path, device: str
     ) -> None:
         if bundle.anomaly is None:
             raise DataError("the bundle has no anomaly calibration: run the calibrate command first")
-        self.path, self._device = path, device
+        self.path, self._out, self._device = out / "outcomes.jsonl", out, device
         self._bundle, self._config, self._labels = bundle, config, test.labels
         self._images = datasets.to_float(test.images)
         self._score = bundle.scores[bundle.anomaly.network]
         self._engine = engine_on(device, bundle)
-        self._done = {(o["setting"], o["attack"], o["index"]): o for o in read_outcomes(path)}
+        self._done = {(o["setting"], o["attack"], o["index"]): o for o in read_outcomes(self.path)}
 
-    def groups(self, n: int) -> Iterator[list[int]]:
+    def groups(self, indices: Sequence[int]) -> Iterator[list[int]]:
+        """The images, as many at a time as are attacked together."""
         size = self._config.batch
-        return (list(range(start, min(start + size, n))) for start in range(0, n, size))
+        return (list(indices[start : start + size]) for start in range(0, len(indices), size))
+
+    def of(self, setting: str, attack: str, index: int) -> Outcome:
+        """One that is there; KeyError where there is none."""
+        return self._done[setting, attack, index]
+
+    def all_of(self, setting: str) -> list[Outcome]:
+        """What is there of a setting."""
+        return [outcome for (name, _, _), outcome in self._done.items() if name == setting]
 
     def judge_natural(self, setting: str, group: list[int]) -> None:
+        """Judge a group's natural images."""
         if left := [i for i in group if (setting, NATURAL, i) not in self._done]:
             self._write(setting, NATURAL, left, self._judged(setting, NATURAL, left, self._images[left]))
 
@@ -152,7 +176,12 @@ class _Run:
         images, labels = self._images[right].to(self._device), self._labels[right].to(self._device)
         found = made.attack(made.target, images, labels, seed=seed)
         seconds = (time.perf_counter() - started) / len(right)
-        outcomes = self._judged(setting, name, right, found.images.cpu())
+        made_of = found.images.cpu()
+        if self._config.bits == 8:
+            ball = Ball(self._config.norm, self._config.eps)
+            made_of = ball.eight_bit(made_of, self._images[right])
+            self._keep(setting, name, right, made_of)
+        outcomes = self._judged(setting, name, right, made_of)
         for row, outcome in enumerate(outcomes):
             strength = float(found.strength[row])
             outcome |= {"broken": strength > 0, "strength": round(strength, 4), "seconds": round(seconds, 2)}
@@ -164,6 +193,14 @@ class _Run:
         seeds = [_secret(self._config.seed, "judge", setting, name, i) for i in indices]
         return judge(self._bundle, self._engine, images, norms, seeds, setting)
 
+    def _keep(self, setting: str, name: str, indices: list[int], images: Tensor) -> None:
+        folder = self._out / "images" / setting / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, image in zip(indices, images, strict=True):
+            pixels = (255 * image).round().byte().permute(1, 2, 0).numpy()
+            picture = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+            picture.save(folder / f"{index}.png")
+
     def _write(self, setting: str, name: str, indices: list[int], outcomes: list[Outcome]) -> None:
         with self.path.open("a") as file:
             for index, outcome in zip(indices, outcomes, strict=True):
@@ -173,7 +210,7 @@ class _Run:
                 self._done[setting, name, index] = line
 
 
-def _moved(bundle: Bundle, device: str) -> Bundle:
+def moved(bundle: Bundle, device: str) -> Bundle:
     """A copy whose networks are on the device."""
     classifier, networks = copy.deepcopy((bundle.classifier, bundle.networks))
     for network in (classifier, *networks.values()):
@@ -181,7 +218,7 @@ def _moved(bundle: Bundle, device: str) -> Bundle:
     return dataclasses.replace(bundle, classifier=classifier, networks=networks)
 
 
-def _said(bundle: Bundle, setting: Setting) -> str:
+def said(bundle: Bundle, setting: Setting) -> str:
     """What a setting says beside its defaults, and the digests of the networks behind it.
 
     What else is in the bundle does not change an outcome, so that a bundle may grow between runs.

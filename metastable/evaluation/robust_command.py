@@ -7,14 +7,20 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from metastable.attacks.catalogue import NAMES
-from metastable.evaluation import cli, robust, robust_rows
+from metastable.attacks.catalogue import NAMES, SUITE
+from metastable.errors import DataError
+from metastable.evaluation import cli, robust, robust_rows, suite, suite_report
 from metastable.evaluation.robust_rows import Row
 
-EXAMPLE = """One command makes one table; with the same --work it goes on where it stopped:
+WHOLE = "suite"
+EXAMPLE = f"""One command makes one table; with the same --work it goes on where it stopped:
 
+  python -m metastable.evaluation robust --attack suite --settings fast,balanced --n 100 \\
+      --eps 1/255,2/255,4/255,8/255 --work runs/suite --out docs/results/suite.json
   python -m metastable.evaluation robust --rows fast:transfer,fast:bpda-eot,fast:exact:100 --n 200 \\
       --work runs/robust --out docs/results/robust.json
+
+{WHOLE} is several attacks on the same images, and their worst case by image: {", ".join(SUITE)}.
 """
 
 
@@ -24,13 +30,17 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         "robust", parents=parents, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     wanted = parser.add_mutually_exclusive_group(required=True)
-    wanted.add_argument("--attack", type=attacks, help=f"on all of --settings, of {', '.join(NAMES)}")
+    wanted.add_argument(
+        "--attack", type=attacks, help=f"on all of --settings: {WHOLE}, or of {', '.join(NAMES)}"
+    )
     wanted.add_argument("--rows", type=pairs, help="setting:attack or setting:attack:n, separated by commas")
     parser.add_argument("--n", type=int, default=100, help="images of a row that says no other number")
-    cli.attack_arguments(parser)
+    cli.attack_arguments(parser, several_radii=True)
     parser.add_argument("--restarts", type=int, default=1, help="runs from different starts")
     parser.add_argument("--loss", default="ce", choices=("ce", "margin"))
-    parser.add_argument("--device", default="cpu", help="of attack and defense, such as cuda")
+    parser.add_argument("--bf16", action="store_true", help="gradients of the annealed attacks in bfloat16")
+    parser.add_argument("--bits", type=int, default=8, choices=(8, 32), help="of the images that are judged")
+    parser.add_argument("--device", default="cpu", help="of the attacks, such as cuda")
     parser.add_argument("--work", type=Path, required=True, help="folder of the outcomes; resumed")
     parser.set_defaults(run=run)
 
@@ -38,35 +48,37 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> cli.Summary:
     """Measure the rows; write Markdown and a picture beside --out."""
     loaded = cli.load_bundle(args)
+    test = cli.test_images(args, loaded)
+    own = {"bundle", "data", "setting", "eps"}
+    asked = [field.name for field in dataclasses.fields(robust.RobustConfig) if field.name not in own]
+    given = {name: getattr(args, name) for name in asked}
+    config = robust.RobustConfig(**given, eps=max(args.eps), data=test.digest())
+    said = dataclasses.asdict(config) | {"bundle": loaded.digest}
+    told = {"config": said, "machine": cli.machine(args.device)}
+    if args.attack == (WHOLE,):
+        names, some = cli.chosen_settings(args.settings, loaded), test.take(args.n, skip=args.skip)
+        suites = suite.measure(loaded, some, names, args.eps, config, args.work, device=args.device)
+        cli.publish(args.out, suite_report.markdown(suites), lambda path: suite_report.draw(suites, path))
+        return {"command": "robust", "suites": suites, **told}
+    if len(args.eps) > 1:
+        raise DataError(f"only --attack {WHOLE} takes several radii: give one --eps")
     if args.rows:
         rows = [Row(setting, attack, n or args.n) for setting, attack, n in args.rows]
         cli.chosen_settings(",".join(row.setting for row in rows), loaded)
     else:
         names = cli.chosen_settings(args.settings, loaded)
         rows = [Row(setting, attack, args.n) for setting in names for attack in args.attack]
-    test = cli.test_images(args, loaded)
-    own = {"bundle", "data", "setting"}
-    asked = [field.name for field in dataclasses.fields(robust.RobustConfig) if field.name not in own]
-    config = robust.RobustConfig(**{name: getattr(args, name) for name in asked}, data=test.digest())
-    measured = robust.measure(
-        loaded, test.take(max(row.n for row in rows), skip=args.skip), rows, config, args.work, args.device
-    )
-    text = robust_rows.markdown(measured)
-    if (page := cli.beside(args.out, ".md")) and (picture := cli.beside(args.out, ".png")):
-        page.write_text(text)
-        robust_rows.draw(measured, picture)
-    print(text)
-    return {
-        "command": "robust",
-        "rows": measured,
-        "config": dataclasses.asdict(config) | {"bundle": loaded.digest},
-        "machine": cli.machine(),
-    }
+    some = test.take(max(row.n for row in rows), skip=args.skip)
+    measured = robust.measure(loaded, some, rows, config, args.work, args.device)
+    cli.publish(args.out, robust_rows.markdown(measured), lambda path: robust_rows.draw(measured, path))
+    return {"command": "robust", "rows": measured, **told}
 
 
 def attacks(text: str) -> tuple[str, ...]:
-    """Names of attacks, separated by commas."""
+    """Names of attacks, separated by commas, or `suite` alone."""
     names = tuple(text.split(","))
+    if names == (WHOLE,):
+        return names
     if unknown := sorted(set(names) - set(NAMES)):
         raise argparse.ArgumentTypeError(f"there are no attacks {unknown}: choose from {', '.join(NAMES)}")
     return names
@@ -79,6 +91,8 @@ def pairs(text: str) -> list[tuple[str, str, int | None]]:
         parts = item.split(":")
         if len(parts) not in (2, 3) or not parts[0] or (len(parts) == 3 and not parts[2].isdecimal()):
             raise argparse.ArgumentTypeError(f"{item!r} is not setting:attack or setting:attack:n")
+        if parts[1] == WHOLE:
+            raise argparse.ArgumentTypeError(f"{WHOLE} is no single row: use --attack {WHOLE}")
         attacks(parts[1])
         found.append((parts[0], parts[1], int(parts[2]) if len(parts) == 3 else None))
     if len({pair[:2] for pair in found}) < len(found):

@@ -83,13 +83,13 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         shares = " | ".join(
-            _shown(row[key]) for key in ("natural", "robust", "unbroken", "right_or_flagged", "flag_rate")
+            shown(row[key]) for key in ("natural", "robust", "unbroken", "right_or_flagged", "flag_rate")
         )
         area = "–" if row["auroc"] is None else f"{row['auroc']:.3f}"
         each = row["seconds"] / row["attacked"] if row["attacked"] else 0
         lines.append(
             f"| `{row['setting']}` | {row['attack']} | {row['gradient']} | {row['norm']} "
-            f"{_length(row['eps'])} | {row['eot']} | {row['K']} | {row['H']} | {row['check'] or '–'} | "
+            f"{length(row['eps'])} | {row['eot']} | {row['K']} | {row['H']} | {row['check'] or '–'} | "
             f"{row['n']} | {shares} | {area} | {each:.1f} |"
         )
     return "\n".join(lines) + "\n"
@@ -118,7 +118,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             )
     accuracy.set_yticks(at, [f"{row['setting']}, {row['attack']} (n = {row['n']})" for row in rows])
     accuracy.invert_yaxis()
-    title = f"{rows[0]['norm']} {_length(rows[0]['eps'])}"
+    title = f"{rows[0]['norm']} {length(rows[0]['eps'])}"
     accuracy.set(xlim=(0, 1.02), xlabel="accuracy (Wilson 95 %)", title=title)
     accuracy.legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncol=3, frameon=False)
     areas = [np.nan if row["auroc"] is None else row["auroc"] for row in rows]
@@ -137,14 +137,15 @@ def _share(values: list[bool]) -> Share:
     return [round(v, 4) for v in (sum(values) / len(values), low, high)]
 
 
-def _shown(share: Share | None) -> str:
+def shown(share: Share | None) -> str:
+    """A share and its interval in per cent, a dash where there is none."""
     if share is None:
         return "–"
     value, low, high = (100 * v for v in share)
     return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
 
 
-def _length(eps: float) -> str:
+def length(eps: float) -> str:
     """eps as people write it: a whole number of 255ths, or a decimal."""
     whole = 255 * eps
     return f"{whole:g}/255" if abs(whole - round(whole)) < 1e-6 and whole < 64 else f"{eps:g}"

@@ -73,10 +73,11 @@ class WhitenedNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, classes]; in eval mode the mean over x and its mirror image (flip averaging)."""
         if self.training or not self.flip_average:
-            return self._logits(x)
-        return 0.5 * (self._logits(x) + self._logits(x.flip(3)))
+            return self.single_view(x)
+        return 0.5 * (self.single_view(x) + self.single_view(x.flip(3)))
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def single_view(self, x: Tensor) -> Tensor:
+        """Logits [B, classes] of x alone, without its mirror image."""
         h = self.stem(self.whiten(self.normalize(x)))  # [B, 24, 31, 31]
         h = self.pool(self.groups(h)).flatten(1)  # [B, 256]
         out: Tensor = self.head(h) / 9.0
@@ -136,10 +137,11 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training or not self.flip_average:
-            return self._logits(x)
-        return 0.5 * (self._logits(x) + self._logits(x.flip(3)))
+            return self.single_view(x)
+        return 0.5 * (self.single_view(x) + self.single_view(x.flip(3)))
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def single_view(self, x: Tensor) -> Tensor:
+        """Logits [B, classes] of x alone, without its mirror image."""
         h = self.norm(self.blocks(self.stem(self.normalize(x)))).relu()
         out: Tensor = self.head(h.mean(dim=(2, 3)))
         return out

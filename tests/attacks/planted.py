@@ -67,7 +67,7 @@ def box(classifier: nn.Module, **fields: object) -> WhiteBox:
     wanted: dict[str, object] = {"dynamics": "adp", "steps": 2, "sigma": 0.05, "step_fraction": 0.5}
     setting = Setting(name="planted", **(wanted | fields))  # type: ignore[arg-type]
     score = score_network().score
-    return WhiteBox(setting, classifier, score, Detector(score, 1.0))
+    return WhiteBox(setting, classifier, score, (Detector(score, 1.0),))
 
 
 def gradient_of(target: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -> Tensor:

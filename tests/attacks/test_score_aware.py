@@ -14,7 +14,7 @@ def test_passes_the_flag_that_an_attack_on_the_label_alone_raises() -> None:
     images, labels = model.images(6, share=0.35)
     score = score_network().score
     detector = Detector(score, 0.97 * float(Detector(score, 1.0).norms(images).min()))
-    defense = dataclasses.replace(box(model, sigma=0.02), detector=detector)
+    defense = dataclasses.replace(box(model, sigma=0.02), detectors=(detector,))
     target = Eot(defense, samples=2, gradient="exact")
     shared = {"eps": 0.08, "step": 0.01, "steps": 30, "samples": 2, "check": 8}
     plain = Exact(**shared)(target, images, labels)  # type: ignore[arg-type]

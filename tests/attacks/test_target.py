@@ -275,12 +275,12 @@ def test_the_flag_of_the_attacked_image_chooses_its_noise() -> None:
     score = score_network().score
     norms = Detector(score, 1.0).norms(images)
     detector = Detector(score, float(norms.median()))
-    defense = dataclasses.replace(box(model, sigma=0.3, sigma_unflagged=0.0), detector=detector)
+    defense = dataclasses.replace(box(model, sigma=0.3, sigma_unflagged=0.0), detectors=(detector,))
     assert defense.flags(images).tolist() == (norms > norms.median()).tolist()
     target = Eot(defense, samples=1, gradient="bpda")
     changed = (target(images) != target(images)).any(1)
     assert changed.tolist() == defense.flags(images).tolist()
-    assert dataclasses.replace(defense, detector=None).flags(images).all()
+    assert dataclasses.replace(defense, detectors=()).flags(images).all()
 
 
 def test_straight_through_is_exact_forward_and_identity_backward() -> None:

@@ -1,0 +1,54 @@
+"""A gradient for scores that have none: a smooth activation in the backward pass only.
+
+The score of an energy with LeakyReLU depends on x through the signs of its activations alone.  It is constant
+between kinks, so its exact derivative is zero almost everywhere and says nothing of how purification follows
+the image.  Here the value stays that of the network, and the derivative of each step function, slope to 1, is
+that of a sigmoid of the same place, as wide as a share of the layer's activations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from metastable.dynamics import ScoreFunction
+from metastable.networks.energy import EnergyNetwork
+
+WIDTH = 0.3
+
+
+def smooth_backward(network: EnergyNetwork, width: float = WIDTH) -> ScoreFunction:
+    """-grad U as `network.score` has it, with the derivative of a smooth network of the same weights.
+
+    Args:
+        width: of the sigmoids, in standard deviations of what goes into each layer's activation.
+    """
+
+    def score(x: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return network.score(x)
+        h, masks = 2 * x - 1, []
+        for conv in network.hidden:
+            z = conv(h)
+            masks.append(_mask(z, network.slope, width))
+            h = F.leaky_relu(z, network.slope)
+        g = (-2.0 * network.last.weight).expand(x.shape[0], -1, -1, -1)
+        for index in range(len(network.hidden) - 1, 0, -1):
+            g = g * masks[index]
+            lost = masks[index - 1].shape[-1] - 2 * g.shape[-1]
+            weight: Tensor = network.hidden[index].weight  # type: ignore[assignment]
+            g = F.conv_transpose2d(g, weight, None, 2, 1, lost)
+        first: Tensor = network.hidden[0].weight  # type: ignore[assignment]
+        return F.conv2d(g * masks[0], first.transpose(0, 1).flip(2, 3), padding=1)
+
+    return score
+
+
+def _mask(z: Tensor, slope: float, width: float) -> Tensor:
+    """1 where z is positive and slope elsewhere, with the derivative of a sigmoid between the two."""
+    with torch.no_grad():
+        hard = torch.where(z > 0, 1.0, slope).to(z.dtype)
+        scale = (width * z.std()).clamp_min(1e-12)
+    soft = (1 - slope) * torch.sigmoid(z / scale)
+    return hard + (soft - soft.detach())
