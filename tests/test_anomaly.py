@@ -40,3 +40,13 @@ def test_norms_do_not_depend_on_batching(tiny: Bundle) -> None:
     one = anomaly.score_norms(x, tiny.scores["score"], batch=2)
     other = anomaly.score_norms(x, tiny.scores["score"], batch=7)
     assert torch.allclose(one, other, rtol=1e-4)
+
+
+def test_changes_are_kept_and_must_be_of_the_images() -> None:
+    norms = torch.arange(1, 100).float()
+    changes = {"clean": 50, "blur": 49}
+    found = anomaly.calibrate(norms, false_positive_rate=0.1, network="score", data={}, changes=changes)
+    assert found.changes == changes
+    assert anomaly.calibrate(norms, false_positive_rate=0.1, network="score", data={}).changes == {}
+    with pytest.raises(ValueError, match="of 50 images, not of 99"):
+        anomaly.calibrate(norms, false_positive_rate=0.1, network="score", data={}, changes={"clean": 50})

@@ -9,6 +9,7 @@ The toolbox is optional: `pip install adversarial-robustness-toolbox==1.20.1`.
 from __future__ import annotations
 
 import importlib
+import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,7 +60,7 @@ class Art:
             classes = target(images[:1]).shape[1]
         wanted = np.eye(classes, dtype=np.float32)[labels.cpu().numpy()]
         given = {"x_adv_init": self._starts(target, images, labels, seed)} if self.name == "boundary" else {}
-        with _seeded_numpy(seed):
+        with seeded_numpy(seed):
             attack = self._attack(classifier(target, images, classes), progress)
             found = attack.generate(images.detach().cpu().numpy(), y=wanted, **given)
         x = ball.project(torch.from_numpy(found).to(images), images)
@@ -84,7 +85,7 @@ class Art:
         return starts
 
     def _attack(self, estimator: Any, progress: bool) -> Any:
-        evasion = _toolbox("art.attacks.evasion")
+        evasion = toolbox("art.attacks.evasion")
         shared = {"targeted": self.targeted, "verbose": progress}
         batch = {"batch_size": 32, "max_iter": self.steps, "confidence": self.confidence}
         # Searches for the constant begin higher and are coarser than by default: fewer wasted queries.
@@ -102,7 +103,7 @@ class Art:
 
 def classifier(target: Target, images: Tensor, classes: int) -> Any:
     """The toolbox's view of a target: an art.estimators.classification.PyTorchClassifier."""
-    estimators = _toolbox("art.estimators.classification")
+    estimators = toolbox("art.estimators.classification")
     return estimators.PyTorchClassifier(
         model=_Module(target),
         loss=nn.CrossEntropyLoss(),
@@ -124,7 +125,8 @@ class _Module(nn.Module):
         return self._target[0](x.float())  # the toolbox sends float64 at times
 
 
-def _toolbox(module: str) -> Any:
+def toolbox(module: str) -> Any:
+    """A module of the toolbox; MissingPackage without it."""
     try:
         with warnings.catch_warnings():  # of packages that the toolbox could use and does not find
             warnings.simplefilter("ignore")
@@ -139,11 +141,13 @@ def _toolbox(module: str) -> Any:
 
 
 @contextmanager
-def _seeded_numpy(seed: int) -> Iterator[None]:
-    """The toolbox draws from NumPy's global generator: seed it, and give its state back after."""
-    before = np.random.get_state()  # noqa: NPY002
+def seeded_numpy(seed: int) -> Iterator[None]:
+    """The toolbox draws from global generators: seed them, and give their states back after."""
+    before, others = np.random.get_state(), random.getstate()  # noqa: NPY002
     np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)
     try:
         yield
     finally:
         np.random.set_state(before)  # noqa: NPY002
+        random.setstate(others)

@@ -101,6 +101,16 @@ class Best:
         return Attacked(self._images, self._strength)
 
 
+@torch.no_grad()
+def judged(judge: Target, x: Tensor, images: Tensor, labels: Tensor, goal: Goal) -> Attacked:
+    """Candidates x [B, C, H, W] by their strength on `judge`; what is still its image has failed."""
+    best = Best(images)
+    if len(moved := (x != images).flatten(1).any(1).nonzero().squeeze(1)):
+        at = x[moved]
+        best.update(moved, at, goal.strength(judge(at), at, labels[moved]))
+    return best.result
+
+
 def autograd_slope(target: Target, x: Tensor, labels: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
     """Logits, and the gradient of the summed loss by autograd; see `Slope`."""
     with torch.enable_grad():

@@ -11,6 +11,7 @@ from metastable.attacks.aimed import Aimed
 from metastable.attacks.annealed import Annealed
 from metastable.attacks.art import Art
 from metastable.attacks.ascent import Attack, Loss
+from metastable.attacks.auto import AutoRand
 from metastable.attacks.ball import Norm
 from metastable.attacks.bpda_eot import BpdaEot
 from metastable.attacks.evasion import Evasion
@@ -23,6 +24,7 @@ from metastable.attacks.r_pgd import RPgd
 from metastable.attacks.salt_pepper import SaltPepper
 from metastable.attacks.score_aware import ScoreAware
 from metastable.attacks.spsa import Spsa
+from metastable.attacks.square import Square
 from metastable.attacks.target import Eot, Target, WhiteBox
 
 Mode = Literal["bare", "none", "bpda", "exact", "held", "smooth"]
@@ -72,13 +74,14 @@ class Options:
 
 class _Entry(NamedTuple):
     """An attack of the catalogue: its gradient (None for the strongest that the defense has), its class, the
-    options that it takes besides norm and eps, and whether its target is a mean over `Options.samples`
-    chains or one chain."""
+    options that it takes besides norm and eps, whether its target is a mean over `Options.samples` chains or
+    one chain, and a number of chains of its own instead of those."""
 
     mode: Mode | None
     make: Callable[..., Attack]
     wanted: tuple[str, ...]
     eot: bool = True
+    chains: int | None = None
 
 
 _CLIMB = ("step", "steps", "restarts", "loss")
@@ -113,6 +116,8 @@ _ENTRIES: dict[str, _Entry] = {
     "spsa": _Entry("none", Spsa, _CLIMB),
     "carlini-wagner": _Entry("exact", partial(Art, name="carlini-wagner"), ("steps",)),
     "ead": _Entry("exact", partial(Art, name="ead"), ("steps",)),
+    "square": _Entry("none", Square, ("steps", "samples", "check"), chains=Square.samples),
+    "autoattack-rand": _Entry("exact", AutoRand, ("steps", "samples", "check"), chains=AutoRand.samples),
     "boundary": _Entry("none", partial(Art, name="boundary"), ("steps",)),
 }
 NAMES = tuple(_ENTRIES)
@@ -126,7 +131,7 @@ def plan(name: str, box: WhiteBox, options: Options) -> Plan:
     """
     if name not in _ENTRIES:
         raise ValueError(f"there is no attack {name!r}: choose from {NAMES}")
-    mode, make, wanted, eot = _ENTRIES[name]
+    mode, make, wanted, eot, chains = _ENTRIES[name]
     if {"detector", "detectors"} & set(wanted) and not box.detectors:
         raise ValueError(f"{name} needs the anomaly flag's detector")
     gradient = box.strongest if mode is None else mode
@@ -136,7 +141,7 @@ def plan(name: str, box: WhiteBox, options: Options) -> Plan:
     # Without a purification there is no noise, and nothing to average.
     purifies = box.setting.purifies
     own = 16 if mode is None else BpdaEot.samples
-    samples, check = (options.samples or own, options.check) if purifies else (1, 1)
+    samples, check = (chains or options.samples or own, options.check) if purifies else (1, 1)
     known: dict[str, Any] = {
         "step": step,
         "samples": samples,

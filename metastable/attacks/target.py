@@ -255,6 +255,18 @@ def seeded(target: Target, seed: int) -> Target:
     return dataclasses.replace(target, seed=seed) if isinstance(target, Eot) else target
 
 
+def fresh(target: Target, seed: int, samples: int) -> Target:
+    """A judge of what an attack with this seed found: as many chains, with noise that the attack never saw.
+
+    A target without noise is its own judge.
+    """
+    return (
+        dataclasses.replace(target, seed=seed, stream=1, samples=samples)
+        if isinstance(target, Eot)
+        else target
+    )
+
+
 def straight_through(transform: Callable[[Tensor], Tensor], classifier: Classifier) -> Target:
     """classifier(transform(x)) with the identity for the transform's gradient (BPDA)."""
 

@@ -8,7 +8,7 @@
     conventions       CONVENTIONS: what score, steps and noise mean, so that no release reads them otherwise
     parts             {classifier, or a name of settings.NETWORKS: a part}; the classifier is there always
     settings_sha256   of settings.yaml
-    anomaly           metastable.anomaly.Calibration, or null
+    anomaly           metastable.anomaly.Calibration, or null; `changes` only where images were changed
     provenance        how the bundle was made (Provenance); no dates, so that equal builds are equal bytes
     manifest_sha256   over all the rest, as compact JSON with sorted keys
 
@@ -132,7 +132,7 @@ def render(manifest: Manifest) -> bytes:
         "conventions": CONVENTIONS,
         "parts": {k: {"kind": v.kind, **dataclasses.asdict(v)} for k, v in manifest.parts.items()},
         "settings_sha256": manifest.settings_sha256,
-        "anomaly": None if manifest.anomaly is None else dataclasses.asdict(manifest.anomaly),
+        "anomaly": None if manifest.anomaly is None else _rendered(manifest.anomaly),
         "provenance": dataclasses.asdict(manifest.provenance),
     }
     text = json.dumps({**raw, "manifest_sha256": _own_digest(raw)}, indent=2, allow_nan=False)
@@ -206,22 +206,45 @@ def _part(name: str, value: Any, shape: tuple[int, int, int]) -> Part:
     return OnnxPart(size, mean, std, resize, checks.sha256(fields["sha256"], f"{where}.sha256"))
 
 
+def _rendered(calibration: Calibration) -> dict[str, Any]:
+    """Its fields, without empty `changes`: calibrations on clean images read as they always have."""
+    fields = dataclasses.asdict(calibration)
+    return {key: value for key, value in fields.items() if key != "changes" or value}
+
+
 def _anomaly(value: Any) -> Calibration:
-    fields = checks.mapping(value, "anomaly", {f.name for f in dataclasses.fields(Calibration)})
+    names = {f.name for f in dataclasses.fields(Calibration)}
+    if not isinstance(value, dict) or "changes" not in value:
+        names.remove("changes")
+    fields = checks.mapping(value, "anomaly", names)
     if fields["network"] not in PARTS[1:]:
         checks.fail("anomaly.network", f"one of {PARTS[1:]}")
     data = checks.table(fields["data"], "anomaly.data", 16)
     quantiles = checks.table(fields["quantiles"], "anomaly.quantiles", 64)
+    n = checks.whole(fields["n"], "anomaly.n", 1, 10**9)
     return Calibration(
         network=fields["network"],
         threshold=checks.real(fields["threshold"], "anomaly.threshold", 0, 1e9),
         false_positive_rate=checks.real(
             fields["false_positive_rate"], "anomaly.false_positive_rate", 1e-9, 1 - 1e-9
         ),
-        n=checks.whole(fields["n"], "anomaly.n", 1, 10**9),
+        n=n,
         data={k: checks.text(v, f"anomaly.data.{k}") for k, v in data.items()},
         quantiles={k: checks.real(v, f"anomaly.quantiles.{k}", 0, 1e9) for k, v in quantiles.items()},
+        changes=_changes(fields["changes"], n) if "changes" in fields else {},
     )
+
+
+def _changes(value: Any, n: int) -> dict[str, int]:
+    """Numbers of images by benign change, names of any release; together they are n."""
+    where = "anomaly.changes"
+    found = {
+        checks.plain_name(k, f"a key of {where}"): checks.whole(v, f"{where}.{k}", 1, n)
+        for k, v in checks.table(value, where, 64).items()
+    }
+    if sum(found.values()) != n:
+        checks.fail(where, "numbers of images that add up to anomaly.n")
+    return found
 
 
 def _provenance(value: Any) -> Provenance:

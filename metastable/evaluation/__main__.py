@@ -3,6 +3,7 @@
 calibrate   set the anomaly threshold of a bundle on training-split images
 table       natural and transfer-PGD accuracy of settings, with detection
 robust      accuracy under attacks that know the defense
+honest      how often the flag refuses honest images under benign changes
 corruptions accuracy under common corruptions, CIFAR-10-C's files or generated ones
 figure      the papers' figures, measured here
 latency     milliseconds of one image at a time, without a server
@@ -20,13 +21,14 @@ from typing import Any
 
 import torch
 
-from metastable import anomaly, bundle, datasets
 from metastable.errors import MetastableError
 from metastable.evaluation import (
+    calibrated,
     certified,
     cli,
     corrupted,
     figures,
+    honest,
     latency,
     outcomes,
     report,
@@ -35,20 +37,6 @@ from metastable.evaluation import (
 )
 from metastable.evaluation.cli import machine
 from metastable.images import decode
-
-
-def calibrate(args: argparse.Namespace) -> dict[str, Any]:
-    loaded = bundle.load(args.bundle)
-    train = datasets.load(args.dataset, datasets.data_root(args.data), "train").take(args.n)
-    norms = anomaly.score_norms(datasets.to_float(train.images), loaded.scores[args.network])
-    result = anomaly.calibrate(
-        norms,
-        false_positive_rate=args.false_positive_rate,
-        network=args.network,
-        data={"name": train.name, "split": train.split, "sha256": train.digest()},
-    )
-    bundle.set_anomaly(args.bundle, result)
-    return {"command": "calibrate", **dataclasses.asdict(result)}
 
 
 def measure_latency(args: argparse.Namespace) -> dict[str, Any]:
@@ -96,11 +84,7 @@ def main() -> None:
     )
     common, chosen = cli.common(), cli.chosen()
     commands = parser.add_subparsers(dest="command", required=True)
-    first = commands.add_parser("calibrate", parents=[common])
-    first.add_argument("--n", type=int, default=5000)
-    first.add_argument("--false-positive-rate", type=float, default=0.05)
-    first.add_argument("--network", default="score", choices=("score", "energy"))
-    first.set_defaults(run=calibrate)
+    calibrated.add(commands, [common])
     second = commands.add_parser("table", parents=[common, chosen])
     second.add_argument("--n", type=int, default=1000)
     second.add_argument("--skip", type=int, default=0, help="leave out the first images of the fixed order")
@@ -113,6 +97,7 @@ def main() -> None:
     third.add_argument("--rounds", type=int, default=5)
     third.set_defaults(run=measure_latency)
     robust_command.add(commands, [common, chosen])
+    honest.add(commands, [common, chosen])
     corrupted.add(commands, [common, chosen])
     figures.add(commands, [common, chosen])
     certified.add(commands, [common, chosen])

@@ -17,12 +17,23 @@ from metastable.attacks.spsa import Spsa
 from metastable.attacks.target import Eot, seeded
 from tests.attacks.planted import Prototypes, box
 
-needs_art = pytest.mark.skipif(importlib.util.find_spec("art") is None, reason="the toolbox is optional")
-TOOLBOX = ("carlini-wagner", "ead", "boundary")
+PACKAGES = {
+    **dict.fromkeys(("carlini-wagner", "ead", "boundary", "square"), "art"),
+    "autoattack-rand": "adv_lib",
+}
+"""The optional package of an attack."""
+
+
+def _needs(name: str) -> list[pytest.MarkDecorator]:
+    missing = name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None
+    return [pytest.mark.skipif(missing, reason="its package is optional")]
+
+
 CASES = [
-    pytest.param(name, norm, eps, id=f"{name}-{norm}", marks=[needs_art] if name in TOOLBOX else [])
+    pytest.param(name, norm, eps, id=f"{name}-{norm}", marks=_needs(name))
     for name in catalogue.NAMES
     for norm, eps in (("linf", 0.06), ("l2", 0.6))
+    if (name, norm) != ("square", "l2")  # which needs larger images: see test_square.py
 ]
 
 
@@ -70,7 +81,11 @@ def test_the_seed_decides_everything(name: str, norm: Norm, eps: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["transfer", "fgsm", "pgd", "r+pgd", "mim", "bpda", "bpda-eot", "exact", "held", "spsa"]
+    "name",
+    [
+        *("transfer", "fgsm", "pgd", "r+pgd", "mim", "bpda", "bpda-eot", "exact", "held", "spsa"),
+        pytest.param("autoattack-rand", marks=_needs("autoattack-rand")),
+    ],
 )
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.12), ("l2", 1.5)])
 def test_breaks_a_defense_that_does_nothing(name: str, norm: Norm, eps: float) -> None:
@@ -93,8 +108,11 @@ def test_a_plan_says_how_many_chains_answer_and_confirm() -> None:
     assert says["bpda-eot"] == ("bpda", 5, 9)
     assert says["score-aware-targeted"] == ("exact", 5, 9)
     assert says["spsa"] == ("none", 5, None)
+    assert says["square"] == ("none", 8, 9)
+    assert says["autoattack-rand"] == ("exact", 20, 9)
     undefended = plan("exact", box(Prototypes(), dynamics="none", steps=0), options)
     assert (undefended.samples, undefended.check) == (1, None)
+    assert plan("square", box(Prototypes(), dynamics="none", steps=0), options).samples == 1
     climbing = plan("pgd", defense, Options(loss="margin", restarts=3)).attack
     assert isinstance(climbing, Pgd)
     assert (climbing.loss, climbing.restarts) == ("margin", 3)

@@ -185,6 +185,39 @@ def test_a_new_calibration_changes_the_digest(copy: Path) -> None:
     assert after.digest != before.digest
 
 
+CHANGED = {"clean": 60, "jpeg75": 39}
+
+
+def test_the_changes_of_a_calibration_are_kept_and_a_calibration_without_any_reads_as_before(
+    copy: Path,
+) -> None:
+    def calibrated(changes: dict[str, int]) -> anomaly.Calibration:
+        shared: dict[str, Any] = {"false_positive_rate": 0.1, "network": "score", "data": {}}
+        return anomaly.calibrate(torch.rand(99), changes=changes, **shared)
+
+    before = set(json.loads((copy / "bundle.json").read_text())["anomaly"])
+    for changes, names in ((CHANGED, before | {"changes"}), ({}, before)):
+        bundle.set_anomaly(copy, calibrated(changes))
+        assert set(json.loads((copy / "bundle.json").read_text())["anomaly"]) == names
+        loaded = bundle.load(copy).anomaly
+        assert loaded is not None
+        assert loaded.changes == changes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, None, [], {"clean": 98}, {"clean": 99, "blur": 0}, {"clean": 98.5, "blur": 0.5}, {"../x": 99},
+     {"clean": True, "blur": 98}, {"clean": 100, "blur": -1}],
+)  # fmt: skip
+def test_wrong_changes_of_a_calibration_are_refused(copy: Path, changes: Any) -> None:
+    found = json.loads((copy / "bundle.json").read_text())["anomaly"]
+    change(copy, anomaly={**found, "changes": CHANGED})
+    bundle.load(copy)
+    change(copy, anomaly={**found, "changes": changes})
+    with pytest.raises(BundleError, match=r"anomaly\.changes"):
+        bundle.load(copy)
+
+
 def test_new_settings_change_the_digest_and_are_checked(copy: Path) -> None:
     before = bundle.load(copy)
     text = (copy / "settings.yaml").read_text()
