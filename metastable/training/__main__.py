@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from metastable import datasets
-from metastable.training import classifier, energy, malade, purified, score
+from metastable.training import classifier, energy, harden, harden_config, malade, purified, score
 from metastable.training.run import Paused, sitting
 
 TRAINERS: dict[str, tuple[type, Any]] = {
@@ -18,6 +18,7 @@ TRAINERS: dict[str, tuple[type, Any]] = {
     "energy-dsm": (score.EnergyDsmConfig, score.train_energy),
     "energy-ml": (energy.EnergyMlConfig, energy.train_energy_ml),
     "malade": (malade.MaladeConfig, malade.train),
+    "harden": (harden_config.HardenConfig, harden.train),
     "purified": (purified.PurifiedConfig, purified.train),
 }
 
