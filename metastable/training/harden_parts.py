@@ -143,6 +143,21 @@ def put_half(folder: Path, pipeline: Pipeline, parts: Mapping[str, Named]) -> li
     return written
 
 
+def of_files(folder: Path) -> dict[str, Named]:
+    """The parts that `put_half` left in a folder, in eval mode; BundleError if absent or damaged."""
+    try:
+        described = json.loads((folder / PARTS_FILE).read_text())
+        data = {name: (folder / f"{name}.fp16.safetensors").read_bytes() for name in described}
+    except OSError as error:
+        raise BundleError(f"{folder} holds no hardened parts: {error.strerror} ({error.filename})") from None
+    made = {}
+    for name, fields in described.items():
+        part = bundle.NetworkPart(fields["architecture"], fields["arguments"], "")
+        network = bundle.module_of(bundle.Stored(part, data[name]), name)
+        made[name] = Named(network, part.architecture, part.arguments)
+    return made
+
+
 def put_whole(folder: Path, pipeline: Pipeline, parts: Mapping[str, Named], dataset: str) -> None:
     """Write a folder for every part, like a trainer's: `config.json` and float32 `weights.safetensors`."""
     for name, network in pipeline.parts().items():

@@ -83,6 +83,10 @@ class Pipeline(nn.Module):
         p = self.purify(x, z)
         return self.classifier(p).float(), p
 
+    @property
+    def is_compiled(self) -> bool:
+        return self._whole != self._plain
+
     def compiled(self, wanted: bool) -> None:
         """Whether passes go through torch.compile."""
         self._whole = torch.compile(self._plain, dynamic=False) if wanted else self._plain
