@@ -1,6 +1,7 @@
 """Command line of export.
 
 bundle     write a bundle from training runs
+harden     write a bundle from a run of the trainer `harden` and a bundle with a detector
 bring      write a bundle with a classifier of your own
 settings   put other settings into a bundle
 all        write every artifact of a bundle that can exist here, each compared with float64
@@ -16,7 +17,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from export import artifacts, bring, mar, real_images, runs
+from export import artifacts, bring, hardened, mar, real_images, runs
 from export.kinds import KINDS, Source
 from metastable import bundle
 from metastable.errors import BundleError, MetastableError, SettingsError
@@ -49,12 +50,17 @@ def main() -> None:
     third = commands.add_parser("settings", help="put other settings into a bundle")
     third.add_argument("--bundle", type=Path, required=True)
     third.add_argument("--settings", type=Path, required=True)
+    _add_harden(commands.add_parser("harden", help="write a bundle from a run of the trainer `harden`"))
     args = parser.parse_args()
+    result: dict[str, Any]
     try:
         if args.command == "bundle":
             folders = {part: getattr(args, part) for part in runs.PARTS if getattr(args, part)}
             runs.build(folders, args.settings, args.name, args.out)
             result = {"command": "bundle", "out": str(args.out), "parts": list(folders)}
+        elif args.command == "harden":
+            sizes = hardened.build(args.run, args.base, args.settings, args.name or args.out.name, args.out)
+            result = {"command": "harden", "out": str(args.out), "bytes": sizes}
         elif args.command == "bring":
             result = {"command": "bring", "out": str(args.out), **_bring(args)}
         elif args.command == "settings":
@@ -101,6 +107,16 @@ def _all(args: argparse.Namespace) -> dict[str, Any]:
         told = {"skipped": one.reason, "kept": "as it was", "made": seconds}[one.state]
         print(f"{one.kind:20} {one.state:8} {one.bytes / 1e6:6.1f} MB  {told}")
     return {"images": len(real), "artifacts": [dataclasses.asdict(one) for one in outcomes]}
+
+
+def _add_harden(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", type=Path, required=True, help="run folder, or its copies")
+    parser.add_argument(
+        "--base", type=Path, default=Path("model_store/cifar10"), help="a bundle with a detector"
+    )
+    parser.add_argument("--settings", type=Path, default=Path("model_store/hardened-settings.yaml"))
+    parser.add_argument("--name", help="of the new bundle (default: that of its folder)")
+    parser.add_argument("--out", type=Path, required=True)
 
 
 def _add_bring(parser: argparse.ArgumentParser) -> None:

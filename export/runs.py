@@ -13,6 +13,7 @@ from torch import nn
 
 from metastable import __version__, bundle, datasets
 from metastable.bundle import files
+from metastable.bundle.architectures import check_arguments
 from metastable.errors import BundleError
 from metastable.settings import NETWORKS
 
@@ -59,12 +60,14 @@ def build(runs: dict[str, Path], settings: Path, name: str, out: Path) -> None:
 
 
 def _architecture(part: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    if "architecture" in config:  # parts of a run of `harden` say what they are
+        return check_arguments(config["architecture"], config["arguments"], part)
     channels, size = (1, 28) if config.get("dataset") == "mnist" else (3, 32)
     if part == "autoencoder":
         return "Autoencoder", {"channels": channels, "variance": config["variance"]}
     if part in ("energy", "short_run"):
         return "EnergyNetwork", {"channels": channels, "size": size, "features": config["features"]}
-    if part == "score":
+    if part in ("score", "purifier"):
         widths = [int(w) for w in config["widths"].split(",")]
         return "ScoreNetwork", {"channels": channels, "widths": widths, "blocks": config["blocks"]}
     name = config["network"]
@@ -77,9 +80,15 @@ def _architecture(part: str, config: dict[str, Any]) -> tuple[str, dict[str, Any
 
 
 def classifier_of(name: str) -> tuple[str, dict[str, Any]]:
-    """Architecture and arguments of `whitened` or `wrn-<depth>-<width>`; BundleError for another name."""
+    """Architecture and arguments of `whitened`, `wrn-D-W`, `wrn-D-W-silu` or `compact-A-B-C`.
+
+    Raises BundleError for another name.
+    """
     if name == "whitened":
         return "WhitenedNet", {}
-    if found := re.fullmatch(r"wrn-(\d{1,3})-(\d{1,2})", name):
-        return "WideResNet", {"depth": int(found[1]), "width": int(found[2])}
-    raise BundleError(f"there is no network {name!r}: choose whitened or wrn-<depth>-<width>")
+    if found := re.fullmatch(r"wrn-(\d{1,3})-(\d{1,2})(-silu)?", name):
+        arguments: dict[str, Any] = {"depth": int(found[1]), "width": int(found[2])}
+        return "WideResNet", {**arguments, "activation": "silu"} if found[3] else arguments
+    if found := re.fullmatch(r"compact-(\d{1,4})-(\d{1,4})-(\d{1,4})", name):
+        return "CompactResNet", {"widths": [int(width) for width in found.groups()]}
+    raise BundleError(f"there is no network {name!r}: choose whitened, wrn-<depth>-<width> or compact-A-B-C")

@@ -4,7 +4,8 @@
     >>> train.images.shape, train.images.dtype
     (torch.Size([50000, 3, 32, 32]), torch.uint8)
 
-`root` is the folder that holds `cifar-10-batches-bin/` (the binary version) or `MNIST/raw/`.
+`root` is the folder that holds `cifar-10-batches-bin/` (the binary version) or `MNIST/raw/`.  CIFAR-10's
+training split is made of those of its five files that are there, at least one; `ImageSet.digest` tells.
 """
 
 from __future__ import annotations
@@ -86,8 +87,16 @@ def load(name: str, root: Path, split: str) -> ImageSet:
 
 
 def _load_cifar10(root: Path, split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Of the training split whatever files are there, in order: a machine may be given a part of it."""
     folder = root / "cifar-10-batches-bin"
-    names = [f"data_batch_{i}.bin" for i in range(1, 6)] if split == "train" else ["test_batch.bin"]
+    names = ["test_batch.bin"]
+    if split == "train":
+        names = [name for i in range(1, 6) if _there(folder / (name := f"data_batch_{i}.bin"))]
+        if not names:
+            raise DataError(
+                f"{folder} has none of data_batch_1.bin to data_batch_5.bin: download the official archive "
+                "and unpack it there"
+            )
     parts = []
     for name in names:
         raw = np.frombuffer(_read(folder / name), np.uint8)
@@ -118,10 +127,18 @@ def _read_idx(path: Path, dims: int) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
 
 
+def _packed(path: Path) -> Path:
+    return path.with_name(path.name + ".gz")
+
+
+def _there(path: Path) -> bool:
+    return path.is_file() or _packed(path).is_file()
+
+
 def _read(path: Path) -> bytes:
     if path.is_file():
         return path.read_bytes()
-    packed = path.with_name(path.name + ".gz")
+    packed = _packed(path)
     if packed.is_file():
         return gzip.decompress(packed.read_bytes())
     raise DataError(f"{path} is missing: download the official archive and unpack it there")

@@ -25,10 +25,11 @@ from metastable.errors import SettingsError
 
 Dynamics = Literal["none", "noise", "adp", "langevin", "malade", "reconstruction"]
 Average = Literal["logits", "softmax", "log_softmax"]
-Network = Literal["score", "energy", "short_run", "autoencoder"]
+Network = Literal["score", "energy", "short_run", "autoencoder", "purifier"]
 NETWORKS: tuple[str, ...] = get_args(Network)
 """The purifying networks that a bundle may hold: a score network, an energy by maximum likelihood or
-score matching, an energy that is not convergent (Mitchell 2020), and MALADE's autoencoder."""
+score matching, an energy that is not convergent (Mitchell 2020), MALADE's autoencoder, and a denoiser that
+was trained through the classifier (metastable.training.harden), beside which `score` stays as it was."""
 _LARGEST = 10**9  # of any number in a settings file
 _DEEPEST = 8
 

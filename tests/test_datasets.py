@@ -76,3 +76,22 @@ def test_missing_data_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Monkey
         datasets.data_root()
     monkeypatch.setenv("METASTABLE_DATA", str(tmp_path))
     assert datasets.data_root() == tmp_path
+
+
+def test_a_part_of_the_training_split_is_taken_as_it_is(root_folder: Path) -> None:
+    whole = datasets.load("cifar10", root_folder, "train")
+    folder = root_folder / "cifar-10-batches-bin"
+    for i in (1, 3, 5):
+        (folder / f"data_batch_{i}.bin").unlink()
+    packed = folder / "data_batch_4.bin.gz"
+    packed.write_bytes(gzip.compress((folder / "data_batch_4.bin").read_bytes()))
+    (folder / "data_batch_4.bin").unlink()
+    part = datasets.load("cifar10", root_folder, "train")
+    assert torch.equal(part.images, torch.cat([whole.images[20:40], whole.images[60:80]]))
+    assert torch.equal(part.labels, torch.cat([whole.labels[20:40], whole.labels[60:80]]))
+    assert part.digest() != whole.digest()
+    for i in (2, 4):
+        (folder / f"data_batch_{i}.bin").unlink(missing_ok=True)
+    packed.unlink()
+    with pytest.raises(DataError, match="none of data_batch_1"):
+        datasets.load("cifar10", root_folder, "train")

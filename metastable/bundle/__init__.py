@@ -25,9 +25,11 @@ from metastable.bundle.folder import (
     set_settings,
     stored_network,
     stored_onnx,
+    stored_part,
     write,
+    write_stored,
 )
-from metastable.bundle.manifest import SCHEMA, Provenance
+from metastable.bundle.manifest import SCHEMA, NetworkPart, Provenance
 
 ARCHIVE_FOLDER = "bundle"
 """Where a TorchServe archive keeps its bundle."""
@@ -42,6 +44,7 @@ __all__ = [
     "SCHEMA",
     "SETTINGS",
     "Bundle",
+    "NetworkPart",
     "Provenance",
     "Stored",
     "file_names",
@@ -53,5 +56,7 @@ __all__ = [
     "set_settings",
     "stored_network",
     "stored_onnx",
+    "stored_part",
     "write",
+    "write_stored",
 ]

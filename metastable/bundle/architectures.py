@@ -16,8 +16,9 @@ from metastable.bundle import checks
 from metastable.errors import BundleError
 from metastable.networks import channels_last
 from metastable.networks.autoencoder import Autoencoder
-from metastable.networks.classifier import WhitenedNet, WideResNet
+from metastable.networks.classifier import ACTIVATIONS, WhitenedNet, WideResNet
 from metastable.networks.cnn import Cnn
+from metastable.networks.compact import CompactResNet
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.score import ScoreNetwork
 
@@ -27,6 +28,7 @@ CLASSES = 10_000
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "WhitenedNet": WhitenedNet,
     "WideResNet": WideResNet,
+    "CompactResNet": CompactResNet,
     "Cnn": Cnn,
     "EnergyNetwork": EnergyNetwork,
     "ScoreNetwork": ScoreNetwork,
@@ -45,6 +47,12 @@ def _three_widths(value: Any, where: str) -> list[int]:
     return [checks.whole(width, where, 1, 4096) for width in widths]
 
 
+def _activation(value: Any, where: str) -> str:
+    if not isinstance(value, str) or value not in ACTIVATIONS:
+        checks.fail(where, f"one of {sorted(ACTIVATIONS)}")
+    return value
+
+
 _CLASSES, _CHANNELS = _from(2, CLASSES), _from(1, 3)
 ARGUMENTS: dict[str, dict[str, _Check]] = {
     "WhitenedNet": {"classes": _CLASSES, "widths": _three_widths, "flip_average": checks.flag},
@@ -53,7 +61,9 @@ ARGUMENTS: dict[str, dict[str, _Check]] = {
         "width": _from(1, 32),
         "classes": _CLASSES,
         "flip_average": checks.flag,
+        "activation": _activation,
     },
+    "CompactResNet": {"classes": _CLASSES, "widths": _three_widths, "flip_average": checks.flag},
     "Cnn": {"classes": _CLASSES, "channels": _CHANNELS, "size": _from(8, 512), "widths": _three_widths},
     "EnergyNetwork": {"channels": _CHANNELS, "size": _from(8, 512), "features": _from(1, 512)},
     "ScoreNetwork": {"channels": _CHANNELS, "widths": _three_widths, "blocks": _from(1, 16)},

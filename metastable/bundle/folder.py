@@ -79,6 +79,15 @@ def stored_onnx(
     return Stored(OnnxPart(size, mean, std, None if size == to else RESIZE, files.digest(model)), model)
 
 
+def stored_part(folder: Path, name: str) -> Stored:
+    """A part of the bundle in `folder` with its bytes, checked; BundleError if it is absent or damaged."""
+    manifest = manifest_module.parse(files.read(folder, MANIFEST, files.MANIFEST_BYTES))
+    if name not in manifest.parts:
+        raise BundleError(f"{folder} has no part {name!r}, only {sorted(manifest.parts)}")
+    part = manifest.parts[name]
+    return Stored(part, files.read_checked(folder, manifest.files()[name], files.PART_BYTES, part.sha256))
+
+
 def module_of(stored: Stored, file: str) -> nn.Module:
     """The network that a part's bytes make; BundleError naming `file` if they do not fit or are refused."""
     part = stored.part
@@ -104,18 +113,43 @@ def write(
 
     Raises SettingsError or BundleError for what `load` would refuse in settings.yaml or bundle.json.
     """
-    stored = {part: stored_network(*of, half=half) for part, of in networks.items()}
+    write_stored(
+        folder,
+        {part: stored_network(*of, half=half) for part, of in networks.items()},
+        name=name,
+        version=version,
+        classes=classes,
+        shape=shape,
+        settings=settings,
+        anomaly=anomaly,
+        provenance=provenance or Provenance(),
+    )
+
+
+def write_stored(
+    folder: Path,
+    parts: Mapping[str, Stored],
+    *,
+    name: str,
+    version: str,
+    classes: list[str],
+    shape: tuple[int, int, int],
+    settings: str,
+    anomaly: Calibration | None,
+    provenance: Provenance,
+) -> None:
+    """Write a bundle of parts as they are stored; otherwise like `write`."""
     manifest = Manifest(
         name=name,
         version=version,
         classes=classes,
         shape=shape,
-        parts={part: one.part for part, one in stored.items()},
+        parts={part: one.part for part, one in parts.items()},
         settings_sha256=files.digest(settings.encode()),
         anomaly=anomaly,
-        provenance=provenance or Provenance(),
+        provenance=provenance,
     )
-    _save(folder, manifest, settings, {part: one.data for part, one in stored.items()})
+    _save(folder, manifest, settings, {part: one.data for part, one in parts.items()})
 
 
 def rewrite(

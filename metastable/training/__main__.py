@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from metastable import datasets
-from metastable.training import classifier, energy, malade, purified, score
+from metastable.training import classifier, energy, harden, harden_config, malade, purified, score
 from metastable.training.run import Paused, sitting
 
 TRAINERS: dict[str, tuple[type, Any]] = {
@@ -18,17 +18,20 @@ TRAINERS: dict[str, tuple[type, Any]] = {
     "energy-dsm": (score.EnergyDsmConfig, score.train_energy),
     "energy-ml": (energy.EnergyMlConfig, energy.train_energy_ml),
     "malade": (malade.MaladeConfig, malade.train),
+    "harden": (harden_config.HardenConfig, harden.train),
     "purified": (purified.PurifiedConfig, purified.train),
 }
 
 
-def _add_fields(parser: argparse.ArgumentParser, config: type) -> None:
+def add_fields(parser: argparse.ArgumentParser, config: type, defaults: object = None) -> None:
+    """A flag for every field of a configuration; its default is that of the class, or of the instance."""
     for field in dataclasses.fields(config):
         flag = "--" + field.name.replace("_", "-")
-        if isinstance(field.default, bool):
-            parser.add_argument(flag, default=field.default, action=argparse.BooleanOptionalAction)
+        default = field.default if defaults is None else getattr(defaults, field.name)
+        if isinstance(default, bool):
+            parser.add_argument(flag, default=default, action=argparse.BooleanOptionalAction)
         else:
-            parser.add_argument(flag, type=type(field.default), default=field.default)
+            parser.add_argument(flag, type=type(default), default=default)
 
 
 def main() -> None:
@@ -43,7 +46,7 @@ def main() -> None:
         sub.add_argument("--out", type=Path, required=True, help="run folder; resumed if it holds a run")
         sub.add_argument("--device", default="auto")
         sub.add_argument("--minutes", type=float, help="pause after so long; the same command goes on")
-        _add_fields(sub, config)
+        add_fields(sub, config)
     args = vars(parser.parse_args())
     config_type, train = TRAINERS[args["trainer"]]
     config = config_type(**{f.name: args[f.name] for f in dataclasses.fields(config_type)})

@@ -27,6 +27,7 @@ from metastable.errors import DataError
 from metastable.networks import channels_last
 from metastable.networks.classifier import WhitenedNet, WideResNet
 from metastable.networks.cnn import Cnn
+from metastable.networks.compact import CompactResNet
 from metastable.training.run import Ema, Learner, Run, device_of
 
 
@@ -36,7 +37,8 @@ class ClassifierConfig:
 
     Attributes:
         dataset: "cifar10" or "mnist"; digits are shifted, but not mirrored.
-        network: "whitened", "wrn-DEPTH-WIDTH", or for digits "cnn" or "cnn-A-B-C" with its widths.
+        network: "whitened", "wrn-DEPTH-WIDTH", "wrn-DEPTH-WIDTH-silu", "compact-A-B-C", or for digits
+            "cnn" or "cnn-A-B-C" with its widths.
         adversarial: radius of the l_inf ball, in [0, 1] units, that PGD moves images in; 0 for none.  It
             grows from 0 over the first fifth of the updates, so that something is learned first.
         attack_steps: of PGD, each 2.5 radii divided by their number long.
@@ -64,15 +66,18 @@ class ClassifierConfig:
             raise ValueError("adversarial must lie in [0, 1], and attack_steps be 1 or more")
 
 
-def build(name: str, classes: int = 10) -> WhitenedNet | WideResNet | Cnn:
+def build(name: str, classes: int = 10) -> WhitenedNet | WideResNet | CompactResNet | Cnn:
     if name == "whitened":
         return WhitenedNet(classes)
     kind, *numbers = name.split("-")
     if kind == "cnn":
         a, b, c = (int(n) for n in numbers) if numbers else (128, 64, 128)
         return Cnn(classes, widths=(a, b, c))
-    depth, width = numbers
-    return WideResNet(int(depth), int(width), classes)
+    if kind == "compact":
+        a, b, c = (int(n) for n in numbers)
+        return CompactResNet(classes, widths=(a, b, c))
+    depth, width, *smooth = numbers
+    return WideResNet(int(depth), int(width), classes, activation="silu" if smooth == ["silu"] else "relu")
 
 
 def augment(

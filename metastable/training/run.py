@@ -26,6 +26,9 @@ from torch import Tensor, nn
 
 from metastable.errors import DataError
 
+PASSING = {"passing": True}
+"""Metadata of a configuration's field that a resumed run may change: it stays out of config.json."""
+
 
 def device_of(name: str = "auto") -> torch.device:
     """`auto` takes CUDA where there is one."""
@@ -59,7 +62,9 @@ class Run:
 
     def __init__(self, folder: Path, config: Any, *, every_s: float = 100.0) -> None:
         self.folder = folder
-        self.config: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+        kept = {f.name for f in dataclasses.fields(config) if not f.metadata.get("passing")}
+        fields = {name: value for name, value in dataclasses.asdict(config).items() if name in kept}
+        self.config: dict[str, Any] = json.loads(json.dumps(fields))
         self._every_s = every_s
         self._started = self._saved = time.monotonic()
         self._spent_before = 0.0

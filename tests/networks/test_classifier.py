@@ -33,3 +33,14 @@ def test_wide_resnet_has_the_papers_size() -> None:
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(36.5e6, rel=0.005)
     with pytest.raises(ValueError, match="depth"):
         WideResNet(27, 1)
+
+
+def test_silu_is_smooth_where_relu_is_not() -> None:
+    torch.manual_seed(0)
+    made = {name: WideResNet(10, 1, activation=name).eval() for name in ("relu", "silu")}
+    made["silu"].load_state_dict(made["relu"].state_dict())
+    x = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert not torch.allclose(made["relu"](x), made["silu"](x))
+    with pytest.raises(ValueError, match="activation"):
+        WideResNet(10, 1, activation="gelu")  # type: ignore[arg-type]
