@@ -17,10 +17,11 @@ from torch import Tensor
 
 from metastable import datasets
 from metastable.dynamics.langevin import langevin_step
+from metastable.errors import DataError
 from metastable.networks.energy import EnergyNetwork
 from metastable.training import energy, health
 from metastable.training.energy import EnergyMlConfig, train_energy_ml
-from metastable.training.run import Run
+from metastable.training.run import KEPT, Paused, Run, sitting
 
 TINY = EnergyMlConfig(
     dataset="mnist", features=4, updates=6, switch=3, batch=4, steps=3, bank=10, report_every=2, long_steps=5
@@ -119,6 +120,26 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         assert torch.equal(weight, b["network"][name]), name
     assert result["long_run"] == metrics(whole)["long_run"]
     assert result["d_mean"] == metrics(whole)["d_mean"]
+
+
+def test_a_sitting_that_ends_leaves_weights_and_a_verdict(data: Path, tmp_path: Path) -> None:
+    with sitting(0), pytest.raises(Paused):
+        train_energy_ml(TINY, data, tmp_path, "cpu")
+    found = json.loads((tmp_path / "so-far.json").read_text())
+    assert found["update"] == 1
+    assert found["long_run"]["steps"] == TINY.long_steps
+    kept, exact = load_file(tmp_path / KEPT), saved(tmp_path)["network"]
+    assert all(torch.equal(value, exact[name].half()) for name, value in kept.items())
+
+
+@pytest.mark.parametrize("switch", [1, 2, 5])  # Adam's state is dropped, not there yet, or goes on
+def test_a_run_may_go_on_for_longer_and_switch_elsewhere(data: Path, tmp_path: Path, switch: int) -> None:
+    train_energy_ml(dataclasses.replace(TINY, updates=2, switch=1), data, tmp_path, "cpu")
+    result = train_energy_ml(dataclasses.replace(TINY, switch=switch), data, tmp_path, "cpu")
+    assert (result["adam_updates"], result["sgd_updates"]) == (switch, 6 - switch)
+    assert saved(tmp_path)["update"] == 6
+    with pytest.raises(DataError, match=r"another configuration \(tau\)"):
+        train_energy_ml(dataclasses.replace(TINY, tau=0.1), data, tmp_path, "cpu")
 
 
 @pytest.mark.parametrize("switch", [0, 2, 9])
