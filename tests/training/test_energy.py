@@ -179,7 +179,7 @@ def test_rates_for_u_train_as_the_published_rates_train_the_folded_network(
             p.mul_(c)
     images = datasets.load("mnist", data, "train").images
     positive, rows, rng = energy._draw_batch(images, 10, config, 0, torch.device("cpu"))
-    with torch.backends.mkldnn.flags(enabled=mkldnn):  # type: ignore[no-untyped-call]
+    with torch.backends.mkldnn.flags(enabled=mkldnn):
         x = 2 * energy.start_bank(config, images)[rows].float() - 1  # the paper's units, its update
         for _ in range(config.steps):
             x.requires_grad_()
