@@ -54,7 +54,7 @@ def measure(
     side, least, rounds = (64, 0.001, 2) if tiny else (8192, 0.03, 7)
     ceilings = machine_ceilings(device, side, rounds)
     flops, moved = operations(bundle), 8.0 * torch.Size(bundle.shape).numel()
-    contenders = Contenders(bundle, device, backend="eager" if tiny else "inductor")
+    contenders = Contenders(bundle, device, sizes, backend="eager" if tiny else "inductor")
     rows: common.Rows = []
 
     def found() -> dict[str, Any]:
@@ -175,7 +175,7 @@ def main() -> None:
     device = device_of(args.device)
     sizes = tuple(int(s) for s in args.sizes.split(",")) if args.sizes else (1, 3) if args.tiny else SIZES
     loaded = common.load(args.bundle, device)
-    names = tuple(args.only.split(",")) if args.only else tuple(Contenders(loaded, device).makers)
+    names = tuple(args.only.split(",")) if args.only else tuple(Contenders(loaded, device, sizes).makers)
     result = measure(
         loaded, device, sizes, names, tiny=args.tiny, keep=lambda found: common.save(args, found)
     )

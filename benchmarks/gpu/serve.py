@@ -24,7 +24,7 @@ from handlers.metrics import Metrics
 from handlers.service import Request, Response, Service
 from metastable import bundle
 from metastable.engine.engine import Limits
-from metastable.engine.runners.cuda_runner import SIZES, SLOTS, CudaPrecision, CudaRunner
+from metastable.engine.runners.cuda_runner import SLOTS, CudaPrecision, CudaRunner
 from metastable.training.run import device_of
 
 LOADS = (0.3, 0.6, 0.9)
@@ -162,7 +162,7 @@ def main() -> None:
         Metrics(CollectorRegistry(), settings=loaded.settings.names),
         runner,
         engine_limits=Limits(slots=SLOTS),
-        sizes=SIZES[:2] if args.tiny else SIZES,
+        sizes=(1, 4) if args.tiny else None,
     )
     bodies = [path.read_bytes() for path in sorted(args.images.glob("*.png"))]
     width, seconds = (4, 0.15) if args.tiny else (args.width, args.seconds)

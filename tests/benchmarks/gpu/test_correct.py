@@ -16,7 +16,7 @@ from metastable.bundle import Bundle
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("part", ["noise", "scores", "runner", "leak"])
+@pytest.mark.parametrize("part", ["noise", "scores", "runner", "engine", "leak"])
 def test_the_dry_run_passes(
     part: str,
     tiny_folder: Path,

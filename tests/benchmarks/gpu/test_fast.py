@@ -52,7 +52,7 @@ def test_the_dry_run_times_all_and_judges_the_targets(
 @pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch's compiler needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # PyTorch's own call
 def test_what_is_compiled_makes_the_same_score(tiny: Bundle) -> None:
-    contenders = fast.Contenders(tiny, torch.device("cpu"))
+    contenders = fast.Contenders(tiny, torch.device("cpu"), (2,))
     x = torch.rand(3, *tiny.shape)
     assert torch.allclose(contenders.package()(x), tiny.scores["energy"](x), atol=1e-5)
     for name in ("graphs tf32 fused", "torch.compile"):
