@@ -28,9 +28,7 @@ from metastable.engine import costs
 from metastable.engine.engine import Engine
 from metastable.engine.engine import Limits as EngineLimits
 from metastable.engine.job import Answer, Job, kind_of
-from metastable.engine.runners import Runner, choose
-from metastable.engine.runners.cuda_runner import SIZES as SIZES_ON_GPU
-from metastable.engine.runners.cuda_runner import CudaRunner
+from metastable.engine.runners import Runner
 from metastable.errors import MetastableError, Overloaded, RequestError
 from metastable.images import DecodedImage, Limits, decode
 
@@ -102,12 +100,12 @@ class Service:
             raise MetastableError("the bundle has no anomaly calibration: run the calibrate command")
         self._bundle, self._anomaly, self._metrics, self._runner = bundle, bundle.anomaly, metrics, runner
         # The threshold was set on float32 scores: fewer bits flag other images.
-        exact, network = choose.is_exact(runner), bundle.anomaly.network
-        self._score = partial(runner.score, network) if exact else bundle.scores[network]
+        network = bundle.anomaly.network
+        self._score = partial(runner.score, network) if runner.abilities.exact else bundle.scores[network]
         self._limits, self._clock = limits or Limits(), clock
         self._policy = Policy(bundle.settings.names, bundle.settings.default, len(bundle.classes), allow_seed)
         kinds = {kind for setting in bundle.settings.by_name.values() if (kind := kind_of(setting))}
-        sizes = sizes or (SIZES_ON_GPU if isinstance(runner, CudaRunner) else SIZES)
+        sizes = sizes or runner.abilities.sizes or SIZES
         curve = costs.measure(runner, kinds, bundle.shape, sizes, clock)
         self._engine = Engine(runner, curve, bundle.shape, clock, engine_limits)
         self._held: dict[str, _Held] = {}

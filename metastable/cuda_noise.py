@@ -42,6 +42,13 @@ def pack(keys: Sequence[tuple[int, int]], steps: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(packed).view(np.int64))
 
 
+def at(rows: Tensor, step: int) -> Tensor:
+    """The packed keys [FIELDS, B] with another step, the same for all."""
+    moved = rows.clone()
+    moved[3] = step
+    return moved
+
+
 def words(rows: Tensor, count: int) -> np.ndarray:
     """The first `count` uint64 words of the stream of every packed key [FIELDS, B]: [B, count]."""
     out = np.empty((rows.shape[1], count), np.uint64)
@@ -82,7 +89,9 @@ def draw(rows: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """
     c, h, w = shape
     x = torch.zeros(rows.shape[1], h, w, c, device=rows.device).permute(0, 3, 1, 2)
-    update(x, x, torch.tensor([[0.0], [1.0]], device=rows.device).repeat(1, len(x)), rows, 0)
+    factors = torch.zeros(2, len(x), device=rows.device)
+    factors[1] = 1.0
+    update(x, x, factors, rows, 0)
     return x
 
 
@@ -107,8 +116,8 @@ def update(x: Tensor, score: Tensor, factors: Tensor, rows: Tensor, later: int) 
             raise RuntimeError("noise on a GPU needs the package triton: install it") from error
         cuda_kernels.update(x, score.contiguous(memory_format=torch.channels_last), factors, rows, later)
         return
-    at = rows.clone()
-    at[3] += later
+    moved = rows.clone()
+    moved[3] += later
     share, strength = factors.view(2, -1, 1, 1, 1)
-    z = normal(at, (x.shape[1], x.shape[2], x.shape[3]))
+    z = normal(moved, (x.shape[1], x.shape[2], x.shape[3]))
     x.copy_(x + share * score.float() + strength * z)

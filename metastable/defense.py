@@ -102,10 +102,10 @@ def purify(
     """
     if setting.dynamics == "none":
         return x, torch.zeros(len(x), dtype=torch.int64)
-    shape = tuple(x.shape[1:])
+    drawn = noise.stream(keys, tuple(x.shape[1:]), x.device)
 
     def normal(step: int) -> Tensor:
-        return noise.normal(keys, step, shape, x.device).to(x)
+        return drawn(step).to(x)
 
     if setting.dynamics in ("noise", "adp"):
         sigma = torch.tensor([sigma_of(setting, flag) for flag in flagged.tolist()]).to(x)

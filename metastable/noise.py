@@ -11,7 +11,7 @@ kind of device, not on both.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -60,3 +60,16 @@ def normal(
         philox.state = state
         generator.standard_normal(out=row, dtype=np.float32)
     return torch.from_numpy(out)
+
+
+def stream(keys: Sequence[ChainKey], shape: tuple[int, ...], device: torch.device) -> Callable[[int], Tensor]:
+    """step -> `normal(keys, step, shape, device)`; for a GPU the keys are packed and sent there once."""
+    if device.type != "cuda":
+        return lambda step: normal(keys, step, shape).to(device)
+    c, h, w = shape
+    rows = cuda_noise.pack(keys, [0] * len(keys)).to(device)
+
+    def drawn(step: int) -> Tensor:
+        return cuda_noise.draw(cuda_noise.at(rows, step), (c, h, w))
+
+    return drawn

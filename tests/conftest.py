@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from export import graphs
 from metastable import anomaly, bundle, datasets
 from metastable.networks.classifier import WhitenedNet
 from metastable.networks.energy import EnergyNetwork
@@ -72,4 +71,6 @@ def tiny(tiny_folder: Path) -> bundle.Bundle:
 @pytest.fixture(scope="session")
 def tiny_graphs(tiny: bundle.Bundle) -> dict[str, bytes]:
     """The ONNX graphs of the small bundle."""
+    from export import graphs  # needs onnx, which tests of other things do without
+
     return graphs.build(tiny)

@@ -110,3 +110,29 @@ def test_the_kernels_bits_are_the_references(root: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "words of the kernel" in done.stdout
+
+
+def test_a_stream_packs_its_keys_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: what is drawn is the reference of each step, and nothing is packed again for it."""
+    keys, packed = [(5, 0), (1 << 100, 3)], []
+    pack = cuda_noise.pack
+
+    def counted(keys: list[noise.ChainKey], steps: list[int]) -> torch.Tensor:
+        packed.append(len(keys))
+        return pack(keys, steps)
+
+    class Gpu:
+        type = "cuda"
+
+    monkeypatch.setattr(cuda_noise, "pack", counted)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *_, **__: self)
+    drawn = noise.stream(keys, SHAPE, Gpu())  # type: ignore[arg-type]
+    for step in (0, 7):
+        wanted = cuda_noise.normal(pack(keys, [step, step]), SHAPE)
+        assert torch.allclose(drawn(step), wanted, atol=1e-6)
+    assert packed == [2]
+
+
+def test_a_stream_on_the_cpu_is_the_noise_of_each_step() -> None:
+    drawn = noise.stream([(5, 0)], SHAPE, torch.device("cpu"))
+    assert torch.equal(drawn(3), noise.normal([(5, 0)], 3, SHAPE))

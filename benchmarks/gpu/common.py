@@ -6,6 +6,7 @@ import argparse
 import copy
 import dataclasses
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,21 +31,48 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"))
     made.add_argument("--device", default="auto", help="cuda, cpu; auto takes CUDA where there is one")
     made.add_argument("--tiny", action="store_true", help="the dry run: everything, at a size for a CPU")
-    made.add_argument("--out", type=Path, help="write the JSON line here as well")
+    made.add_argument(
+        "--out",
+        type=Path,
+        help="JSON file, written after every part; by default in the folder that $OUT names",
+    )
     return made
 
 
+def save(args: argparse.Namespace, result: dict[str, Any], *, finished: bool = False) -> str:
+    """Write what there is of a result so far to the result's file, if there is one; returns the JSON line.
+
+    The file is replaced as a whole, so that a run that is broken off leaves what was saved last.
+    """
+    device = device_name(device_of(args.device))
+    line = json.dumps({**result, "device": device, "tiny": args.tiny, "finished": finished})
+    if path := out_path(args, result["command"]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_text(line + "\n")
+        part.replace(path)
+    return line
+
+
+def out_path(args: argparse.Namespace, command: str) -> Path | None:
+    """The file of a result: --out, or one in the folder named by the environment variable OUT."""
+    if args.out or not os.environ.get("OUT"):
+        return Path(args.out) if args.out else None
+    return Path(os.environ["OUT"]) / f"{command.replace(' ', '-')}.json"
+
+
 def finish(args: argparse.Namespace, result: dict[str, Any], columns: Sequence[str]) -> None:
-    """Print the rows' `columns` as a table and the result as a line of JSON last; write --out."""
-    result = {**result, "device": device_name(device_of(args.device)), "tiny": args.tiny}
-    line = json.dumps(result)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(line + "\n")
+    """Save the result; print the rows' `columns` as a table, and the line of JSON last."""
+    line = save(args, result, finished=result.get("finished", True))
     print(table(result["rows"], columns))
     if result.get("targets"):
         print(table(result["targets"], ("target", "least", "measured", "met")))
     print(line)
+
+
+def said(error: Exception) -> str:
+    """An error on one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def table(rows: Rows, columns: Sequence[str]) -> str:

@@ -6,17 +6,17 @@ Each is made for one batch size as a call that makes `STEPS` steps on states tha
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch._inductor import aoti_load_package
 
 from metastable import cuda_noise
 from metastable.bundle import Bundle
 from metastable.dynamics.langevin import langevin_step
 from metastable.engine.runners import Batch, Kind
-from metastable.engine.runners.cuda_runner import SEGMENT, CudaPrecision, CudaRunner
+from metastable.engine.runners.cuda_lanes import SEGMENT
+from metastable.engine.runners.cuda_runner import CudaPrecision, CudaRunner, compiled
 from metastable.engine.runners.stepping import Call
 
 TAU = 0.005
@@ -31,11 +31,16 @@ class Contenders:
 
     Args:
         bundle: its networks on the device.
+        sizes: the numbers of chains that will be asked for: graphs are recorded for these, not for larger
+            ones.
         backend: of `torch.compile`.
     """
 
-    def __init__(self, bundle: Bundle, device: torch.device, backend: str = "inductor") -> None:
+    def __init__(
+        self, bundle: Bundle, device: torch.device, sizes: Sequence[int], backend: str = "inductor"
+    ) -> None:
         self._bundle, self._device, self._backend = bundle, device, backend
+        self._sizes = tuple(sorted(sizes))
         self._runners: dict[tuple[str, bool], CudaRunner] = {}
         self._kept: dict[str, Call] = {}
         self.makers: dict[str, Callable[[int], Steps]] = {
@@ -70,11 +75,10 @@ class Contenders:
         return self._repeat(size, lambda x: _step(x, score(x)))
 
     def compiled(self, size: int) -> Steps:
-        """The same step through torch.compile, one compilation for all sizes."""
+        """The same step through torch.compile, one compilation for all sizes but one chain."""
         if "compiled" not in self._kept:
             score = self._bundle.scores[NETWORK]
-            step = torch.compile(lambda x: _step(x, score(x)), dynamic=True, backend=self._backend)
-            self._kept["compiled"] = step
+            self._kept["compiled"] = compiled(lambda x: _step(x, score(x)), self._backend)
         return self._repeat(size, self._kept["compiled"])
 
     def packaged(self, size: int) -> Steps:
@@ -95,7 +99,6 @@ class Contenders:
         x, runner = self._states(size), self._runner(precision, fuse)
         with torch.inference_mode():
             lane = runner.lane(Kind("langevin", NETWORK), x)
-            lane.record(STEPS)
             lane.load(self._batch(x))
         return torch.inference_mode()(lambda: lane.run(STEPS))
 
@@ -126,11 +129,14 @@ class Contenders:
                 precision=precision,
                 tune=True,
                 fuse=fuse,
+                sizes=self._sizes,
             )
         return self._runners[key]
 
     def package(self) -> Call:
         """The score as AOTInductor's package, loaded: images [B, C, H, W] of any B, contiguous."""
+        from torch._inductor import aoti_load_package  # takes seconds
+
         from export import aot  # needs onnx, which is not on every machine
         from export.graphs import Scored
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.gpu.fast --out runs/gpu/fast.json
 
+The sizes that the targets are about come first, and what was found is written after every size.
 A row is one contender at one number of chains: the median of samples taken in turn, its ratio to eager
 autograd in the same round, the rate of arithmetic (an explicit score's operations, counted) and its
 share of a bf16 matrix product measured in the same run.  `floor_us` is what the larger of arithmetic at
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from benchmarks.targets import Target, judge
 from metastable.bundle import Bundle
 from metastable.training.run import device_of
 
-SIZES = (1, 10, 100, 150, 1500, 6000)
+SIZES = (100, 6000, 256, 384, 512, 1500, 150, 10, 1)
 GRAPHS = ("graphs f32", "graphs tf32", "graphs bf16", "graphs tf32 fused", "graphs bf16 fused")
 TARGETS = (
     Target("100 chains, times eager autograd", GRAPHS, "ratio", (100,), 12.0),
@@ -37,14 +39,33 @@ TARGETS = (
 
 
 def measure(
-    bundle: Bundle, device: torch.device, sizes: tuple[int, ...], names: tuple[str, ...], *, tiny: bool
+    bundle: Bundle,
+    device: torch.device,
+    sizes: tuple[int, ...],
+    names: tuple[str, ...],
+    *,
+    tiny: bool,
+    keep: Callable[[dict[str, Any]], object],
 ) -> dict[str, Any]:
-    """Rows of every size and contender, the machine's ceilings, and the targets judged."""
+    """Rows of every size and contender, the machine's ceilings, and the targets judged.
+
+    `keep` gets all that is known after every size.
+    """
     side, least, rounds = (64, 0.001, 2) if tiny else (8192, 0.03, 7)
     ceilings = machine_ceilings(device, side, rounds)
     flops, moved = operations(bundle), 8.0 * torch.Size(bundle.shape).numel()
-    contenders = Contenders(bundle, device, backend="eager" if tiny else "inductor")
+    contenders = Contenders(bundle, device, sizes, backend="eager" if tiny else "inductor")
     rows: common.Rows = []
+
+    def found() -> dict[str, Any]:
+        return {
+            "command": "gpu fast",
+            "rows": rows,
+            "ceilings": {k: float(f"{v:.4g}") for k, v in ceilings.items()},
+            "gflop_a_chain_step": round(flops / 1e9, 4),
+            "targets": judge([row for row in rows if "ratio" in row], TARGETS),
+        }
+
     for size in tqdm(sizes, desc="batch sizes"):
         works, failed = {}, []
         for name in names:
@@ -54,8 +75,9 @@ def measure(
                 work()
                 works[name] = work
             except Exception as error:
-                said = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-                failed.append({"work": "langevin", "chains": size, "runner": name, "failed": said})
+                failed.append(
+                    {"work": "langevin", "chains": size, "runner": name, "failed": common.said(error)}
+                )
             tqdm.write(f"{size} chains, {name}: ready in {time.perf_counter() - started:.1f} s", sys.stderr)
         times = common.interleave(works, device, rounds, least)
         floor = size * max(flops / ceilings["bf16_flops"], moved / ceilings["bytes"])
@@ -78,12 +100,8 @@ def measure(
                 row["ratio"] = round(common.quartiles(ratios)[1], 2)
             rows.append(row)
         rows += failed
-    return {
-        "rows": rows,
-        "ceilings": {k: float(f"{v:.4g}") for k, v in ceilings.items()},
-        "gflop_a_chain_step": round(flops / 1e9, 4),
-        "targets": judge([row for row in rows if "ratio" in row], TARGETS),
-    }
+        keep(found())
+    return found()
 
 
 def operations(bundle: Bundle) -> float:
@@ -157,13 +175,14 @@ def main() -> None:
     device = device_of(args.device)
     sizes = tuple(int(s) for s in args.sizes.split(",")) if args.sizes else (1, 3) if args.tiny else SIZES
     loaded = common.load(args.bundle, device)
-    names = tuple(args.only.split(",")) if args.only else tuple(Contenders(loaded, device).makers)
-    result = measure(loaded, device, sizes, names, tiny=args.tiny)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        draw(result["rows"], args.out.with_suffix(".png"))
+    names = tuple(args.only.split(",")) if args.only else tuple(Contenders(loaded, device, sizes).makers)
+    result = measure(
+        loaded, device, sizes, names, tiny=args.tiny, keep=lambda found: common.save(args, found)
+    )
     columns = ("chains", "runner", "us", "ratio", "tflops", "peak_share", "floor_us", "failed")
-    common.finish(args, {"command": "gpu fast", **result}, columns)
+    common.finish(args, result, columns)
+    if path := common.out_path(args, result["command"]):
+        draw(result["rows"], path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,7 +24,7 @@ from handlers.metrics import Metrics
 from handlers.service import Request, Response, Service
 from metastable import bundle
 from metastable.engine.engine import Limits
-from metastable.engine.runners.cuda_runner import SIZES, SLOTS, CudaPrecision, CudaRunner
+from metastable.engine.runners.cuda_runner import SLOTS, CudaPrecision, CudaRunner
 from metastable.training.run import device_of
 
 LOADS = (0.3, 0.6, 0.9)
@@ -116,20 +116,27 @@ def row(front: Front, setting: str, load: str, rate: float) -> dict[str, Any]:
 
 
 def measure(
-    service: Service, bodies: Sequence[bytes], settings: Sequence[str], width: int, seconds: float
+    service: Service,
+    bodies: Sequence[bytes],
+    settings: Sequence[str],
+    width: int,
+    seconds: float,
+    keep: Callable[[list[dict[str, Any]]], object],
 ) -> list[dict[str, Any]]:
-    """Rows of every setting: closed, then at each load."""
-    rows = []
+    """Rows of every setting: closed, then at each load.  `keep` gets all that there are after every one."""
+    rows: list[dict[str, Any]] = []
     for setting in settings:
         closed(Front(service, bodies, setting), width, seconds)  # graphs of all sizes are recorded
         front = Front(service, bodies, setting)
         capacity = closed(front, width, seconds)
         full = row(front, setting, "closed", capacity)
         rows.append(full | {"ms_an_answer": round(1e3 / capacity, 3)} if capacity else full)
+        keep(rows)
         for load in LOADS if capacity else ():
             front = Front(service, bodies, setting)
             rate = opened(front, load * capacity, seconds, seed=len(rows))
             rows.append(row(front, setting, f"{load:.0%}", rate))
+            keep(rows)
     return rows
 
 
@@ -155,14 +162,29 @@ def main() -> None:
         Metrics(CollectorRegistry(), settings=loaded.settings.names),
         runner,
         engine_limits=Limits(slots=SLOTS),
-        sizes=SIZES[:2] if args.tiny else SIZES,
+        sizes=(1, 4) if args.tiny else None,
     )
     bodies = [path.read_bytes() for path in sorted(args.images.glob("*.png"))]
     width, seconds = (4, 0.15) if args.tiny else (args.width, args.seconds)
-    rows = measure(service, bodies, args.settings.split(","), width, seconds)
+
+    def result(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "command": "gpu serve",
+            "rows": rows,
+            "runner": runner.name,
+            "recordings": runner.recordings,
+        }
+
+    rows = measure(
+        service,
+        bodies,
+        args.settings.split(","),
+        width,
+        seconds,
+        lambda rows: common.save(args, result(rows)),
+    )
     columns = ("setting", "load", "images_per_s", "p50_ms", "p99_ms", "chains", "ms_an_answer", "refused")
-    result = {"command": "gpu serve", "rows": rows, "runner": runner.name, "recordings": runner.recordings}
-    common.finish(args, result, columns)
+    common.finish(args, result(rows), columns)
 
 
 if __name__ == "__main__":

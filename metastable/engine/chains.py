@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from metastable import noise
+from metastable import cuda_noise, noise
 from metastable.defense import sigma_of
 from metastable.dynamics.adp import inject
 from metastable.engine.costs import CLASSIFY, Costs
@@ -40,7 +40,9 @@ class Chains:
         clock: Callable[[], float],
     ) -> None:
         self._runner, self._costs, self._shape, self._clock = runner, costs, shape, clock
-        self._x = torch.zeros(slots, *shape)
+        self._x = torch.zeros(slots, *shape, device=runner.abilities.device)
+        # Keys and steps once more, packed when a chain starts: no batch has to pack its thousands anew.
+        self._packed = torch.zeros(cuda_noise.FIELDS, slots, dtype=torch.int64)
         self._key: list[ChainKey] = [(0, 0)] * slots
         self._step = [0] * slots
         self._owner: list[Request | None] = [None] * slots
@@ -81,8 +83,7 @@ class Chains:
 
     def leave(self, request: Request) -> None:
         """Free all slots of a request."""
-        for slot in request.slots:
-            self._give(slot)
+        self._give(request.slots)
         request.slots = []
 
     def walk(self, kind: Kind, slots: list[int], budget: float) -> tuple[list[int], list[Request]]:
@@ -94,18 +95,22 @@ class Chains:
         owners = [o for slot in slots if (o := self._owner[slot]) is not None]
         left = min(o.steps - self._step[slot] for o, slot in zip(owners, slots, strict=True))
         steps = max(1, min(left, int(budget / self._costs.seconds(kind, size))))
+        rows = torch.tensor(slots)
+        there = rows.to(self._x.device)
         batch = Batch(
-            self._x[slots],
+            self._x.index_select(0, there),
             [self._key[slot] for slot in slots],
             [self._step[slot] for slot in slots],
             [o.parameters for o in owners],
+            self._packed.index_select(1, rows),
         )
         started = self._clock()
         x, moved = self._runner.advance(kind, batch, steps)
         spent = self._clock() - started
         self._costs.observe(kind, size, spent / steps)
         self.steps_made += steps * size
-        self._x[slots] = x
+        self._x.index_copy_(0, there, x)
+        self._packed[3].index_add_(0, rows, moved)
         finite = x.flatten(1).isfinite().all(1).tolist()
         arrived, broken = [], []
         for slot, owner, good, made in zip(slots, owners, finite, moved.tolist(), strict=True):
@@ -123,7 +128,7 @@ class Chains:
         Returns the requests for which the classifier returned what is not a number.
         """
         size = len(slots)
-        x = self._x[slots]
+        x = self._x.index_select(0, torch.tensor(slots, device=self._x.device))
         started = self._clock()
         outputs = self._runner.classify(x).float()
         spent = self._clock() - started
@@ -139,16 +144,20 @@ class Chains:
                 owner.finished[chain] = Finished(outputs[row], x[row], self._step[slot])
             else:
                 broken.append(owner)
-            owner.slots.remove(slot)
-            self._give(slot)
+        for owner in self.owners(slots):
+            gone = set(slots)
+            owner.slots = [slot for slot in owner.slots if slot not in gone]
+        self._give(slots)
         return broken
 
     def _place(self, request: Request, slots: list[int]) -> None:
         """Put the starting states of a request's chains into their slots."""
-        x = request.job.image.expand(len(slots), *self._shape)
+        device, keys = self._x.device, [self._key[slot] for slot in slots]
+        self._packed[:, slots] = cuda_noise.pack(keys, [0] * len(slots))
+        x = request.job.image.to(device).expand(len(slots), *self._shape)
         if request.job.setting.dynamics == "adp":
             sigma = torch.full((len(slots),), sigma_of(request.job.setting, request.job.flagged))
-            x = inject(x, sigma, noise.normal([self._key[slot] for slot in slots], 0, self._shape))
+            x = inject(x, sigma.to(device), noise.normal(keys, 0, self._shape, device))
         self._x[slots] = x
         for slot in slots:
             self._step[slot] = 0
@@ -164,9 +173,12 @@ class Chains:
         self._place(request, [slot])
         return []
 
-    def _give(self, slot: int) -> None:
-        self._owner[slot], self._key[slot] = None, (0, 0)  # the key holds a secret seed: forget it
-        self._free.append(slot)
+    def _give(self, slots: list[int]) -> None:
+        """Free slots; their keys hold secret seeds and are forgotten."""
+        for slot in slots:
+            self._owner[slot], self._key[slot] = None, (0, 0)
+        self._packed[:, slots] = 0
+        self._free += slots
 
 
 def broken(what: str, cause: Exception | None = None) -> EngineFailure:

@@ -225,7 +225,7 @@ class Engine:
         if request.job.setting.delta is None or request.kind is None:
             self._answer(request, request.cap)
             return
-        outputs, rule = request.result().outputs[0], _rule(request.job.setting)
+        outputs, rule = request.outputs(), _rule(request.job.setting)
         for n in range(request.judged + 1, len(outputs) + 1):
             decision = stopping.decide(outputs[:n], rule)
             if decision.decided or n == request.cap:

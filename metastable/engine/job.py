@@ -104,7 +104,7 @@ def parameters_of(setting: Setting, flagged: bool = False) -> tuple[float, ...]:
 
 
 class Finished(NamedTuple):
-    """What one chain came to: its output [classes], its state [C, H, W], and its steps."""
+    """What one chain came to: its output [classes], its state [C, H, W], where that is, and its steps."""
 
     output: Tensor
     state: Tensor
@@ -142,10 +142,14 @@ class Request:
         self.seconds[stage] += seconds
         self.served += seconds
 
-    def result(self, count: int | None = None) -> Defended:
-        """The first `count` chains by number, or all that have finished, as of the reference defense."""
+    def outputs(self) -> Tensor:
+        """What is averaged over chains of all that have finished, by number: [n, classes]."""
+        chains = [self.finished[chain].output for chain in sorted(self.finished)]
+        return as_averaged(torch.stack(chains), self.job.setting.average)
+
+    def result(self, count: int) -> Defended:
+        """The first `count` chains by number, as of the reference defense, on the CPU."""
         chains = [self.finished[chain] for chain in sorted(self.finished)[:count]]
-        average = self.job.setting.average
-        outputs = as_averaged(torch.stack([one.output for one in chains]), average)
-        purified = torch.stack([one.state for one in chains]).mean(0)
-        return Defended(outputs[None], purified[None], torch.tensor([[c.steps for c in chains]]), average)
+        purified = torch.stack([one.state for one in chains]).mean(0).cpu()
+        steps = torch.tensor([[one.steps for one in chains]])
+        return Defended(self.outputs()[None, :count], purified[None], steps, self.job.setting.average)

@@ -15,7 +15,6 @@ from metastable.engine import costs
 from metastable.engine.engine import Engine, Limits
 from metastable.engine.job import Answer, Job, kind_of
 from metastable.engine.runners import Runner
-from metastable.engine.runners.cuda_runner import SIZES as SIZES_ON_GPU
 from metastable.engine.runners.cuda_runner import SLOTS, CudaRunner
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.settings import Setting, Settings
@@ -31,7 +30,8 @@ class LocalEngine:
         runner: made for the bundle of `settings`.
         settings: their chains' costs are measured at once.
         shape: (C, H, W) of images.
-        sizes: of the batches whose cost is measured; the largest is the largest that is run.
+        sizes: of the batches whose cost is measured; the largest is the largest that is run.  None
+            takes what suits the runner.
         limits: of the engine.
     """
 
@@ -40,10 +40,11 @@ class LocalEngine:
         runner: Runner,
         settings: Settings,
         shape: tuple[int, int, int],
-        sizes: Sequence[int] = SIZES,
+        sizes: Sequence[int] | None = None,
         limits: Limits = LIMITS,
     ) -> None:
         kinds = {kind for setting in settings.by_name.values() if (kind := kind_of(setting))}
+        sizes = sizes or runner.abilities.sizes or SIZES
         curve = costs.measure(runner, kinds, shape, sizes, time.perf_counter)
         self._engine = Engine(runner, curve, shape, time.perf_counter, limits)
 
@@ -76,4 +77,4 @@ def engine_on(device: str, bundle: Bundle) -> LocalEngine:
         return LocalEngine(runner, bundle.settings, bundle.shape)
     graphs = CudaRunner(bundle.networks, bundle.classifier, device=device)
     limits = replace(LIMITS, slots=SLOTS)
-    return LocalEngine(graphs, bundle.settings, bundle.shape, SIZES_ON_GPU, limits)
+    return LocalEngine(graphs, bundle.settings, bundle.shape, limits=limits)

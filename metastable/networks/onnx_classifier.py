@@ -38,6 +38,8 @@ class OnnxClassifier(nn.Module):
     Images that are not size x size are resized to it (bilinear, antialiased), then (x - mean) / std goes
     into the graph.  It runs in float32 on the CPU, whatever the device and the type of the images.
 
+    CUDA graphs cannot hold it: `capturable` says so.
+
     Args:
         model: the graph, as `check_graph` passes it.
         size: height and width that the graph takes.
@@ -46,6 +48,8 @@ class OnnxClassifier(nn.Module):
 
     Raises BundleError if the graph is refused, or if ONNX Runtime is not installed.
     """
+
+    capturable = False
 
     def __init__(
         self,

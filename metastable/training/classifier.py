@@ -189,6 +189,7 @@ def train(config: ClassifierConfig, data: Path, out: Path, device: str = "auto")
         bar.set_postfix(loss=f"{loss.item() / len(pick):.3f}", refresh=False)
         if step % per_epoch == 0:
             run.log(epoch=step / per_epoch, loss=loss.item() / len(pick))
+        run.keep(network)
         run.checkpoint(learner.state)
     bar.close()
     run.checkpoint(learner.state, now=True)

@@ -13,6 +13,7 @@ throughout: the paper's non-convergent control.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from metastable import datasets
 from metastable.networks import channels_last
 from metastable.networks.energy import EnergyNetwork
 from metastable.training import health
-from metastable.training.run import Run, device_of
+from metastable.training.run import Paused, Run, device_of
 from metastable.training.sampler import Sampler, run_chains
 
 DIVERGED = 1e6
@@ -66,7 +67,9 @@ class EnergyMlConfig:
             images.  Runs of only hundreds of updates never bring chains from noise to images.
         seed: of weights, batches and chains.
         report_every: updates between lines of the log.
-        long_steps: Langevin steps of the long-run check at the end.
+        long_steps: Langevin steps of the long-run check at the end of the run, and of every sitting.
+
+    `updates` and `switch` may change when a run goes on; the metrics then count by the last switch.
     """
 
     dataset: str = "cifar10"
@@ -128,14 +131,16 @@ def train_energy_ml(config: EnergyMlConfig, data: Path, out: Path, device: str =
 
     Beside what a Run writes, `health.png` shows the energy difference and the gradient strength
     after every update, and `samples.png` chains of the bank and, at the end, chains that went
-    `long_steps` from test images.  Returns the metrics.
+    `long_steps` from test images.  Where a sitting ends first, `so-far.json` says the same of the weights
+    kept so far as the metrics would.  Returns the metrics.
 
     Raises:
         DataError: data are missing, or `out` holds a run with another configuration.
         ValueError: the bank is smaller than a batch.
         RuntimeError: training diverged; the last checkpoint stays as it was.
+        Paused: the sitting is over; what it came to is written first, which takes a long-run check.
     """
-    run, dev = Run(out, config), device_of(device)
+    run, dev = Run(out, config, free=("updates", "switch")), device_of(device)
     train_set = datasets.load(config.dataset, data, "train")
     test_images = datasets.to_float(datasets.load(config.dataset, data, "test").take(64).images)
     network = channels_last(start_network(config).to(dev))
@@ -149,7 +154,8 @@ def train_energy_ml(config: EnergyMlConfig, data: Path, out: Path, device: str =
         bank, update = saved["bank"], saved["update"]
         record = [(d, strength) for d, strength in saved["record"].tolist()]
         optimizer = _optimizer(network, config, update)
-        if update < config.switch:  # SGD has no state, and must not take over Adam's settings
+        # SGD has no state, and neither takes over the other's settings where the switch has moved.
+        if update < config.switch and "betas" in saved["optimizer"]["param_groups"][0]:
             optimizer.load_state_dict(saved["optimizer"])
 
     def state() -> dict[str, Any]:
@@ -163,6 +169,13 @@ def train_energy_ml(config: EnergyMlConfig, data: Path, out: Path, device: str =
             "record": torch.tensor(record, dtype=torch.float64),
             "update": update,
         }
+
+    def judged(title: str) -> dict[str, Any]:
+        """What the record and a long run say of the present weights; the pictures show it."""
+        final, check = long_run(network, test_images, config)
+        panels = {title: bank[:64], "test images": test_images, f"after {config.long_steps} steps": final}
+        health.draw_samples(out / "samples.png", panels)
+        return {**health.summary(record, config.switch), "long_run": check}
 
     sampler = Sampler(network, (config.batch, *train_set.images.shape[1:]), config.tau, config.steps, dev)
     bar = tqdm(total=config.updates, initial=update, desc="maximum likelihood", unit="update", mininterval=5)
@@ -192,17 +205,19 @@ def train_energy_ml(config: EnergyMlConfig, data: Path, out: Path, device: str =
         if update % config.report_every == 0:
             run.log(update=update, **health.signals(record[-config.report_every :], bank))
             bar.set_postfix(d=f"{d:.1f}", gradient=f"{strength:.0f}", refresh=False)
-        run.checkpoint(state)
+        run.keep(network)
+        try:
+            run.checkpoint(state)
+        except Paused:
+            found = {"update": update, **judged(f"bank after {update} updates")}
+            (out / "so-far.json").write_text(json.dumps(found, indent=2) + "\n")
+            raise
     bar.close()
     run.checkpoint(state, now=True)
-    final, check = long_run(network, test_images, config)
-    panels = {"bank": bank[:64], "test images": test_images, f"after {config.long_steps} steps": final}
-    health.draw_samples(out / "samples.png", panels)
     return run.finish(
         network,
         {
-            **health.summary(record, config.switch),
-            "long_run": check,
+            **judged("bank"),
             "learning_rates": config.learning_rates,
             "bank_chains": len(bank),
             "train_digest": train_set.digest(),

@@ -54,6 +54,7 @@ def descend(
         bar.set_postfix(loss=f"{running:.4f}", refresh=False)
         if step % 100 == 0:
             run.log(step=step, loss=running)
+        run.keep(learner.average.shadow)
         run.checkpoint(learner.state)
     bar.close()
     run.checkpoint(learner.state, now=True)

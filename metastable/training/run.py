@@ -1,8 +1,9 @@
 """What every trainer shares: a run folder with checkpoints, a log, and resuming.
 
-A run folder holds `config.json` (written first; a resumed run must match it), `checkpoint.pt`
-(replaced atomically), `log.jsonl` (one line a report) and, at the end, `weights.safetensors`
-and `metrics.json`.  A long run is made in sittings:
+A run folder holds `config.json` (written first; a resumed run must match it), `checkpoint.pt` (replaced
+atomically, in pieces if it is large: `pieces`), `weights-fp16.safetensors` (the present weights, every
+minute), `log.jsonl` (one line a report) and, at the end, `weights.safetensors` and `metrics.json`.  A long
+run is made in sittings:
 
     with sitting(minutes=9):
         train(...)      # raises Paused after its last checkpoint; the next sitting goes on from there
@@ -11,10 +12,11 @@ and `metrics.json`.  A long run is made in sittings:
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -25,6 +27,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from metastable.errors import DataError
+from metastable.training import pieces
+
+KEPT = "weights-fp16.safetensors"
+"""The present weights of a run that is under way, in half precision."""
 
 PASSING = {"passing": True}
 """Metadata of a configuration's field that a resumed run may change: it stays out of config.json."""
@@ -57,22 +63,43 @@ def sitting(minutes: float | None) -> Iterator[None]:
 class Run:
     """One resumable training run in one folder.
 
+    Args:
+        config: a dataclass; a setting that an older folder lacks must have its default.
+        every_s: seconds between checkpoints.
+        keep_s: seconds between half-precision weights.
+        free: names of settings that may change when the run goes on.
+
     Raises DataError when the folder holds a run with another configuration.
     """
 
-    def __init__(self, folder: Path, config: Any, *, every_s: float = 100.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: Any,
+        *,
+        every_s: float = 100.0,
+        keep_s: float = 60.0,
+        free: Collection[str] = (),
+    ) -> None:
         self.folder = folder
-        kept = {f.name for f in dataclasses.fields(config) if not f.metadata.get("passing")}
-        fields = {name: value for name, value in dataclasses.asdict(config).items() if name in kept}
+        stays = {f.name for f in dataclasses.fields(config) if not f.metadata.get("passing")}
+        fields = {name: value for name, value in dataclasses.asdict(config).items() if name in stays}
         self.config: dict[str, Any] = json.loads(json.dumps(fields))
-        self._every_s = every_s
-        self._started = self._saved = time.monotonic()
+        self._every_s, self._keep_s = every_s, keep_s
+        self._started = self._saved = self._kept = time.monotonic()
         self._spent_before = 0.0
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "config.json"
-        if path.exists() and json.loads(path.read_text()) != self.config:
-            raise DataError(f"{folder} holds a run with another configuration: choose another --out")
+        if path.exists():
+            defaults = {name: value for name, value in _defaults(config).items() if name in stays}
+            before = defaults | json.loads(path.read_text())
+            if changed := sorted(k for k in before.keys() | self.config if self._differs(k, before, free)):
+                said = f"{folder} holds a run with another configuration ({', '.join(changed)})"
+                raise DataError(f"{said}: choose another --out")
         path.write_text(json.dumps(self.config, indent=2) + "\n")
+
+    def _differs(self, name: str, before: Mapping[str, Any], free: Collection[str]) -> bool:
+        return name not in free and before.get(name) != self.config.get(name)
 
     @property
     def spent_s(self) -> float:
@@ -81,10 +108,10 @@ class Run:
 
     def resume(self) -> dict[str, Any] | None:
         """The last checkpoint, or None in a fresh folder."""
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
+        content = pieces.read(self.folder / "checkpoint.pt")
+        if content is None:
             return None
-        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
         self._spent_before = float(state["spent_s"])
         return state
 
@@ -98,10 +125,25 @@ class Run:
             return
         part = self.folder / "checkpoint.part"
         torch.save({**state(), "spent_s": self.spent_s}, part)
-        part.replace(self.folder / "checkpoint.pt")
+        pieces.place(part, self.folder / "checkpoint.pt")
         self._saved = time.monotonic()
         if over:
             raise Paused(f"{self.folder} is not finished: run the same command again to go on")
+
+    def keep(self, weights: nn.Module | Mapping[str, Tensor], *, now: bool = False) -> None:
+        """Write the weights in half precision to KEPT if the last ones are `keep_s` seconds old, or at once.
+
+        At once too where the sitting is over: what one leaves behind can so be judged.  Integers stay what
+        they are, and so do tensors that are out of the range of half precision.
+        """
+        now = now or time.monotonic() >= _until.get()
+        if not now and time.monotonic() - self._kept < self._keep_s:
+            return
+        named = weights.state_dict() if isinstance(weights, nn.Module) else weights
+        part = self.folder / f"{KEPT}.part"
+        save_file({k: _half(v) for k, v in named.items()}, part)
+        pieces.place(part, self.folder / KEPT)
+        self._kept = time.monotonic()
 
     def log(self, **values: float) -> None:
         line = {k: float(f"{v:.6g}") for k, v in values.items()}
@@ -114,6 +156,7 @@ class Run:
 
     def finish(self, network: nn.Module, metrics: dict[str, Any]) -> dict[str, Any]:
         """Write weights and metrics; returns the metrics with configuration and time added."""
+        self.keep(network, now=True)
         tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
         save_file(tensors, self.folder / "weights.safetensors")
         result = {
@@ -127,6 +170,19 @@ class Run:
         }
         (self.folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
         return result
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    """The settings of a dataclass that have a default, as JSON has them."""
+    fields = [f for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING]
+    defaults: dict[str, Any] = json.loads(json.dumps({f.name: f.default for f in fields}))
+    return defaults
+
+
+def _half(value: Tensor) -> Tensor:
+    value = value.detach().cpu().contiguous()
+    half = value.half() if value.is_floating_point() else value
+    return half if half.isfinite().all() else value
 
 
 class Ema:

@@ -11,7 +11,7 @@ from metastable import noise
 from metastable.engine.costs import CLASSIFY, Costs
 from metastable.engine.engine import Engine, Limits
 from metastable.engine.job import Job
-from metastable.engine.runners import Batch, Kind
+from metastable.engine.runners import Abilities, Batch, Kind
 from metastable.settings import Setting
 
 SHAPE = (1, 2, 2)
@@ -45,6 +45,7 @@ class Walk:
     """
 
     name = "walk"
+    abilities = Abilities(exact=True)
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from metastable.errors import DataError
-from metastable.training.run import Ema, Run, device_of
+from metastable.training.run import KEPT, Ema, Run, device_of, sitting
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,53 @@ def test_another_configuration_is_refused_and_changes_nothing(tmp_path: Path) ->
     with pytest.raises(DataError, match="another configuration"):
         Run(tmp_path, Config(lr=0.2))
     assert (tmp_path / "config.json").read_text() == before
+
+
+def test_some_settings_may_change_and_new_ones_have_their_defaults(tmp_path: Path) -> None:
+    Run(tmp_path, Config())
+    run = Run(tmp_path, Config(lr=0.2), free=("lr",))
+    assert run.config == json.loads((tmp_path / "config.json").read_text()) == {"lr": 0.2, "name": "x"}
+    (tmp_path / "config.json").write_text('{"lr": 0.1}')  # from before there was a name
+    Run(tmp_path, Config())
+    (tmp_path / "config.json").write_text('{"lr": 0.1, "gone": 1}')
+    with pytest.raises(DataError, match=r"another configuration \(gone, name\)"):
+        Run(tmp_path, Config(name="y"))
+
+
+def test_a_large_checkpoint_is_cut_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, Config())
+    bank = torch.rand(9 * 2**20)  # 36 MiB
+    run.checkpoint(lambda: {"bank": bank}, now=True)
+    assert not (tmp_path / "checkpoint.pt").exists()
+    found = list(tmp_path.glob("checkpoint*"))
+    assert len(found) == 3
+    assert max(path.stat().st_size for path in found) < 16 * 2**20
+    resumed = Run(tmp_path, Config()).resume()
+    assert resumed is not None
+    assert torch.equal(resumed["bank"], bank)
+
+
+def test_weights_are_kept_in_half_precision_every_minute(tmp_path: Path) -> None:
+    network = nn.BatchNorm1d(2)
+    with torch.no_grad():
+        network.bias[0] = 1e6  # out of the range of half precision
+    kept = tmp_path / KEPT
+    Run(tmp_path, Config()).keep(network)
+    assert not kept.exists()
+    with sitting(0):
+        Run(tmp_path, Config()).keep(network)
+    assert kept.exists()
+    kept.unlink()
+    Run(tmp_path, Config(), keep_s=0.0).keep(network)
+    found = load_file(kept)
+    assert {name: value.dtype for name, value in found.items()} == {
+        "weight": torch.float16,
+        "bias": torch.float32,
+        "running_mean": torch.float16,
+        "running_var": torch.float16,
+        "num_batches_tracked": torch.int64,
+    }
+    assert found["bias"][0] == 1e6
 
 
 def test_checkpoints_wait_until_they_are_due(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from metastable.noise import ChainKey
@@ -61,30 +62,62 @@ class Batch:
             before the first update, so its updates need no noise.
         parameters: of every row: (tau,) for `langevin`; (lambda, low, high, stop) for `adp`; for `drift`
             the factors of score and noise; (sigma,) for `noise`; (rate, tau, eta) for `reconstruction`.
+        packed: keys and steps once more, as `cuda_noise.pack` makes them, on the CPU; None where nobody
+            has packed them yet.  Thousands of keys take longer to pack than some steps of their chains.
     """
 
     x: Tensor
     keys: Sequence[ChainKey]
     steps: Sequence[int]
     parameters: Sequence[tuple[float, ...]]
+    packed: Tensor | None = None
+
+    def part(self, start: int, size: int) -> Batch:
+        """The `size` chains from row `start` on."""
+        here = slice(start, start + size)
+        packed = None if self.packed is None else self.packed[:, here]
+        return Batch(self.x[here], self.keys[here], self.steps[here], self.parameters[here], packed)
+
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What callers should know of a runner.
+
+    Attributes:
+        exact: its answers are float32's, and not of a type with fewer bits.
+        device: where states had best stay between calls.
+        sizes: of batches whose cost an engine should know; empty where the caller knows better.
+    """
+
+    exact: bool
+    device: torch.device = CPU
+    sizes: tuple[int, ...] = ()
 
 
 class Runner(Protocol):
-    """Advances and classifies.  Methods raise RuntimeError when the backend fails."""
+    """Advances and classifies.  Images and states come on the CPU, or on the device of the abilities.
+
+    Methods raise RuntimeError when the backend fails.
+    """
 
     name: str
+    abilities: Abilities
 
     def advance(self, kind: Kind, batch: Batch, steps: int) -> tuple[Tensor, Tensor]:
         """`steps` fused steps of every chain: states [B, C, H, W], and steps moved, int64 [B].
 
-        A chain of ADP that moved fewer than `steps` has stopped for good.
+        The states are where the batch's were, the steps moved on the CPU.  A chain of ADP that moved
+        fewer than `steps` has stopped for good.
         """
         ...
 
     def score(self, network: str, x: Tensor) -> Tensor:
-        """The score of x [B, C, H, W] in [0, 1] units, same shape."""
+        """The score of x [B, C, H, W] in [0, 1] units, same shape, where x is."""
         ...
 
     def classify(self, x: Tensor) -> Tensor:
-        """Logits [B, classes], float32, of images x [B, C, H, W] in [0, 1]."""
+        """Logits [B, classes], float32 on the CPU, of images x [B, C, H, W] in [0, 1]."""
         ...

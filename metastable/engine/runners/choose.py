@@ -23,6 +23,7 @@ from metastable.errors import EngineFailure, MissingPackage, SettingsError
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
+GPU = "cuda"
 CANDIDATES = ("openvino", "onnx", "torch")
 """What `auto` chooses from: runners that give float32 answers, so that the choice changes only speed."""
 PROBE = 8  # chains in the batch that is timed: about a segment of work on two cores
@@ -123,12 +124,6 @@ def artifact_of(name: str) -> str | None:
     return GRAPHS if name == AUTO else MAKERS[name].artifact
 
 
-def is_exact(runner: Runner) -> bool:
-    """Whether the runner's answers are float32's, and not of a type with fewer bits."""
-    maker = MAKERS.get(runner.name)
-    return maker is None or maker.precision == "f32"
-
-
 def missing(name: str, parts: Parts) -> str | None:
     """Why the runner of this name cannot be made here, with what to do; None if it can."""
     maker = MAKERS[name]
@@ -147,8 +142,9 @@ def missing(name: str, parts: Parts) -> str | None:
 def make(name: str, parts: Parts, cache: MutableMapping[str, str] | None = None) -> Runner:
     """The runner of a name in NAMES.
 
-    `auto` takes `cuda` where it can be made; else it times an update of every candidate that is there on
-    PROBE chains; with a `cache` (the caller may keep it in a file) the choice is remembered for this bundle.
+    `auto` takes `cuda` where it can be made and runs the bundle; else it times an update of every candidate
+    that is there on PROBE chains; with a `cache` (the caller may keep it in a file) the choice is remembered
+    for this bundle.
 
     Raises:
         SettingsError: there is no runner of this name.
@@ -156,8 +152,9 @@ def make(name: str, parts: Parts, cache: MutableMapping[str, str] | None = None)
         EngineFailure: `auto` found none that runs the bundle.
     """
     artifact_of(name)
-    if name == AUTO and torch.cuda.is_available() and missing("cuda", parts) is None:
-        name = "cuda"
+    gpu = name == AUTO and torch.cuda.is_available() and missing(GPU, parts) is None
+    if gpu and (tried := _tried(GPU, parts)) is not None:
+        return tried[0]
     if name != AUTO:
         if reason := missing(name, parts):
             raise MissingPackage(reason)
@@ -169,12 +166,8 @@ def make(name: str, parts: Parts, cache: MutableMapping[str, str] | None = None)
     made: dict[str, Runner] = {}
     seconds: dict[str, float] = {}
     for candidate in known:
-        try:
-            made[candidate] = _made(candidate, parts)
-            seconds[candidate] = _seconds(made[candidate], parts)
-        except Exception as error:
-            # A network that somebody brought may use operators that a runtime lacks; others have them.
-            log.warning("runner %s cannot run this bundle: %s", candidate, error)
+        if (tried := _tried(candidate, parts)) is not None:
+            made[candidate], seconds[candidate] = tried
     if not seconds:
         raise EngineFailure("no runner can run this bundle: the log says why")
     best = min(seconds, key=lambda candidate: seconds[candidate])
@@ -186,6 +179,19 @@ def make(name: str, parts: Parts, cache: MutableMapping[str, str] | None = None)
 def _made(name: str, parts: Parts) -> Runner:
     maker = MAKERS[name]
     return maker.make(parts, parts.artifacts[maker.artifact] if maker.artifact else {}, maker.precision)
+
+
+def _tried(name: str, parts: Parts) -> tuple[Runner, float] | None:
+    """The runner of this name and its `_seconds`; None, with a warning, if it cannot run the bundle.
+
+    A network that somebody brought may use operators that a runtime lacks; others have them.
+    """
+    try:
+        runner = _made(name, parts)
+        return runner, _seconds(runner, parts)
+    except Exception as error:
+        log.warning("runner %s cannot run this bundle: %s", name, error)
+        return None
 
 
 def _seconds(runner: Runner, parts: Parts) -> float:

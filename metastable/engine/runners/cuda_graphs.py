@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,16 +11,18 @@ WARM_UP = 2
 """Runs before a recording: kernels are compiled, and cuDNN times its algorithms."""
 
 LARGEST = 8192  # chains in one batch
+SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+"""Batches that graphs are recorded for.
+
+Few, because an engine that starts records all of them, and none while it serves; from 16 on at most a third
+of a batch is empty.
+"""
 
 
-def bucket(size: int) -> int:
-    """The least size of a graph that takes `size` chains.
-
-    All sizes to 16, then eight to every doubling: at most an eighth of a batch is empty, and there are
-    88 sizes in all.
-    """
-    unit = 1 << max(0, (size - 1).bit_length() - 4)
-    return -(-size // unit) * unit
+def fitting(size: int, sizes: Sequence[int]) -> int:
+    """The least of `sizes`, which rise, that holds `size` chains; else a multiple of the last's quarter."""
+    unit = max(1, sizes[-1] // 4)
+    return next((known for known in sizes if known >= size), -(-size // unit) * unit)
 
 
 class Recording:

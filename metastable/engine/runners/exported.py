@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from metastable.engine.runners import Batch, Kind
+from metastable.engine.runners import Abilities, Batch, Kind
 from metastable.engine.runners.stepping import Call, Stepper
 
 CLASSIFIER = "classifier"
@@ -42,6 +42,7 @@ class ExportedRunner(Generic[G]):
         build: (a graph, batch size) -> its forward pass; called once for each that is needed.
         fixed: whether `build` makes graphs of a fixed size (`pieces`), or one for all (size 0).
         ahead: of `stepping.Stepper`.
+        exact: of `runners.Abilities`.
 
     Raises RuntimeError if there is no classifier among the graphs.
     """
@@ -54,10 +55,12 @@ class ExportedRunner(Generic[G]):
         *,
         fixed: bool = True,
         ahead: float | None = None,
+        exact: bool = True,
     ) -> None:
         if CLASSIFIER not in graphs:
             raise RuntimeError(f"runner {name}: the graphs {sorted(graphs)} lack {CLASSIFIER!r}")
         self.name, self._graphs, self._build = name, graphs, build
+        self.abilities = Abilities(exact=exact)
         self._built: dict[tuple[str, int], Call] = {}
         self._steppers: dict[str, Stepper] = {}
         self._fixed, self._ahead = fixed, ahead

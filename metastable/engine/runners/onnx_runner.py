@@ -39,4 +39,5 @@ class OnnxRunner(ExportedRunner[bytes]):
             return call
 
         name = "onnx" if precision == "f32" else f"onnx-{precision}"
-        super().__init__(name, graphs, build, fixed=False, ahead=ahead_of(precision))
+        exact, ahead = precision == "f32", ahead_of(precision)
+        super().__init__(name, graphs, build, fixed=False, ahead=ahead, exact=exact)

@@ -42,7 +42,7 @@ class OpenVinoRunner(ExportedRunner[bytes | Path]):
             return _call(core.compile_model(model, "CPU", config))
 
         name = "openvino" if precision == "f32" else f"openvino-{precision}"
-        super().__init__(name, graphs, build, ahead=ahead_of(precision))
+        super().__init__(name, graphs, build, ahead=ahead_of(precision), exact=precision == "f32")
 
 
 def _call(compiled: ov.CompiledModel) -> Call:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metastable.engine.graphs import Precision, ahead_of
-from metastable.engine.runners import Batch, Kind
+from metastable.engine.runners import Abilities, Batch, Kind
 from metastable.engine.runners.stepping import Call, Stepper
 
 
@@ -35,6 +35,7 @@ class TorchRunner:
         precision: Precision = "f32",
     ) -> None:
         self.name = "torch" if precision == "f32" else f"torch-{precision}"
+        self.abilities = Abilities(exact=precision == "f32")
         self._device, self._dtype = torch.device(device), _TYPES[precision]
         ahead = ahead_of(precision)
         self._steppers = {k: Stepper(self._call(n, "score"), ahead) for k, n in networks.items()}

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import json
 import math
 import time
+from argparse import Namespace
+from pathlib import Path
 
+import pytest
 import torch
 
 from benchmarks.gpu import common
@@ -33,3 +37,19 @@ def test_works_are_timed_in_turn_and_slow_ones_take_longer() -> None:
 def test_quartiles_of_one_sample_are_the_sample() -> None:
     assert common.quartiles([2.0]) == (2.0, 2.0, 2.0)
     assert math.isclose(common.quartiles([1.0, 2.0, 3.0])[1], 2.0)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_there_is_lies_where_results_come_back_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    monkeypatch.setenv("OUT", str(tmp_path / "back"))
+    out = tmp_path / "given" / "x.json" if named else tmp_path / "back" / "gpu-fast.json"
+    args = Namespace(out=out if named else None, device="cpu", tiny=True)
+    for rows in ([1], [1, 2]):
+        common.save(args, {"command": "gpu fast", "rows": rows})
+        found = json.loads(out.read_text())
+        assert (found["rows"], found["finished"]) == (rows, False)
+        assert [path.name for path in out.parent.iterdir()] == [out.name]
+    monkeypatch.delenv("OUT")
+    common.save(Namespace(out=None, device="cpu", tiny=True), {"command": "gpu fast", "rows": []})

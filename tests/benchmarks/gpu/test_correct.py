@@ -16,7 +16,7 @@ from metastable.bundle import Bundle
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("part", ["noise", "scores", "runner", "leak"])
+@pytest.mark.parametrize("part", ["noise", "scores", "runner", "engine", "leak"])
 def test_the_dry_run_passes(
     part: str,
     tiny_folder: Path,
@@ -47,6 +47,29 @@ def test_noise_that_repeats_itself_is_found(tiny: Bundle, monkeypatch: pytest.Mo
     bad = [row["check"] for row in correct.noise(tiny, CPU, correct.TINY) if not row["ok"]]
     assert "noise: correlation between steps" in bad
     assert "noise: correlation between chains" not in bad
+
+
+def test_a_part_that_breaks_off_fails_and_the_others_go_on(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, seen = tmp_path / "correct.json", []
+
+    def first(*_: object) -> list[correct.Check]:
+        raise RuntimeError("no kernel\nand a long story")
+
+    def second(*_: object) -> list[correct.Check]:
+        seen.append(json.loads(out.read_text())["rows"])  # what came before is on disk already
+        return [correct.check("fine", 0.0, 1.0)]
+
+    monkeypatch.setattr(correct, "PARTS", {"first": first, "second": second})
+    arguments = ["--device", "cpu", "--tiny", "--bundle", str(tiny_folder), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["correct", *arguments])
+    with pytest.raises(SystemExit) as end:
+        correct.main()
+    assert end.value.code == 1
+    broken = {"check": "first: RuntimeError: no kernel", "ok": False}
+    assert seen == [[broken]]
+    assert [row["check"] for row in json.loads(out.read_text())["rows"]] == [broken["check"], "fine"]
 
 
 def test_a_number_that_is_none_does_not_pass() -> None:

@@ -52,7 +52,7 @@ def test_the_dry_run_times_all_and_judges_the_targets(
 @pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch's compiler needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # PyTorch's own call
 def test_what_is_compiled_makes_the_same_score(tiny: Bundle) -> None:
-    contenders = fast.Contenders(tiny, torch.device("cpu"))
+    contenders = fast.Contenders(tiny, torch.device("cpu"), (2,))
     x = torch.rand(3, *tiny.shape)
     assert torch.allclose(contenders.package()(x), tiny.scores["energy"](x), atol=1e-5)
     for name in ("graphs tf32 fused", "torch.compile"):
@@ -71,3 +71,20 @@ def test_a_contender_that_fails_stops_no_other(
     fast.main()
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert [row.get("failed") for row in rows] == [None, "RuntimeError: no compiler"]
+
+
+def test_the_sizes_of_the_targets_come_first_and_every_size_is_written_when_it_is_known(
+    tiny: Bundle,
+) -> None:
+    assert fast.SIZES[:2] == (100, 6000)
+    assert {256, 384, 512} < set(fast.SIZES)
+    kept: list[int] = []
+    fast.measure(
+        tiny,
+        torch.device("cpu"),
+        (2, 1),
+        ("eager explicit",),
+        tiny=True,
+        keep=lambda found: kept.append(len(found["rows"])),
+    )
+    assert kept == [1, 2]

@@ -11,10 +11,12 @@ from metastable import cuda_noise
 from metastable.bundle import Bundle
 from metastable.dynamics.langevin import langevin
 from metastable.engine.runners import Batch, Kind, choose
-from metastable.engine.runners.cuda_graphs import LARGEST, bucket
-from metastable.engine.runners.cuda_runner import SEGMENT, CudaRunner
+from metastable.engine.runners.cuda_graphs import LARGEST, SIZES, fitting
+from metastable.engine.runners.cuda_lanes import SEGMENT
+from metastable.engine.runners.cuda_runner import CudaRunner, compiled
 from metastable.errors import MissingPackage
-from tests.engine.runners.test_parity import DEVICE, LANGEVIN, SIZE, images, keys, off
+from metastable.networks.onnx_classifier import OnnxClassifier
+from tests.engine.runners.given import DEVICE, LANGEVIN, SIZE, images, keys, off
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +25,17 @@ def runner(tiny: Bundle) -> CudaRunner:
 
 
 @given(st.integers(1, LARGEST))
-def test_a_bucket_holds_its_batch_and_wastes_an_eighth_at_most(size: int) -> None:
-    assert size <= bucket(size) <= max(size * 9 / 8, size)
-    assert bucket(bucket(size)) == bucket(size)
+def test_a_graph_holds_its_batch_and_wastes_a_third_at_most(size: int) -> None:
+    recorded = fitting(size, SIZES)
+    assert size <= recorded <= max(size * 3 / 2, 2 * size if size < 16 else 0)
+    assert fitting(recorded, SIZES) == recorded
 
 
-def test_there_are_few_buckets() -> None:
-    assert len({bucket(size) for size in range(1, LARGEST + 1)}) == 88
-    assert [bucket(size) for size in (10, 100, 150, 1500, 6000)] == [10, 104, 160, 1536, 6144]
+def test_a_size_that_is_asked_for_has_no_empty_rows(tiny: Bundle) -> None:
+    made = CudaRunner(tiny.networks, tiny.classifier, device=DEVICE, sizes=(7, 100))
+    assert [fitting(size, (7, 100)) for size in (1, 7, 8, 100, 101)] == [7, 7, 100, 100, 125]
+    made.score("energy", images(7))
+    assert list(made._passes) == [("energy", 7)]
 
 
 def test_langevin_is_the_reference_with_rows_at_different_steps(runner: CudaRunner, tiny: Bundle) -> None:
@@ -63,10 +68,10 @@ def test_admissions_record_nothing_new_and_secrets_do_not_stay(tiny: Bundle) -> 
         batch = Batch(images(size), [(seed, c) for c in range(size)], [0] * size, [(0.01,)] * size)
         runner.advance(LANGEVIN, batch, 2)
 
-    for size in (1, 2, 3):
+    for size in (1, 2, 4):
         admit(0, size)
     before = runner.recordings
-    assert before == 3
+    assert before == 6  # a step and a segment for each size
     for seed in range(20):
         admit(seed, 1 + seed % 3)
     assert runner.recordings == before
@@ -99,7 +104,7 @@ def test_what_is_not_there_is_named(runner: CudaRunner, tiny: Bundle) -> None:
 
 
 def test_auto_takes_it_where_there_is_a_gpu_and_else_says_what_is_missing(
-    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     parts = choose.Parts(tiny.networks, tiny.classifier, {}, tiny.shape)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -113,3 +118,61 @@ def test_auto_takes_it_where_there_is_a_gpu_and_else_says_what_is_missing(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(choose.MAKERS, "cuda", choose.Maker(here))
     assert choose.make("auto", parts).name == "cuda-tf32"
+
+    def broken(parts: choose.Parts, files: object, precision: str) -> CudaRunner:
+        raise RuntimeError("no kernel for this device")
+
+    monkeypatch.setitem(choose.MAKERS, "cuda", choose.Maker(broken))
+    with caplog.at_level("WARNING"):
+        assert choose.make("auto", parts).name == "torch"
+    assert "runner cuda cannot run this bundle: no kernel" in caplog.text
+
+
+@pytest.mark.parametrize("seen", ["exact", "tf32", "bf16"])
+def test_only_float32_is_exact(tiny: Bundle, seen: str) -> None:
+    precision = "f32" if seen == "exact" else seen
+    made = CudaRunner(tiny.networks, tiny.classifier, device="cpu", precision=precision)  # type: ignore[arg-type]
+    assert made.abilities.exact is (seen == "exact")
+
+
+def test_packed_keys_are_the_keys(runner: CudaRunner) -> None:
+    x, steps = images(), [i % 4 for i in range(SIZE)]
+    rows = [(0.01,)] * SIZE
+    wanted, _ = runner.advance(LANGEVIN, Batch(x, keys(), steps, rows), 2)
+    packed = cuda_noise.pack(keys(), steps)
+    nobody = [(0, 0)] * SIZE  # what was packed is not packed again
+    got, _ = runner.advance(LANGEVIN, Batch(x, nobody, [0] * SIZE, rows, packed), 2)
+    assert torch.equal(got, wanted)
+
+
+def test_a_classifier_that_no_graph_can_hold_runs_outside(tiny: Bundle) -> None:
+    class Host(torch.nn.Module):
+        """As OnnxClassifier: images go to the CPU as they are, whatever the runner's precision."""
+
+        capturable = False
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert x.device.type == "cpu"
+            assert x.dtype == torch.float32
+            return x.flatten(1)[:, :10]
+
+    made = CudaRunner(tiny.networks, Host(), device=DEVICE, precision="bf16")
+    before = made.recordings
+    assert torch.equal(made.classify(images()), images().flatten(1)[:, :10])
+    assert made.recordings == before
+    assert OnnxClassifier.capturable is False
+
+
+def test_compiling_leaves_only_the_batch_open(tiny: Bundle) -> None:
+    seen: list[list[bool]] = []
+
+    def backend(module: torch.fx.GraphModule, examples: list[object]) -> object:
+        [x] = [n.meta["example_value"] for n in module.graph.nodes if n.op == "placeholder" and "x" in n.name]
+        seen.append([isinstance(size, torch.SymInt) for size in x.shape])
+        return module.forward
+
+    call = compiled(lambda x: torch.nn.functional.avg_pool2d(x, 2) * 2, backend)  # type: ignore[arg-type]
+    for size in (5, 3, 1, 9, 1):
+        x = images(size)
+        assert torch.allclose(call(x), torch.nn.functional.avg_pool2d(x, 2) * 2)
+    assert seen == [[True, False, False, False], [False] * 4]

@@ -16,31 +16,25 @@ from metastable.dynamics.adp import adp
 from metastable.dynamics.langevin import langevin
 from metastable.engine.runners import Batch, Kind, Runner
 from metastable.engine.runners.cuda_runner import CudaRunner
-from metastable.engine.runners.onnx_runner import OnnxRunner
-from metastable.engine.runners.openvino_runner import OpenVinoRunner
 from metastable.engine.runners.torch_runner import TorchRunner
-
-LANGEVIN = Kind("langevin", "energy")
-SIZE = 11
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from tests.engine.runners.given import DEVICE, LANGEVIN, SIZE, images, keys, off
 
 
 @pytest.fixture(scope="module", params=["torch", "openvino", "onnx", "cuda"])
-def runner(request: pytest.FixtureRequest, tiny: Bundle, tiny_graphs: dict[str, bytes]) -> Runner:
+def runner(request: pytest.FixtureRequest, tiny: Bundle) -> Runner:
     if request.param == "torch":
         return TorchRunner(tiny.networks, tiny.classifier)
     if request.param == "cuda":  # where there is no GPU, its work on the CPU
         return CudaRunner(tiny.networks, tiny.classifier, device=DEVICE, precision="f32")
-    made = {"openvino": OpenVinoRunner, "onnx": OnnxRunner}[request.param]
-    return made(tiny_graphs, threads=1)
+    pytest.importorskip({"openvino": "openvino", "onnx": "onnxruntime"}[request.param])
+    graphs = request.getfixturevalue("tiny_graphs")
+    if request.param == "openvino":
+        from metastable.engine.runners.openvino_runner import OpenVinoRunner
 
+        return OpenVinoRunner(graphs, threads=1)
+    from metastable.engine.runners.onnx_runner import OnnxRunner
 
-def images(size: int = SIZE) -> Tensor:
-    return torch.rand(size, 3, 32, 32, generator=torch.Generator().manual_seed(5))
-
-
-def keys(size: int = SIZE) -> list[noise.ChainKey]:
-    return [(7 * i, i % 3) for i in range(size)]
+    return OnnxRunner(graphs, threads=1)
 
 
 def normal(runner: Runner, key: noise.ChainKey, step: int) -> Tensor:
@@ -48,11 +42,6 @@ def normal(runner: Runner, key: noise.ChainKey, step: int) -> Tensor:
     if isinstance(runner, CudaRunner):
         return cuda_noise.normal(cuda_noise.pack([key], [step]), (3, 32, 32))
     return noise.normal([key], step, (3, 32, 32))
-
-
-def off(got: Tensor, wanted: Tensor) -> Tensor:
-    """Relative L2 error of every row.  Signs near zero flip in float32: take a quantile, not the maximum."""
-    return (got - wanted).flatten(1).norm(dim=1) / wanted.flatten(1).norm(dim=1)
 
 
 def test_scores_and_logits_are_the_networks_own(runner: Runner, tiny: Bundle) -> None:

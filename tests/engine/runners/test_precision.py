@@ -8,7 +8,6 @@ import torch
 from metastable.bundle import Bundle
 from metastable.engine.graphs import AHEAD, DELTA, AdpUpdate, ahead_of, columns
 from metastable.engine.runners import Batch, Kind, Runner
-from metastable.engine.runners.openvino_runner import OpenVinoRunner
 from metastable.engine.runners.stepping import Score
 from metastable.engine.runners.torch_runner import TorchRunner
 
@@ -18,10 +17,13 @@ ADP = [(0.5, 1e-3, 5.0, 0.0)] * len(X)
 
 
 @pytest.fixture(scope="module", params=["torch", "openvino"])
-def bf16(request: pytest.FixtureRequest, tiny: Bundle, tiny_graphs: dict[str, bytes]) -> Runner:
+def bf16(request: pytest.FixtureRequest, tiny: Bundle) -> Runner:
     if request.param == "torch":
         return TorchRunner(tiny.networks, tiny.classifier, precision="bf16")
-    return OpenVinoRunner(tiny_graphs, precision="bf16", threads=1)
+    pytest.importorskip("openvino")
+    from metastable.engine.runners.openvino_runner import OpenVinoRunner
+
+    return OpenVinoRunner(request.getfixturevalue("tiny_graphs"), precision="bf16", threads=1)
 
 
 def test_bfloat16_is_near_float32(bf16: Runner, tiny: Bundle) -> None:
