@@ -125,7 +125,7 @@ class Outcomes:
 
     Args:
         out: holds `outcomes.jsonl`, and `images/SETTING/ATTACK/INDEX.png`, what each attack made.
-        device: of the attack; answers are the server's, on a CPU runner or on CUDA's.
+        device: of the attack.  Answers come from where the bundle is.
     """
 
     def __init__(
@@ -137,7 +137,8 @@ class Outcomes:
         self._bundle, self._config, self._labels = bundle, config, test.labels
         self._images = datasets.to_float(test.images)
         self._score = bundle.scores[bundle.anomaly.network]
-        self._engine = engine_on(device, bundle)
+        self._home = next(bundle.networks[bundle.anomaly.network].parameters()).device
+        self._engine = engine_on(self._home.type, bundle)
         self._done = {(o["setting"], o["attack"], o["index"]): o for o in read_outcomes(self.path)}
 
     def groups(self, indices: Sequence[int]) -> Iterator[list[int]]:
@@ -189,7 +190,7 @@ class Outcomes:
         self._write(setting, name, [i for i, _ in pairs], [o for _, o in pairs])
 
     def _judged(self, setting: str, name: str, indices: list[int], images: Tensor) -> list[Outcome]:
-        norms = score_norms(images.to(self._device), self._score).cpu()
+        norms = score_norms(images.to(self._home), self._score).cpu()
         seeds = [_secret(self._config.seed, "judge", setting, name, i) for i in indices]
         return judge(self._bundle, self._engine, images, norms, seeds, setting)
 

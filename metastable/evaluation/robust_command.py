@@ -38,6 +38,7 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     cli.attack_arguments(parser, several_radii=True)
     parser.add_argument("--restarts", type=int, default=1, help="runs from different starts")
     parser.add_argument("--loss", default="ce", choices=("ce", "margin"))
+    parser.add_argument("--members", type=attacks, default=SUITE, help=f"of a {WHOLE}, in their order")
     parser.add_argument("--bf16", action="store_true", help="gradients of the annealed attacks in bfloat16")
     parser.add_argument("--bits", type=int, default=8, choices=(8, 32), help="of the images that are judged")
     parser.add_argument("--device", default="cpu", help="of the attacks, such as cuda")
@@ -57,7 +58,9 @@ def run(args: argparse.Namespace) -> cli.Summary:
     told = {"config": said, "machine": cli.machine(args.device)}
     if args.attack == (WHOLE,):
         names, some = cli.chosen_settings(args.settings, loaded), test.take(args.n, skip=args.skip)
-        suites = suite.measure(loaded, some, names, args.eps, config, args.work, device=args.device)
+        suites = suite.measure(
+            loaded, some, names, args.eps, config, args.work, device=args.device, members=args.members
+        )
         cli.publish(args.out, suite_report.markdown(suites), lambda path: suite_report.draw(suites, path))
         return {"command": "robust", "suites": suites, **told}
     if len(args.eps) > 1:

@@ -47,10 +47,10 @@ class CompactResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, classes] of images [B, 3, H, W] in [0, 1]."""
         if self.training or not self.flip_average:
-            return self._logits(x)
-        return 0.5 * (self._logits(x) + self._logits(x.flip(3)))
+            return self.single_view(x)
+        return 0.5 * (self.single_view(x) + self.single_view(x.flip(3)))
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def single_view(self, x: Tensor) -> Tensor:
         h = F.silu(self.norm(self.blocks(self.stem(self.normalize(x)))))
         out: Tensor = self.head(h.mean(dim=(2, 3)))
         return out
