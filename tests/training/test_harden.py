@@ -1,7 +1,10 @@
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,7 +122,7 @@ def test_it_learns_a_toy_problem(tmp_path: Path, folder: Path) -> None:
     names = {path.name for path in (tmp_path / "copies").iterdir()}
     assert names == {
         *("purifier.fp16.safetensors", "classifier.fp16.safetensors", "parts.json"),
-        *("log.jsonl", "config.json", "health.png", "metrics.json"),
+        *("log.jsonl", "health.png", "metrics.json"),
     }
 
 
@@ -258,3 +261,85 @@ def test_new_classifiers_say_how_they_are_built_again(name: str) -> None:
     assert {k: v.shape for k, v in again.state_dict().items()} == {
         k: v.shape for k, v in made.network.state_dict().items()
     }
+
+
+class Recorded:
+    """In place of a CUDA graph: remembers what was recorded, and does it again."""
+
+    def __init__(self) -> None:
+        self.work = lambda: None
+
+    def replay(self) -> None:
+        self.work()
+
+
+def test_a_recorded_update_is_the_eager_one(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code around a graph, with PyTorch's calls replaced: what is replayed, and what state is left."""
+    sessions = [
+        harden_session.begin(config(folder), tmp_path, tmp_path / run, "cpu") for run in ("one", "other")
+    ]
+    eager, graphed = (session.update for session in sessions)
+
+    @contextmanager
+    def graph(made: Recorded) -> Iterator[None]:
+        made.work = graphed.work
+        yield
+
+    quiet = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: quiet)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: quiet)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    with harden_step.Kept(graphed):
+        graphed._try("the CUDA graph", graphed._recorded, sessions[1].batches)
+    assert graphed.graphed
+    assert not eager.graphed
+    for step in range(3):
+        for session in sessions:
+            session.update.load(session.batches, step, rate=0.01, eps=0.03)
+            session.update()
+    assert torch.equal(eager.ring, graphed.ring)
+    for name, value in eager.pipeline.state_dict().items():
+        assert torch.equal(value, graphed.pipeline.state_dict()[name])
+    for name, value in eager.average.shadow.items():
+        assert torch.equal(value, graphed.average.shadow[name])
+
+
+def test_what_fails_to_record_is_left_out(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = harden_session.begin(config(folder), tmp_path, tmp_path / "run", "cpu")
+
+    def stream() -> None:
+        raise RuntimeError("no such thing\nhere")
+
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
+    session.update._try("the CUDA graph", session.update._recorded, session.batches)
+    assert not session.update.graphed
+    assert (
+        "the CUDA graph failed, and updates go on without it: RuntimeError: no such"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_compiled_pipeline_computes_the_same(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, dynamic: compiler(f, dynamic=dynamic, backend="aot_eager")
+    )
+    values = []
+    for wanted in (False, True):
+        settings = config(folder, consistency=1.0)
+        session = harden_session.begin(settings, tmp_path, tmp_path / str(wanted), "cpu")
+        session.update.pipeline.compiled(wanted)
+        for step in range(2):
+            session.update.load(session.batches, step, rate=0.01, eps=0.03)
+            session.update()
+        values.append(torch.cat([p.detach().flatten() for p in session.update.pipeline.learners]))
+    assert torch.allclose(*values, atol=1e-5)
