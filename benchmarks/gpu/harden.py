@@ -149,7 +149,7 @@ def compiles(rows: common.Rows, config: HardenConfig, seconds: float) -> bool:
         for row in rows
         if "failed" not in row and row["classifier"] == config.classifier and row["batch"] == config.batch
     }
-    return seen.get("compile", 0.0) > seen.get("graph", float("inf"))
+    return bool(seen.get("compile", 0.0) > seen.get("graph", float("inf")))
 
 
 def speed(
