@@ -4,11 +4,11 @@
     python -m benchmarks.gpu.harden speed --data DIR --out DIR
     python -m benchmarks.gpu.harden train --data DIR --out DIR --minutes M [-- flags of the trainer]
 
-`speed` measures updates a second of candidates (a line of DIR/speed.jsonl each, as it comes); one that fails
-or takes too long has its error there, and the others go on.  `train` trains for the minutes that are left, with
-the small files that outlive the machine in DIR: weights in float16, log, picture, metrics; the run itself lies
-in --run, and the same command goes on with it.  Then natural accuracy and accuracy under PGD-20 with EOT 8 of
-up to 1 000 images of the test split, if it is there (DIR/judged.json), and a table last.
+`speed` measures updates a second of candidates; one that fails or takes too long has its error for a row,
+and the others go on.  `train` trains for the minutes that are left, with the small files that outlive the
+machine in DIR: weights in float16, log, picture, metrics; the run itself lies in --run, and the same command
+goes on with it.  Then natural accuracy and accuracy under PGD-20 with EOT 8 of up to 1 000 images of the test
+split, if it is there, and a table last.  Results are lines of DIR/results.jsonl, written as they come.
 
 DIR of --data holds cifar-10-batches-bin/, with any of its data_batch files.
 """
@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/gpu/harden"), help="folder of the run")
     parser.add_argument("--minutes", type=float, default=9.0, help="for all of it, the start included")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds for each candidate of `speed`")
+    parser.add_argument("--candidates", help="of `speed`: classifier:way:batch, with commas between")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tiny", action="store_true", help="the dry run: everything, at a size for a CPU")
     args = parser.parse_args(own)
@@ -88,19 +89,31 @@ def main() -> None:
     root = datasets.data_root(args.data)
     rows: common.Rows = []
     if args.what in ("all", "speed"):
-        rows = speed(root, args.out, args.device, args.limit, until, tiny=args.tiny)
+        chosen = candidates(args.candidates, tiny=args.tiny)
+        rows = speed(chosen, root, args.out, args.device, args.limit, until, tiny=args.tiny)
     results: list[dict[str, Any]] = []
     if args.what in ("all", "train"):
         device = device_of(args.device)
         fast(device)
         config = flags(theirs, args.out, tiny=args.tiny)
+        if not {"--compile", "--no-compile"} & set(theirs):
+            config = dataclasses.replace(config, compile=compiles(rows, config, until - time.monotonic()))
         results = [train(config, root, args.run, args.device, until)]
-        results += tested(args.out, config, root, device, tiny=args.tiny)
+        told(args.out, results[0])
+        results.append(tested(args.out, config, root, device, tiny=args.tiny))
+        told(args.out, results[1])
     if rows:
         print(common.table(rows, COLUMNS))
     for result in results:
         print(common.table([{"what": k, "value": v} for k, v in result.items()], ("what", "value")))
     print(json.dumps({"command": "gpu harden", "speed": rows, "results": results, "tiny": args.tiny}))
+
+
+def told(out: Path, result: dict[str, Any]) -> None:
+    """Print a result and keep it: nothing waits for the end."""
+    with (out / "results.jsonl").open("a") as file:
+        file.write(json.dumps(result) + "\n")
+    print(json.dumps(result), flush=True)
 
 
 def _split(given: list[str]) -> tuple[list[str], list[str]]:
@@ -122,18 +135,41 @@ def flags(given: list[str], out: Path, *, tiny: bool) -> HardenConfig:
     return HardenConfig(**vars(parser.parse_args(given)))
 
 
-def speed(root: Path, out: Path, device: str, limit: float, until: float, *, tiny: bool) -> common.Rows:
+def candidates(given: str | None, *, tiny: bool) -> list[tuple[str, str, int]]:
+    if given:
+        split = [one.split(":") for one in given.split(",")]
+        return [(classifier, way, int(batch)) for classifier, way, batch in split]
+    return [("compact-4-6-8", way, 8) for way in WAYS] if tiny else list(CANDIDATES)
+
+
+def compiles(rows: common.Rows, config: HardenConfig, seconds: float) -> bool:
+    """Whether compiling sees more images in the time that is left, by what `speed` measured."""
+    seen = {
+        row["way"]: row["images_a_second"] * (seconds - row["ready_s"])
+        for row in rows
+        if "failed" not in row and row["classifier"] == config.classifier and row["batch"] == config.batch
+    }
+    return bool(seen.get("compile", 0.0) > seen.get("graph", float("inf")))
+
+
+def speed(
+    chosen: list[tuple[str, str, int]],
+    root: Path,
+    out: Path,
+    device: str,
+    limit: float,
+    until: float,
+    *,
+    tiny: bool,
+) -> common.Rows:
     """A row for every candidate, each in a process of its own, which is ended after `limit` seconds."""
     rows: common.Rows = []
-    candidates = [("compact-4-6-8", way, 8) for way in WAYS] if tiny else CANDIDATES
-    for classifier, way, batch in candidates:
+    for classifier, way, batch in chosen:
         row: dict[str, Any] = {"classifier": classifier, "way": way, "batch": batch}
         left = min(limit, until - time.monotonic() - 5)
         row |= _apart(row, root, device, left, tiny) if left > 5 else {"failed": "no time left"}
         rows.append(row)
-        with (out / "speed.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(json.dumps(row), flush=True)
+        told(out, row)
     return rows
 
 
@@ -206,26 +242,24 @@ def train(config: HardenConfig, root: Path, run: Path, device: str, until: float
 
 def tested(
     folder: Path, config: HardenConfig, root: Path, device: torch.device, *, tiny: bool
-) -> list[dict[str, Any]]:
+) -> dict[str, Any]:
     """Accuracies of the weights in `folder` on test images, float16 as they are shipped, in float32."""
     try:
         test = datasets.load(config.dataset, root, "test").take(8 if tiny else 1000)
     except DataError as error:
-        return [{"test split": f"not judged: {error}"}]
+        return {"test split": f"not judged: {error}"}
     steps, eot = (2, 2) if tiny else (20, 8)
     pipeline = pipeline_of(of_files(folder), config).to(device)
     images, labels = _on(device, datasets.to_float(test.images), test.labels)
     began = time.monotonic()
     found = judge(pipeline, images, labels, eps=config.eps, steps=steps, eot=eot, bf16=False, votes=16)
-    result: dict[str, Any] = {
+    return {
         "test images": len(test),
         "natural": round(found["natural"], 4),
         f"PGD-{steps} EOT {eot} at {255 * config.eps:g}/255": round(found["robust"], 4),
         "seconds": round(time.monotonic() - began, 1),
         "device": common.device_name(device),
     }
-    (folder / "judged.json").write_text(json.dumps(result) + "\n")
-    return [result]
 
 
 def _on(device: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -74,7 +74,7 @@ def judge(
 
     def logits(x: Tensor, copies: int) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
-            made, _ = pipeline(x.repeat(copies, 1, 1, 1), noise(x, copies))
+            made, _ = pipeline(torch.cat([x] * copies), noise(x, copies))
         each: Tensor = made.view(copies, len(x), -1)
         return each
 

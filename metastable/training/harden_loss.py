@@ -68,12 +68,13 @@ def loss(
         noise: [copies, n, B, C, H, W], none of it used in the attack.
     """
     copies = len(noise)
-    clean = x.repeat(copies, 1, 1, 1) if copies > 1 else x
+    # cat, and not repeat, which would lay images out anew.
+    clean = torch.cat([x] * copies) if copies > 1 else x
     given = moved
     if config.loss == "trades":
         given = torch.cat([x, moved])
     elif copies > 1:
-        given = moved.repeat(copies, 1, 1, 1)
+        given = torch.cat([moved] * copies)
     z = noise.transpose(0, 1).flatten(1, 2)  # [n, copies B, C, H, W]
     logits, purified = pipeline(given, z)
     each = logits.view(copies, len(x), -1)

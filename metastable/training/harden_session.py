@@ -118,7 +118,7 @@ class Session:
         folder = self.run.folder
         files = harden_parts.put_half(folder, self.judged, self.parts)
         harden_health.draw(folder / "health.png", self.run.read_log())
-        more = [folder / name for name in ("log.jsonl", "config.json", "health.png", "metrics.json")]
+        more = [folder / name for name in ("log.jsonl", "health.png", "metrics.json")]
         harden_parts.copy([*files, *more], self.config.copies)
         self.written = time.monotonic()
 
@@ -127,6 +127,8 @@ def begin(config: HardenConfig, data: Path, out: Path, device: str) -> Session:
     """The session of a new or resumed run, at its first update or that of the checkpoint."""
     began = time.monotonic()
     run, dev = Run(out, config, every_s=config.every_s), device_of(device)
+    if dev.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # few shapes, many updates
     learned, held = split(config, data)
     parts = harden_parts.start(config, datasets.to_float(learned.images[:5000]))
     pipeline = channels_last(harden_parts.pipeline_of(parts, config).to(dev))
@@ -149,7 +151,9 @@ def begin(config: HardenConfig, data: Path, out: Path, device: str) -> Session:
         parts=parts,
         batches=Batches(learned.images, learned.labels, config, dev),
         held=(
-            datasets.to_float(held.images[: config.check_images]).to(dev),
+            datasets.to_float(held.images[: config.check_images])
+            .to(dev)
+            .contiguous(memory_format=torch.channels_last),
             held.labels[: config.check_images].to(dev),
         ),
         update=update,

@@ -119,37 +119,8 @@ def test_it_learns_a_toy_problem(tmp_path: Path, folder: Path) -> None:
     names = {path.name for path in (tmp_path / "copies").iterdir()}
     assert names == {
         *("purifier.fp16.safetensors", "classifier.fp16.safetensors", "parts.json"),
-        *("log.jsonl", "config.json", "health.png", "metrics.json"),
+        *("log.jsonl", "health.png", "metrics.json"),
     }
-
-
-def test_one_update_lowers_the_loss_of_its_batch(tmp_path: Path, folder: Path) -> None:
-    settings = config(folder, optimizer="sgd", attack_steps=1, ema=0.0)
-    session = harden_session.begin(settings, tmp_path, tmp_path / "run", "cpu")
-    update = session.update
-    values = []
-    for _ in range(4):  # the same batch, attack start and noise again and again
-        update.load(session.batches, 0, rate=0.05, eps=4 / 255)
-        update()
-        values.append(float(update.ring[(int(update.cursor) - 1) % len(update.ring), 0]))
-    assert values[-1] < values[0]
-    # With no memory the average is the network.
-    for name, value in update.pipeline.state_dict().items():
-        assert torch.allclose(session.learner.average.shadow[name].float(), value.float(), atol=1e-7)
-
-
-def test_measuring_speed_changes_nothing(tmp_path: Path, folder: Path) -> None:
-    session = harden_session.begin(config(folder), tmp_path, tmp_path / "run", "cpu")
-    update = session.update
-    update.load(session.batches, 0, rate=1e-3, eps=0.03)
-    update()
-    before = {k: v.clone() for k, v in update.pipeline.state_dict().items()}
-    moments = [v.clone() for v in harden_step.tensors_of(update.optimizer)]
-    assert moments
-    assert update.seconds(session.batches, 2) > 0
-    assert all(torch.equal(v, before[k]) for k, v in update.pipeline.state_dict().items())
-    for value, old in zip(harden_step.tensors_of(update.optimizer), moments, strict=True):
-        assert torch.equal(value, old)
 
 
 def test_a_time_to_fit_settles_the_number_once(
