@@ -16,7 +16,8 @@ from metastable.bundle import Bundle
 from metastable.dynamics.langevin import langevin_step
 from metastable.engine.runners import Batch, Kind
 from metastable.engine.runners.cuda_lanes import SEGMENT
-from metastable.engine.runners.cuda_runner import CudaPrecision, CudaRunner, compiled
+from metastable.engine.runners.cuda_networks import CudaPrecision, compiled
+from metastable.engine.runners.cuda_runner import CudaRunner
 from metastable.engine.runners.stepping import Call
 
 TAU = 0.005
@@ -51,9 +52,11 @@ class Contenders:
             "graphs f32": lambda size: self.graphs(size, "f32"),
             "graphs tf32": lambda size: self.graphs(size, "tf32"),
             "graphs bf16": lambda size: self.graphs(size, "bf16"),
+            "graphs f16": lambda size: self.graphs(size, "f16"),
             "graphs tf32 fused": lambda size: self.graphs(size, "tf32", fuse=True),
             "graphs bf16 fused": lambda size: self.graphs(size, "bf16", fuse=True),
-            "graphs bf16 from and to the host": self.hosted,
+            "graphs f16 fused": lambda size: self.graphs(size, "f16", fuse=True),
+            "graphs f16 from and to the host": self.hosted,
         }
 
     def published(self, size: int) -> Steps:
@@ -104,7 +107,7 @@ class Contenders:
 
     def hosted(self, size: int) -> Steps:
         """The whole call of the runner, copies and keys included."""
-        batch, runner = self._batch(self._states(size).cpu()), self._runner("bf16", False)
+        batch, runner = self._batch(self._states(size).cpu()), self._runner("f16", False)
         return lambda: runner.advance(Kind("langevin", NETWORK), batch, STEPS)
 
     def _repeat(self, size: int, step: Call) -> Steps:

@@ -39,7 +39,7 @@ from metastable.settings import Setting, Settings
 from metastable.training.run import device_of
 
 TAU = 0.005
-BOUNDS = {"f32": 1e-5, "tf32": 2e-2, "bf16": 2e-1}
+BOUNDS = {"f32": 1e-5, "tf32": 2e-2, "bf16": 2e-1, "f16": 3e-2}
 """Median relative error of a chain's score.  Signs of activations near zero flip below float32, and they
 are what the gradient depends on: the bounds catch errors, the figures are for the record."""
 Check = dict[str, Any]

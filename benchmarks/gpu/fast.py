@@ -30,7 +30,10 @@ from metastable.bundle import Bundle
 from metastable.training.run import device_of
 
 SIZES = (100, 6000, 256, 384, 512, 1500, 150, 10, 1)
-GRAPHS = ("graphs f32", "graphs tf32", "graphs bf16", "graphs tf32 fused", "graphs bf16 fused")
+GRAPHS = (
+    *("graphs f32", "graphs tf32", "graphs bf16", "graphs f16"),
+    *("graphs tf32 fused", "graphs bf16 fused", "graphs f16 fused"),
+)
 TARGETS = (
     Target("100 chains, times eager autograd", GRAPHS, "ratio", (100,), 12.0),
     Target("100 chains, steps a second (60 microseconds a step)", GRAPHS, "steps_per_s", (100,), 1e6 / 60),

@@ -20,7 +20,7 @@ from benchmarks.gpu.contenders import STEPS, Contenders
 from metastable.bundle import Bundle
 from metastable.training.run import device_of
 
-NAMES = ("graphs bf16",)
+NAMES = ("graphs f16",)
 SIZES = (100, 6000)
 CALLS = 4  # of STEPS steps each
 MOST = 25  # kernels of a contender and size

@@ -29,7 +29,7 @@ from types import FrameType
 from benchmarks.gpu import common
 from benchmarks.gpu.returned import Returned
 
-KERNELS = "eager autograd,graphs bf16,graphs tf32"
+KERNELS = "eager autograd,graphs f16,graphs bf16,graphs tf32"
 
 
 @dataclass(frozen=True)

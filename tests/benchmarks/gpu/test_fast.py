@@ -17,7 +17,7 @@ NAMES = (
     "eager autograd",
     "eager explicit",
     "graphs f32",
-    "graphs bf16 from and to the host",
+    "graphs f16 from and to the host",
 )
 
 
