@@ -33,6 +33,7 @@ SIZES = (100, 6000, 256, 384, 512, 1500, 150, 10, 1)
 GRAPHS = (
     *("graphs f32", "graphs tf32", "graphs bf16", "graphs f16"),
     *("graphs tf32 fused", "graphs bf16 fused", "graphs f16 fused"),
+    *("own kernels", "own kernels, 192 at a time"),
 )
 TARGETS = (
     Target("100 chains, times eager autograd", GRAPHS, "ratio", (100,), 12.0),
@@ -173,12 +174,12 @@ def draw(rows: common.Rows, path: Path) -> None:
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--sizes", help="numbers of chains, separated by commas")
-    parser.add_argument("--only", help="names of contenders, separated by commas")
+    parser.add_argument("--only", help="names of contenders, separated by semicolons")
     args = parser.parse_args()
     device = device_of(args.device)
     sizes = tuple(int(s) for s in args.sizes.split(",")) if args.sizes else (1, 3) if args.tiny else SIZES
     loaded = common.load(args.bundle, device)
-    names = tuple(args.only.split(",")) if args.only else tuple(Contenders(loaded, device, sizes).makers)
+    names = tuple(args.only.split(";")) if args.only else tuple(Contenders(loaded, device, sizes).makers)
     result = measure(
         loaded, device, sizes, names, tiny=args.tiny, keep=lambda found: common.save(args, found)
     )

@@ -29,7 +29,8 @@ from types import FrameType
 from benchmarks.gpu import common
 from benchmarks.gpu.returned import Returned
 
-KERNELS = "eager autograd,graphs f16,graphs bf16,graphs tf32"
+LIBRARY = "eager autograd;graphs f16;graphs bf16;graphs tf32"
+OWN = "eager autograd;graphs f16;own kernels;own kernels, 192 at a time"
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,16 @@ class Piece:
 
 RESULT = "--bundle {bundle} --device {device} --out {folder}/result.json"
 PIECES = (
-    Piece("correct", 2.5, "benchmarks.gpu.correct", RESULT),
+    Piece("correct", 1.5, "benchmarks.gpu.correct", RESULT),
     Piece(
         "fast",
-        2.5,
+        2.0,
         "benchmarks.gpu.fast",
-        f"{RESULT} --sizes 100,6000 --only '{KERNELS}'",
+        f"{RESULT} --sizes 100,6000 --only '{LIBRARY}'",
         "--tiny --sizes 1,2",
+    ),
+    Piece(
+        "own", 2.5, "benchmarks.gpu.fast", f"{RESULT} --sizes 100,6000 --only '{OWN}'", "--tiny --sizes 1,2"
     ),
     Piece("profile", 1.0, "benchmarks.gpu.kernels", f"{RESULT} --sizes 100,6000", "--tiny --sizes 1,2"),
     Piece(

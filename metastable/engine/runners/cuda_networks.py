@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from metastable.engine.runners.cuda_energy import FusedScore, fits
 from metastable.engine.runners.stepping import Call
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.energy_prepared import PreparedScore
@@ -40,9 +41,18 @@ STILL = Network(torch.zeros_like)
 
 
 def scoring(
-    network: nn.Module, device: torch.device, precision: CudaPrecision, wrap: Callable[[Call], Call]
+    network: nn.Module,
+    device: torch.device,
+    precision: CudaPrecision,
+    wrap: Callable[[Call], Call],
+    piece: int = 0,
 ) -> Network:
-    """The score of a copy of a purifying network; `wrap` may compile its forward pass."""
+    """The score of a copy of a purifying network; `wrap` may compile its forward pass.
+
+    With `piece`, energies go through our own kernels, so many chains at a time.
+    """
+    if piece and isinstance(network, EnergyNetwork) and fits(network):
+        return Network(FusedScore(network, device, piece))
     if not isinstance(network, EnergyNetwork):
         return forward(network, device, precision, wrap, "score")
     prepared = PreparedScore(network, _TYPES[precision]).to(device)

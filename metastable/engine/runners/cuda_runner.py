@@ -47,10 +47,12 @@ class CudaRunner:
             every recording.
         fuse: let `torch.compile` join what lies between convolutions.  Needs a C compiler and some
             seconds a network at the first use.
+        piece: of `f16`: chains that our own kernels of an energy's score work on together (`cuda_energy`);
+            0 takes the library's kernels.
         sizes: of batches that graphs are recorded for, rising; a batch takes the least that holds it.
 
-    The modules given are not changed.  Raises ValueError for another precision, RuntimeError where a
-    network or the kernels fail.
+    The modules given are not changed.  Raises ValueError for a precision that is not there, RuntimeError
+    where a network or the kernels fail.
     """
 
     def __init__(
@@ -62,18 +64,22 @@ class CudaRunner:
         precision: CudaPrecision = "tf32",
         tune: bool = False,
         fuse: bool = False,
+        piece: int = 0,
         sizes: Sequence[int] = SIZES,
     ) -> None:
         if precision not in get_args(CudaPrecision):
             raise ValueError(f"precision must be one of {get_args(CudaPrecision)}, not {precision!r}")
+        if piece and precision != "f16":
+            raise ValueError(f"our own kernels compute in f16, not in {precision}")
         self.name = f"cuda-{precision}"
         self.device, self._precision = torch.device(device), precision
         self.abilities = Abilities(precision == "f32", self.device, SIZES)
         self._tune, self._sizes = tune, tuple(sizes)
         self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
         wrap = compiled if fuse else as_it_is
-        made = {name: scoring(network, self.device, precision, wrap) for name, network in networks.items()}
-        self._networks = made | {"": STILL}
+        self._networks = {"": STILL}
+        for name, network in networks.items():
+            self._networks[name] = scoring(network, self.device, precision, wrap, piece)
         self._uncaptured: nn.Module | None = None
         if getattr(classifier, "capturable", True):
             self._networks[CLASSIFIER] = forward(classifier, self.device, precision, wrap)

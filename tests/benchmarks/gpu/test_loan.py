@@ -44,15 +44,17 @@ def test_the_rehearsal_runs_every_piece(
     results: dict[str, dict[str, list[dict[str, object]]]] = found["results"]  # type: ignore[assignment]
     assert all(row["ok"] for row in results["correct"]["rows"])
     assert {row["chains"] for row in results["fast"]["rows"]} == {1, 2}
-    assert not [row for name in ("fast", "profile") for row in results[name]["rows"] if "failed" in row]
-    assert [row["kernel"] for row in results["profile"]["rows"]].count("all") == 2
+    assert not [
+        row for name in ("fast", "own", "profile") for row in results[name]["rows"] if "failed" in row
+    ]
+    assert [row["kernel"] for row in results["profile"]["rows"]].count("all") == 4
     assert results["serve"]["rows"][0]["load"] == "closed"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["loan.json", "loan.log"]
     assert "fast: 2 chains, graphs bf16: " in capsys.readouterr().out
 
 
 def test_the_order_of_value_begins_with_what_all_else_needs() -> None:
-    assert [piece.name for piece in loan.PIECES][:3] == ["correct", "fast", "profile"]
+    assert [piece.name for piece in loan.PIECES][:4] == ["correct", "fast", "own", "profile"]
     for piece in loan.PIECES:
         values = dict.fromkeys(("data", "bundle", "device", "work", "folder", "minutes"), "1")
         assert "{" not in piece.arguments.format(**values)
