@@ -153,8 +153,8 @@ class FusedScore:
         """How a product is cut, of `inner` channels to `outer`: found at the first use, by trial on a GPU."""
         if key not in self._chosen:
             cut = [replace(t, channels=min(t.channels, outer), depth=min(t.depth, inner)) for t in TILES]
-            self._chosen[key] = cut[0] if self._device.type == "cpu" else _fastest(cut, launch)
-            self._tried = True
+            self._tried = self._device.type != "cpu"
+            self._chosen[key] = _fastest(cut, launch) if self._tried else cut[0]
         return self._chosen[key]
 
     def _half(self, weight: Tensor) -> Tensor:
