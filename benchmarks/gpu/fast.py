@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -155,6 +154,8 @@ def kernel_seconds(device: torch.device, count: int = 100) -> float:
 
 def draw(rows: common.Rows, path: Path) -> None:
     """Microseconds of a step, and the share of the peak, over the number of chains."""
+    from matplotlib.figure import Figure  # takes seconds, and the figures come first
+
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     time_axes, share_axes = figure.subplots(1, 2)
     good = [row for row in rows if "us" in row]

@@ -29,20 +29,28 @@ class PreparedScore(nn.Module):
         super().__init__()
         self.slope, self.dtype = network.slope, dtype
         self.scale = SCALE if dtype == torch.float16 else 1.0
+        for name, value in self._prepared(network).items():
+            layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
+            self.register_buffer(name, value.to(dtype, copy=True).contiguous(memory_format=layout))
+
+    @torch.no_grad()
+    def refresh(self, network: EnergyNetwork) -> None:
+        """Take the weights that the network has now, in place: a recorded graph goes on with them."""
+        own = dict(self.named_buffers())
+        for name, value in self._prepared(network).items():
+            own[name].copy_(value)
+
+    def _prepared(self, network: EnergyNetwork) -> dict[str, Tensor]:
         convolutions = [layer for layer in network.hidden if isinstance(layer, nn.Conv2d)]
         weights = [layer.weight.detach() for layer in convolutions]
         biases = [layer.bias.detach() for layer in convolutions if layer.bias is not None]
+        named = {f"weight{i}": weight for i, weight in enumerate(weights)}
+        named |= {f"bias{i}": bias for i, bias in enumerate(biases)}
         # Images come as x - 1/2, and the network wants 2 x - 1; powers of two change no digit.
-        forward = [2 * weights[0], *weights[1:]]
-        last = network.last.weight.detach() * (-2.0 * self.scale)
-        first = weights[0].transpose(0, 1).flip(2, 3)
-        named = {"last": last, "first": first}
-        named |= {f"weight{i}": w for i, w in enumerate(forward)} | {
-            f"bias{i}": b for i, b in enumerate(biases)
-        }
-        for name, value in named.items():
-            layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
-            self.register_buffer(name, value.to(dtype, copy=True).contiguous(memory_format=layout))
+        named["weight0"] = 2 * weights[0]
+        named["first"] = weights[0].transpose(0, 1).flip(2, 3)
+        named["last"] = network.last.weight.detach() * (-2.0 * self.scale)
+        return named
 
     def forward(self, centred: Tensor) -> Tensor:
         """`scale` times -dU/dx in `dtype`, [B, C, H, W], for centred = x - 1/2 with x in [0, 1] units."""

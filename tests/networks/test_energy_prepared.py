@@ -28,7 +28,7 @@ def test_float32_is_the_networks_own_score_to_the_bit(channels: int, size: int) 
     assert torch.equal(PreparedScore(network).score(x), network.score(x))
 
 
-def test_it_is_a_copy(tiny: bundle.Bundle) -> None:
+def test_it_is_a_copy_until_it_is_refreshed() -> None:
     network = EnergyNetwork(features=4)
     prepared, x = PreparedScore(network), images(3, 32)
     before = prepared.score(x)
@@ -37,6 +37,11 @@ def test_it_is_a_copy(tiny: bundle.Bundle) -> None:
             p.mul_(3.0)
     assert torch.equal(prepared.score(x), before)
     assert not list(prepared.parameters())
+    held = [buffer.data_ptr() for buffer in prepared.buffers()]
+    prepared.refresh(network)
+    with torch.no_grad():
+        assert torch.equal(prepared.score(x), network.score(x))
+    assert held == [buffer.data_ptr() for buffer in prepared.buffers()]
 
 
 @torch.no_grad()
