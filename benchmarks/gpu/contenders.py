@@ -15,8 +15,10 @@ from metastable import cuda_noise
 from metastable.bundle import Bundle
 from metastable.dynamics.langevin import langevin_step
 from metastable.engine.runners import Batch, Kind
+from metastable.engine.runners.cuda_energy import PIECE
 from metastable.engine.runners.cuda_lanes import SEGMENT
-from metastable.engine.runners.cuda_runner import CudaPrecision, CudaRunner, compiled
+from metastable.engine.runners.cuda_networks import CudaPrecision, compiled
+from metastable.engine.runners.cuda_runner import CudaRunner
 from metastable.engine.runners.stepping import Call
 
 TAU = 0.005
@@ -41,7 +43,7 @@ class Contenders:
     ) -> None:
         self._bundle, self._device, self._backend = bundle, device, backend
         self._sizes = tuple(sorted(sizes))
-        self._runners: dict[tuple[str, bool], CudaRunner] = {}
+        self._runners: dict[tuple[str, bool, int], CudaRunner] = {}
         self._kept: dict[str, Call] = {}
         self.makers: dict[str, Callable[[int], Steps]] = {
             EAGER: self.published,
@@ -51,9 +53,13 @@ class Contenders:
             "graphs f32": lambda size: self.graphs(size, "f32"),
             "graphs tf32": lambda size: self.graphs(size, "tf32"),
             "graphs bf16": lambda size: self.graphs(size, "bf16"),
+            "graphs f16": lambda size: self.graphs(size, "f16"),
             "graphs tf32 fused": lambda size: self.graphs(size, "tf32", fuse=True),
             "graphs bf16 fused": lambda size: self.graphs(size, "bf16", fuse=True),
-            "graphs bf16 from and to the host": self.hosted,
+            "graphs f16 fused": lambda size: self.graphs(size, "f16", fuse=True),
+            "own kernels": lambda size: self.graphs(size, "f16", piece=PIECE),
+            "own kernels, 192 at a time": lambda size: self.graphs(size, "f16", piece=192),
+            "graphs f16 from and to the host": self.hosted,
         }
 
     def published(self, size: int) -> Steps:
@@ -94,9 +100,9 @@ class Contenders:
 
         return work
 
-    def graphs(self, size: int, precision: CudaPrecision, *, fuse: bool = False) -> Steps:
+    def graphs(self, size: int, precision: CudaPrecision, *, fuse: bool = False, piece: int = 0) -> Steps:
         """The lane of the CUDA runner; a call replays one graph."""
-        x, runner = self._states(size), self._runner(precision, fuse)
+        x, runner = self._states(size), self._runner(precision, fuse, piece)
         with torch.inference_mode():
             lane = runner.lane(Kind("langevin", NETWORK), x)
             lane.load(self._batch(x))
@@ -104,7 +110,7 @@ class Contenders:
 
     def hosted(self, size: int) -> Steps:
         """The whole call of the runner, copies and keys included."""
-        batch, runner = self._batch(self._states(size).cpu()), self._runner("bf16", False)
+        batch, runner = self._batch(self._states(size).cpu()), self._runner("f16")
         return lambda: runner.advance(Kind("langevin", NETWORK), batch, STEPS)
 
     def _repeat(self, size: int, step: Call) -> Steps:
@@ -118,8 +124,8 @@ class Contenders:
 
         return work
 
-    def _runner(self, precision: CudaPrecision, fuse: bool) -> CudaRunner:
-        key = precision, fuse
+    def _runner(self, precision: CudaPrecision, fuse: bool = False, piece: int = 0) -> CudaRunner:
+        key = precision, fuse, piece
         if key not in self._runners:
             networks = {NETWORK: self._bundle.networks[NETWORK]}
             self._runners[key] = CudaRunner(
@@ -129,6 +135,7 @@ class Contenders:
                 precision=precision,
                 tune=True,
                 fuse=fuse,
+                piece=piece,
                 sizes=self._sizes,
             )
         return self._runners[key]

@@ -33,13 +33,15 @@ from metastable.dynamics.adp import adp
 from metastable.dynamics.langevin import langevin
 from metastable.engine.local import LocalEngine
 from metastable.engine.runners import Batch, Kind
+from metastable.engine.runners.cuda_energy import FusedScore
 from metastable.engine.runners.cuda_runner import CudaRunner
+from metastable.networks.energy import EnergyNetwork
 from metastable.noise import ChainKey
 from metastable.settings import Setting, Settings
 from metastable.training.run import device_of
 
 TAU = 0.005
-BOUNDS = {"f32": 1e-5, "tf32": 2e-2, "bf16": 2e-1}
+BOUNDS = {"f32": 1e-5, "tf32": 2e-2, "bf16": 2e-1, "f16": 3e-2}
 """Median relative error of a chain's score.  Signs of activations near zero flip below float32, and they
 are what the gradient depends on: the bounds catch errors, the figures are for the record."""
 Check = dict[str, Any]
@@ -135,6 +137,27 @@ def scores(bundle: Bundle, device: torch.device, size: Size) -> list[Check]:
         runner = CudaRunner(bundle.networks, bundle.classifier, device=str(device), precision=precision)  # type: ignore[arg-type]
         error = off(runner.score("energy", x), -gradient).median()
         found.append(check(f"score of the energy, {precision}: median relative error", error, bound))
+    return found
+
+
+def convolutions(bundle: Bundle, device: torch.device, size: Size) -> list[Check]:
+    """Our own kernels of the energy's score against float64, in batches of several pieces and of one."""
+    network, shape, piece = bundle.networks["energy"], bundle.shape, size.chains // 2 + 1
+    if device.type != "cuda":
+        if importlib.util.find_spec("triton") is None:
+            return [{"check": "convolutions: skipped, the package triton is not installed", "ok": True}]
+        os.environ["TRITON_INTERPRET"] = "1"
+        torch.manual_seed(0)
+        network, shape = EnergyNetwork(3, 16, 16), (3, 16, 16)  # the interpreter is slow
+    assert isinstance(network, EnergyNetwork)
+    made = FusedScore(network, device, piece)
+    found = []
+    for chains in dict.fromkeys((size.chains, 1)):
+        x = last(torch.rand(chains, *shape, generator=torch.Generator().manual_seed(chains)))
+        exact = copy.deepcopy(network).cpu().double()
+        with torch.no_grad():
+            error = off(made(x.to(device)).cpu(), exact.score(x.double())).median()
+        found.append(check(f"own kernels, {chains} chains: median relative error", error, 5e-2))
     return found
 
 
@@ -236,6 +259,7 @@ PARTS: dict[str, Callable[[Bundle, torch.device, Size], list[Check]]] = {
     "kernel": kernel,
     "noise": noise,
     "scores": scores,
+    "convolutions": convolutions,
     "runner": runner,
     "engine": engine,
     "leak": leak,

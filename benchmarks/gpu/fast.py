@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -30,7 +29,11 @@ from metastable.bundle import Bundle
 from metastable.training.run import device_of
 
 SIZES = (100, 6000, 256, 384, 512, 1500, 150, 10, 1)
-GRAPHS = ("graphs f32", "graphs tf32", "graphs bf16", "graphs tf32 fused", "graphs bf16 fused")
+GRAPHS = (
+    *("graphs f32", "graphs tf32", "graphs bf16", "graphs f16"),
+    *("graphs tf32 fused", "graphs bf16 fused", "graphs f16 fused"),
+    *("own kernels", "own kernels, 192 at a time"),
+)
 TARGETS = (
     Target("100 chains, times eager autograd", GRAPHS, "ratio", (100,), 12.0),
     Target("100 chains, steps a second (60 microseconds a step)", GRAPHS, "steps_per_s", (100,), 1e6 / 60),
@@ -151,6 +154,8 @@ def kernel_seconds(device: torch.device, count: int = 100) -> float:
 
 def draw(rows: common.Rows, path: Path) -> None:
     """Microseconds of a step, and the share of the peak, over the number of chains."""
+    from matplotlib.figure import Figure  # takes seconds, and the figures come first
+
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     time_axes, share_axes = figure.subplots(1, 2)
     good = [row for row in rows if "us" in row]
@@ -170,12 +175,12 @@ def draw(rows: common.Rows, path: Path) -> None:
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--sizes", help="numbers of chains, separated by commas")
-    parser.add_argument("--only", help="names of contenders, separated by commas")
+    parser.add_argument("--only", help="names of contenders, separated by semicolons")
     args = parser.parse_args()
     device = device_of(args.device)
     sizes = tuple(int(s) for s in args.sizes.split(",")) if args.sizes else (1, 3) if args.tiny else SIZES
     loaded = common.load(args.bundle, device)
-    names = tuple(args.only.split(",")) if args.only else tuple(Contenders(loaded, device, sizes).makers)
+    names = tuple(args.only.split(";")) if args.only else tuple(Contenders(loaded, device, sizes).makers)
     result = measure(
         loaded, device, sizes, names, tiny=args.tiny, keep=lambda found: common.save(args, found)
     )

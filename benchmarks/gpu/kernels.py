@@ -20,7 +20,7 @@ from benchmarks.gpu.contenders import STEPS, Contenders
 from metastable.bundle import Bundle
 from metastable.training.run import device_of
 
-NAMES = ("graphs bf16",)
+NAMES = ("graphs f16", "own kernels")
 SIZES = (100, 6000)
 CALLS = 4  # of STEPS steps each
 MOST = 25  # kernels of a contender and size
@@ -75,11 +75,11 @@ def profiled(work: Callable[[], object], device: torch.device) -> common.Rows:
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--sizes", help="numbers of chains, separated by commas")
-    parser.add_argument("--only", help="names of contenders, separated by commas")
+    parser.add_argument("--only", help="names of contenders, separated by semicolons")
     args = parser.parse_args()
     device = device_of(args.device)
     sizes = tuple(int(s) for s in args.sizes.split(",")) if args.sizes else (1, 2) if args.tiny else SIZES
-    names = tuple(args.only.split(",")) if args.only else NAMES
+    names = tuple(args.only.split(";")) if args.only else NAMES
     head = {"command": "gpu kernels"}
     rows = measure(
         common.load(args.bundle, device),

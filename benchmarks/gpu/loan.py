@@ -29,7 +29,8 @@ from types import FrameType
 from benchmarks.gpu import common
 from benchmarks.gpu.returned import Returned
 
-KERNELS = "eager autograd,graphs bf16,graphs tf32"
+LIBRARY = "eager autograd;graphs f16;graphs bf16;graphs tf32"
+OWN = "eager autograd;graphs f16;own kernels;own kernels, 192 at a time"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Piece:
     """One line of the order of value.
 
     Attributes:
-        minutes: its limit; None takes what the others leave.
+        minutes: its limit; None takes what is left but for the limits of those behind it.
         module: run with `python -m`; a piece whose module is not there is left out.
         arguments: its command line, with {data}, {bundle}, {device} and {minutes} of the loan, {folder} for
             the piece's own folder, of which result.json is read, and {work} for what outlives a loan.
@@ -55,21 +56,31 @@ class Piece:
 
 RESULT = "--bundle {bundle} --device {device} --out {folder}/result.json"
 PIECES = (
-    Piece("correct", 2.5, "benchmarks.gpu.correct", RESULT),
+    Piece("correct", 1.5, "benchmarks.gpu.correct", RESULT),
     Piece(
         "fast",
-        2.5,
+        2.0,
         "benchmarks.gpu.fast",
-        f"{RESULT} --sizes 100,6000 --only '{KERNELS}'",
+        f"{RESULT} --sizes 100,6000 --only '{LIBRARY}'",
         "--tiny --sizes 1,2",
     ),
-    Piece("profile", 1.0, "benchmarks.gpu.kernels", f"{RESULT} --sizes 100,6000", "--tiny --sizes 1,2"),
+    Piece("own", 2.5, "benchmarks.gpu.fast", f"{RESULT} --sizes 100,6000 --only '{OWN}'", "--tiny --sizes 2"),
+    Piece("profile", 1.0, "benchmarks.gpu.kernels", f"{RESULT} --sizes 100,6000", "--tiny --sizes 2"),
     Piece(
         "harden",
         None,
         "benchmarks.gpu.harden",
         "train --data {data} --device {device} --minutes {minutes} --run {work}/harden --out {folder}",
         back=("*.safetensors*", "*.json", "*.jsonl", "*.png"),
+    ),
+    Piece(
+        "energy",
+        None,
+        "metastable.training",
+        "energy-device --bundle {bundle} --data {data} --device {device} --minutes {minutes} --out {folder}",
+        "--updates 4 --switch 2 --warm 2 --features 4 --bank 8 --batch 4 --steps 2 --report-every 2 "
+        "--check-images 4 --check-steps 2",
+        back=("weights-fp16*", "so-far.json", "log.jsonl", "checkpoint.pt*", "*.png"),
     ),
     Piece(
         "serve",

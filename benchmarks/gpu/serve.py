@@ -24,7 +24,8 @@ from handlers.metrics import Metrics
 from handlers.service import Request, Response, Service
 from metastable import bundle
 from metastable.engine.engine import Limits
-from metastable.engine.runners.cuda_runner import SLOTS, CudaPrecision, CudaRunner
+from metastable.engine.runners.cuda_networks import CudaPrecision
+from metastable.engine.runners.cuda_runner import SLOTS, CudaRunner
 from metastable.training.run import device_of
 
 LOADS = (0.3, 0.6, 0.9)

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from metastable import datasets
-from metastable.training import classifier, energy, harden, harden_config, malade, purified, score
+from metastable.training import (
+    classifier,
+    energy,
+    energy_device,
+    harden,
+    harden_config,
+    malade,
+    purified,
+    score,
+)
+from metastable.training.energy_update import DeviceConfig
 from metastable.training.run import Paused, sitting
 
 TRAINERS: dict[str, tuple[type, Any]] = {
@@ -17,6 +27,7 @@ TRAINERS: dict[str, tuple[type, Any]] = {
     "score": (score.ScoreConfig, score.train_score),
     "energy-dsm": (score.EnergyDsmConfig, score.train_energy),
     "energy-ml": (energy.EnergyMlConfig, energy.train_energy_ml),
+    "energy-device": (DeviceConfig, energy_device.train),
     "malade": (malade.MaladeConfig, malade.train),
     "harden": (harden_config.HardenConfig, harden.train),
     "purified": (purified.PurifiedConfig, purified.train),

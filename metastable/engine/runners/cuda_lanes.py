@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from metastable import cuda_noise
-from metastable.dynamics import ScoreFunction
 from metastable.engine.graphs import AdpUpdate, columns
 from metastable.engine.runners import Batch, Kind
 from metastable.engine.runners.cuda_graphs import Recording
-from metastable.engine.runners.stepping import Call, Score
+from metastable.engine.runners.cuda_networks import Network
+from metastable.engine.runners.stepping import Score
 
 SEGMENT = 16  # steps of the longer graph
 Record = Callable[[Callable[[], None]], Recording]
@@ -23,21 +23,19 @@ class Lane:
     """Batches of one kind and size: buffers, and the graphs of one step and of a segment on them.
 
     Args:
-        score: of the network, in the runner's precision.
+        network: gives the score.
         ahead: of `graphs.AdpUpdate`.
         x: the buffer of states, [size, C, H, W], channels last.
         record: makes a Recording.
     """
 
-    def __init__(
-        self, kind: Kind, score: ScoreFunction, ahead: float | None, x: Tensor, record: Record
-    ) -> None:
-        self._kind, self._x, self._score = kind, x, score
+    def __init__(self, kind: Kind, network: Network, ahead: float | None, x: Tensor, record: Record) -> None:
+        self._kind, self._x, self._network = kind, x, network
         self._rows = torch.zeros(cuda_noise.FIELDS, len(x), dtype=torch.int64, device=x.device)
         width = 4 if kind.dynamics == "adp" else 2
         self._columns = torch.zeros(width, len(x), device=x.device)
         self._moved = torch.zeros(len(x), device=x.device)
-        self._adp = AdpUpdate(Score(score), adaptive=kind.adaptive, ahead=ahead)
+        self._adp = AdpUpdate(Score(network), adaptive=kind.adaptive, ahead=ahead)
         # Both at once: what is measured when an engine starts is all that it will ever need.
         self._graphs = {length: record(partial(self._advance, length)) for length in (1, SEGMENT)}
 
@@ -51,7 +49,7 @@ class Lane:
         packed = cuda_noise.pack(batch.keys, batch.steps) if batch.packed is None else batch.packed
         self._x[:size] = batch.x.to(device)
         self._rows[:, :size] = packed.to(device)
-        self._columns[:, :size] = _factors(self._kind, batch).to(device)
+        self._columns[:, :size] = _factors(self._kind, batch, self._network.scale).to(device)
         self._moved.zero_()
 
     def run(self, steps: int) -> None:
@@ -74,7 +72,7 @@ class Lane:
                 self._x.copy_(x)
                 self._moved += going
                 continue
-            cuda_noise.update(self._x, self._score(self._x), self._columns, self._rows, t)
+            cuda_noise.update(self._x, self._network.raw(self._x), self._columns, self._rows, t)
             if self._kind.dynamics == "noise":
                 self._x.clamp_(0, 1)
         if self._kind.dynamics != "adp":
@@ -89,9 +87,9 @@ class Pass:
         x: the buffer of its input.
     """
 
-    def __init__(self, call: Call, x: Tensor, record: Record) -> None:
-        self._x, self._out = x, torch.empty_like(call(x))
-        self._recording = record(lambda: self._fill(call))
+    def __init__(self, network: Network, x: Tensor, record: Record) -> None:
+        self._x, self._out = x, torch.empty_like(network(x))
+        self._recording = record(lambda: self._fill(network))
 
     def __call__(self, x: Tensor, device: torch.device) -> Tensor:
         """What the network makes of x [B, C, H, W], on `device`."""
@@ -99,8 +97,8 @@ class Pass:
         self._recording.replay()
         return returned(self._out[: len(x)], device)
 
-    def _fill(self, call: Call) -> None:
-        self._out.copy_(call(self._x))
+    def _fill(self, network: Network) -> None:
+        self._out.copy_(network(self._x))
 
 
 def returned(x: Tensor, device: torch.device) -> Tensor:
@@ -114,12 +112,19 @@ def returned(x: Tensor, device: torch.device) -> Tensor:
     return host
 
 
-def _factors(kind: Kind, batch: Batch) -> Tensor:
-    """What a lane keeps of chains: ADP's parameters, or the factors of `cuda_noise.update`, [width, B]."""
+def _factors(kind: Kind, batch: Batch, scale: float) -> Tensor:
+    """What a lane keeps of chains, [width, B]: ADP's parameters, or the factors of `cuda_noise.update`.
+
+    Those are of a score that comes `scale` times too large.
+    """
     given = columns(batch.parameters)
     match kind.dynamics:
+        case "adp":
+            return torch.stack(given)
         case "langevin":
-            given = [0.5 * given[0] ** 2, given[0]]
+            share, strength = 0.5 * given[0] ** 2, given[0]
         case "noise":
-            given = [torch.zeros_like(given[0]), given[0]]
-    return torch.stack(given)
+            share, strength = torch.zeros_like(given[0]), given[0]
+        case _:
+            share, strength = given
+    return torch.stack([share / scale, strength])

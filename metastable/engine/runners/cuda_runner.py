@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,17 @@ from metastable.engine.graphs import AHEAD
 from metastable.engine.runners import Abilities, Batch, Kind
 from metastable.engine.runners.cuda_graphs import LARGEST, SIZES, Recording, fitting
 from metastable.engine.runners.cuda_lanes import Lane, Pass
+from metastable.engine.runners.cuda_networks import (
+    STILL,
+    CudaPrecision,
+    Network,
+    as_it_is,
+    compiled,
+    forward,
+    scoring,
+)
 from metastable.engine.runners.exported import CLASSIFIER
-from metastable.engine.runners.stepping import Call
 
-CudaPrecision = Literal["f32", "tf32", "bf16"]
 SLOTS = 4 * SIZES[-1]  # chains that an engine should hold at a time
 
 
@@ -34,15 +41,18 @@ class CudaRunner:
         networks: the purifying networks by name; each has a method `score`.
         classifier: images to logits.  One that says that it is not `capturable` runs as it is, on the CPU.
         device: a CUDA device; on `cpu` the same work runs without graphs and kernels, as the reference.
-        precision: of convolutions.  States, noise and the arithmetic of a step are float32.
+        precision: of convolutions; `f16` is that of energies, beside which other networks have bfloat16.
+            States, noise and the arithmetic of a step are float32.
         tune: let cuDNN time its algorithms for every size: faster steps, and a second or so more for
             every recording.
         fuse: let `torch.compile` join what lies between convolutions.  Needs a C compiler and some
             seconds a network at the first use.
+        piece: of `f16`: chains that our own kernels of an energy's score work on together (`cuda_energy`);
+            0 takes the library's kernels.
         sizes: of batches that graphs are recorded for, rising; a batch takes the least that holds it.
 
-    The modules given are not changed.  Raises ValueError for another precision, RuntimeError where a
-    network or the kernels fail.
+    The modules given are not changed.  Raises ValueError for a precision that is not there, RuntimeError
+    where a network or the kernels fail.
     """
 
     def __init__(
@@ -54,21 +64,25 @@ class CudaRunner:
         precision: CudaPrecision = "tf32",
         tune: bool = False,
         fuse: bool = False,
+        piece: int = 0,
         sizes: Sequence[int] = SIZES,
     ) -> None:
         if precision not in get_args(CudaPrecision):
             raise ValueError(f"precision must be one of {get_args(CudaPrecision)}, not {precision!r}")
+        if piece and precision != "f16":
+            raise ValueError(f"our own kernels compute in f16, not in {precision}")
         self.name = f"cuda-{precision}"
         self.device, self._precision = torch.device(device), precision
         self.abilities = Abilities(precision == "f32", self.device, SIZES)
-        self._tune, self._fuse, self._sizes = tune, fuse, tuple(sizes)
+        self._tune, self._sizes = tune, tuple(sizes)
         self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
-        calls = {name: self._call(network, "score") for name, network in networks.items()}
-        # Chains of noise have no network: nothing moves them.
-        self._calls = calls | {"": torch.zeros_like}
+        wrap = compiled if fuse else as_it_is
+        self._networks = {"": STILL}
+        for name, network in networks.items():
+            self._networks[name] = scoring(network, self.device, precision, wrap, piece)
         self._uncaptured: nn.Module | None = None
         if getattr(classifier, "capturable", True):
-            self._calls[CLASSIFIER] = self._call(classifier, "forward")
+            self._networks[CLASSIFIER] = forward(classifier, self.device, precision, wrap)
         else:
             self._uncaptured = copy.deepcopy(classifier).eval()
         self._lanes: dict[tuple[Kind, int], Lane] = {}
@@ -112,23 +126,23 @@ class CudaRunner:
         """The lane of batches like x [B, C, H, W], made at the first use."""
         key = kind, fitting(len(x), self._sizes)
         if key not in self._lanes:
-            call, blank = self._known(kind.network), self._blank(key[1], x)
-            self._lanes[key] = Lane(kind, call, self._ahead, blank, self._record)
+            network, blank = self._known(kind.network), self._blank(key[1], x)
+            self._lanes[key] = Lane(kind, network, self._ahead, blank, self._record)
         return self._lanes[key]
 
     def _forward(self, name: str, x: Tensor, device: torch.device) -> Tensor:
-        call, done = self._known(name), []
+        network, done = self._known(name), []
         for part in torch.split(x, LARGEST):
             key = name, fitting(len(part), self._sizes)
             if key not in self._passes:
-                self._passes[key] = Pass(call, self._blank(key[1], part), self._record)
+                self._passes[key] = Pass(network, self._blank(key[1], part), self._record)
             done.append(self._passes[key](part, device))
         return done[0] if len(done) == 1 else torch.cat(done)
 
-    def _known(self, name: str) -> Call:
-        if name not in self._calls:
-            raise RuntimeError(f"runner {self.name} has no network {name!r}, only {sorted(self._calls)}")
-        return self._calls[name]
+    def _known(self, name: str) -> Network:
+        if name not in self._networks:
+            raise RuntimeError(f"runner {self.name} has no network {name!r}, only {sorted(self._networks)}")
+        return self._networks[name]
 
     def _blank(self, size: int, like: Tensor) -> Tensor:
         return torch.zeros(size, *like.shape[1:], device=self.device).contiguous(
@@ -140,35 +154,8 @@ class CudaRunner:
         """As `graphs.ahead_of`: tf32 has 10 bits behind the point, too few for ADP's own distance."""
         return None if self._precision == "f32" else AHEAD
 
-    def _call(self, module: nn.Module, method: str) -> Call:
-        """A copy's `method`, float32 in and out, in the runner's precision."""
-        dtype = torch.bfloat16 if self._precision == "bf16" else torch.float32
-        own = copy.deepcopy(module).eval().requires_grad_(False).to(self.device, dtype)
-        own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        run: Call = getattr(own, method)
-
-        def call(x: Tensor) -> Tensor:
-            return run(x.to(dtype)).float()
-
-        return compiled(call) if self._fuse else call
-
     def _record(self, work: Callable[[], None]) -> Recording:
         # A graph keeps the algorithms that cuDNN chose when it was recorded.
         tf32 = self._precision != "f32"
         with torch.backends.cudnn.flags(enabled=True, benchmark=self._tune, allow_tf32=tf32):
             return Recording(work, self.device, self._pool)
-
-
-def compiled(call: Call, backend: str = "inductor") -> Call:
-    """`call` through torch.compile: once for a batch of one, and once for all other sizes.
-
-    Only the batch is marked as open: with other axes open too, the kernels would be those of any image.
-    """
-    joined = torch.compile(call, backend=backend)
-
-    def run(x: Tensor) -> Tensor:
-        if len(x) > 1:
-            torch._dynamo.maybe_mark_dynamic(x, 0)
-        return joined(x)
-
-    return run

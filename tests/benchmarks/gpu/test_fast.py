@@ -17,7 +17,7 @@ NAMES = (
     "eager autograd",
     "eager explicit",
     "graphs f32",
-    "graphs bf16 from and to the host",
+    "graphs f16 from and to the host",
 )
 
 
@@ -34,7 +34,7 @@ def test_the_dry_run_times_all_and_judges_the_targets(
         "--sizes",
         "2",
         "--only",
-        ",".join(NAMES),
+        ";".join(NAMES),
     ]
     monkeypatch.setattr(sys, "argv", ["fast", *arguments, "--out", str(out)])
     fast.main()
@@ -67,7 +67,7 @@ def test_a_contender_that_fails_stops_no_other(
 
     monkeypatch.setattr(fast.Contenders, "packaged", broken)
     arguments = ["--device", "cpu", "--tiny", "--bundle", str(tiny_folder), "--sizes", "1"]
-    monkeypatch.setattr(sys, "argv", ["fast", *arguments, "--only", "AOTInductor,eager explicit"])
+    monkeypatch.setattr(sys, "argv", ["fast", *arguments, "--only", "AOTInductor;eager explicit"])
     fast.main()
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert [row.get("failed") for row in rows] == [None, "RuntimeError: no compiler"]

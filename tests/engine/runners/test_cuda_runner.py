@@ -13,7 +13,8 @@ from metastable.dynamics.langevin import langevin
 from metastable.engine.runners import Batch, Kind, choose
 from metastable.engine.runners.cuda_graphs import LARGEST, SIZES, fitting
 from metastable.engine.runners.cuda_lanes import SEGMENT
-from metastable.engine.runners.cuda_runner import CudaRunner, compiled
+from metastable.engine.runners.cuda_networks import compiled
+from metastable.engine.runners.cuda_runner import CudaRunner
 from metastable.errors import MissingPackage
 from metastable.networks.onnx_classifier import OnnxClassifier
 from tests.engine.runners.given import DEVICE, LANGEVIN, SIZE, images, keys, off
@@ -84,6 +85,19 @@ def test_bf16_is_near_and_its_states_are_float32(tiny: Bundle) -> None:
     assert 1e-5 < off(runner.score("score", x), tiny.scores["score"](x)).median() < 0.1
     got, _ = runner.advance(LANGEVIN, Batch(x, keys(), [0] * SIZE, [(0.01,)] * SIZE), 1)
     assert got.dtype == torch.float32
+
+
+def test_float16_moves_as_float32_does(tiny: Bundle) -> None:
+    """The score comes scaled, and the factors of the step undo it."""
+    made = CudaRunner(tiny.networks, tiny.classifier, device=DEVICE, precision="f16")
+    exact = CudaRunner(tiny.networks, tiny.classifier, device=DEVICE, precision="f32")
+    x = images()
+    assert made._known("energy").scale == 2.0**-8
+    assert off(made.score("energy", x), tiny.scores["energy"](x)).median() < 0.02
+    for kind, row in ((LANGEVIN, (0.5,)), (Kind("drift", "energy"), (0.4, 0.01))):
+        batch = Batch(x, keys(), [0] * SIZE, [row] * SIZE)
+        got, wanted = made.advance(kind, batch, 1)[0], exact.advance(kind, batch, 1)[0]
+        assert off(got - x, wanted - x).median() < 0.02
 
 
 def test_drift_and_noise_are_their_equations(runner: CudaRunner, tiny: Bundle) -> None:

@@ -1,0 +1,205 @@
+"""Train a convergent energy on a GPU: Algorithm 2 with one CUDA graph an update (`energy_update`).
+
+Chains start from data and are rejuvenated, weights start from score matching; Adam, then SGD.  Every minute
+chains of some thousand steps from test images judge the weights, and the best so far are kept
+(`energy_watch`).  A run that goes astray returns to where it was well and halves its rates; one that is good
+enough stops.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from metastable import bundle, datasets
+from metastable.engine.runners.cuda_graphs import WARM_UP, Recording
+from metastable.networks import channels_last
+from metastable.training import health
+from metastable.training.energy import start_bank, start_network
+from metastable.training.energy_update import DeviceConfig, Trainer
+from metastable.training.energy_watch import Watch, check
+from metastable.training.run import Paused, Run, device_of
+
+
+class _Training:
+    """A run in its folder; see `train`."""
+
+    def __init__(self, config: DeviceConfig, data: Path, out: Path, device: torch.device) -> None:
+        self.run = Run(out, config, free=("updates", "switch", "accuracy"))
+        self.config, self._device, self._out = config, device, out
+        train_set = datasets.load(config.dataset, data, "train")
+        test = datasets.load(config.dataset, data, "test").take(config.check_images)
+        self._images, self._labels = datasets.to_float(test.images), test.labels
+        self._classifier: nn.Module = bundle.load(Path(config.bundle)).classifier
+        self._classifier = copy.deepcopy(self._classifier).to(device).eval()
+        network = channels_last(start_network(config).to(device))
+        self.trainer = Trainer(
+            network, train_set.images, start_bank(config, train_set.images), config, device
+        )
+        self.digest, self.record = train_set.digest(), health.Record()
+        self.update, self.returns, self.checks = 0, 0, list[dict[str, Any]]()
+        self.best: tuple[float, dict[str, Tensor]] | None = None
+        self._watch = Watch(config, int(train_set.images[0].numel()))
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._saved: dict[str, Any] | None = None
+
+    def go(self) -> None:
+        """All updates that are left.  Raises Paused, after a last check, when the sitting is over."""
+        if (saved := self.run.resume()) is not None:
+            self._restore(saved)
+            self.update, self.returns = saved["update"], saved["returns"]
+            self.record = [(d, strength) for d, strength in saved["record"].tolist()]
+            self.checks = json.loads(saved["checks"])
+            self.best = (saved["best_accuracy"], saved["best"]) if saved["best"] else None
+        # A resumed run has other random numbers than one without a pause.
+        torch.manual_seed(self.config.seed * 1_000_003 + self.update)
+        if saved is None and self.config.warm:
+            self._warm()
+        bar = tqdm(total=self.config.updates, initial=self.update, desc="Algorithm 2", mininterval=5)
+        checked, well = time.monotonic(), self._state()
+        while self.update < self.config.updates:
+            before = self.update
+            self._some()
+            bar.update(self.update - before)
+            recent = self.trainer.recent()
+            for key in recent:
+                recent[key] = recent[key][before - self.update :]
+            if self._watch.astray(recent):
+                self._return_to(well)
+                continue
+            self.record += zip(recent["d"], recent["strength"], strict=True)
+            self.run.log(
+                update=self.update,
+                rate=self.trainer.rate,
+                **health.signals(self.record[-self.config.report_every :], self.trainer.bank),
+            )
+            if time.monotonic() - checked >= self.config.check_s:
+                well = self._state()
+                if self._watch.done(recent, self.judge()):
+                    break
+                checked = time.monotonic()
+            try:
+                self.run.checkpoint(self._state)
+            except Paused:
+                self._say(self.judge())
+                self.run.checkpoint(self._state, now=True)  # with that check, and perhaps better weights
+                raise
+        bar.close()
+        self.judge()
+        self.run.checkpoint(self._state, now=True)
+
+    def judge(self) -> dict[str, Any]:
+        """Check the present weights; keep them if they are the best so far."""
+        final, found = check(self.trainer, self._classifier, self._images, self._labels)
+        self.checks.append({"update": self.update, **found})
+        if self.best is None or found["accuracy"] > self.best[0]:
+            weights = {k: v.detach().cpu().clone() for k, v in self.trainer.network.state_dict().items()}
+            self.best = found["accuracy"], weights
+            self.run.keep(weights, now=True)
+        panels = {
+            f"bank after {self.update} updates": self.trainer.bank[:64].float().cpu(),
+            "test images": self._images[:64],
+            f"after {self.config.check_steps} steps": final[:64],
+        }
+        health.draw_samples(self._out / "samples.png", panels)
+        if self.record:
+            health.draw_record(self._out / "health.png", self.record, self.config.switch)
+        return found
+
+    def _say(self, found: dict[str, Any]) -> None:
+        said = {"update": self.update, "returns": self.returns, "last": found, "checks": self.checks}
+        (self._out / "so-far.json").write_text(json.dumps(said, indent=2) + "\n")
+
+    def _warm(self) -> None:
+        optimizer = self.trainer.optimizer(adam=True)
+        work = self._recorded(lambda: self.trainer.warm(optimizer))
+        for _ in range(max(0, self.config.warm - WARM_UP)):
+            work.replay()
+
+    def _recorded(self, work: Callable[[], None]) -> Recording:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
+            return Recording(work, self._device, None)
+
+    def _some(self) -> None:
+        """As many updates as there are to the next report, the switch or the end, by one optimizer."""
+        config, adam = self.config, self.update < self.config.switch
+        until = min(config.switch if adam else config.updates, config.updates)
+        until = min(until, self.update + config.report_every)
+        if self._optimizer is None or isinstance(self._optimizer, torch.optim.Adam) != adam:
+            optimizer = self._optimizer = self.trainer.optimizer(adam=adam)
+            if self._saved is not None and adam and "betas" in self._saved["param_groups"][0]:
+                own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+                optimizer.load_state_dict(self._saved)
+                for group, options in zip(optimizer.param_groups, own, strict=True):
+                    group.update(options)  # of this device, and with the rates of now
+            self._saved = None
+            self._work = self._recorded(lambda: self.trainer.update(optimizer))
+            self.update += WARM_UP  # they are updates like all others
+        while self.update < until:
+            self._work.replay()
+            self.update += 1
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "network": _copied(self.trainer.network.state_dict()),
+            "optimizer": copy.deepcopy(self._optimizer.state_dict()) if self._optimizer else None,
+            "bank": self.trainer.bank.clone(),
+            "record": torch.tensor(self.record, dtype=torch.float64).view(-1, 2),
+            "update": self.update,
+            "rate": self.trainer.rate,
+            "returns": self.returns,
+            "checks": json.dumps(self.checks),
+            "best": self.best[1] if self.best else None,
+            "best_accuracy": self.best[0] if self.best else 0.0,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.trainer.network.load_state_dict(state["network"])
+        self.trainer.bank.copy_(state["bank"])
+        self.trainer.rate, self._saved, self._optimizer = state["rate"], state["optimizer"], None
+
+    def _return_to(self, state: dict[str, Any]) -> None:
+        self.returns += 1
+        rate = self.trainer.rate / 2
+        self._restore(state)
+        self.trainer.rate, self._saved = rate, None
+        self.run.log(update=self.update, returned=1, rate=rate)
+
+
+def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in state.items()}
+
+
+def train(config: DeviceConfig, data: Path, out: Path, device: str = "auto") -> dict[str, Any]:
+    """Train in run folder `out`, resume where a checkpoint is, and return the metrics.
+
+    The weights that are written are those of the best check, not of the last update.  Beside what a Run
+    writes there are `health.png`, `samples.png` and, where a sitting ends first, `so-far.json`.
+
+    Raises:
+        DataError: data are missing, or `out` holds a run with another configuration.
+        BundleError: there is no bundle with a classifier where the configuration says.
+        Paused: the sitting is over.
+    """
+    training = _Training(config, data, out, device_of(device))
+    training.go()
+    assert training.best is not None, "the last act of a run is a check"
+    network = training.trainer.network
+    network.load_state_dict(training.best[1])
+    found = {
+        **health.summary(training.record, config.switch),
+        "checks": training.checks,
+        "returns": training.returns,
+        "rate": training.trainer.rate,
+        "learning_rates": config.learning_rates,
+        "train_digest": training.digest,
+    }
+    return training.run.finish(network, found)

@@ -1,0 +1,171 @@
+"""One update of Algorithm 2 (Hill 2021) with everything on the device, so that it can be one CUDA graph.
+
+`energy.train_energy_ml` draws, copies and steps from the host, which on a GPU costs a quarter of an update
+and more.  Here images, bank, random numbers and a ring of the last figures lie on the device, the chains run
+on a prepared score, and nothing is read back while an update runs.  The same code runs on the CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metastable.networks.energy import EnergyNetwork
+from metastable.networks.energy_prepared import PreparedScore
+from metastable.training.energy import EnergyMlConfig
+
+FIGURES = ("d", "strength", "spread")
+"""What the ring holds of an update: mean U(data) - mean U(samples), the mean |grad U| of the chains' last
+step, and the standard deviation of U over the data."""
+
+
+@dataclass(frozen=True)
+class DeviceConfig(EnergyMlConfig):
+    """Settings of the trainer on the device; as EnergyMlConfig, with other defaults and these.
+
+    A defense needs basins that hold an image for some thousand steps, not samples from noise: so chains start
+    from data, and a share of them starts again at every visit.
+
+    Attributes:
+        rejuvenation: chance that a chain starts again from data when its turn comes.
+        warm: updates of score matching before the first, at noise in [warm_low, warm_high].
+        half: chains run on a float16 score.
+        check_s: seconds between checks.
+        check_images, check_steps: of a check: chains from test images, and their Langevin steps.
+        bundle: folder of the bundle whose classifier says whether chains have kept their class.
+        accuracy: at which a run may stop.
+    """
+
+    updates: int = 40_000
+    switch: int = 10_000
+    batch: int = 400
+    steps: int = 50
+    tau: float = 0.015
+    data_noise: float = 0.03
+    sgd_lr: float = 2e-3
+    bank: int = 4_000
+    bank_init: str = "data"
+    rejuvenation: float = 0.02
+    warm: int = 4_000
+    warm_low: float = 0.02
+    warm_high: float = 0.06
+    half: bool = True
+    check_s: float = 60.0
+    check_images: int = 256
+    check_steps: int = 1_500
+    bundle: str = "model_store/cifar10"
+    accuracy: float = 0.8
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for settings that no run can have."""
+        super().__post_init__()
+        if self.bank % self.batch or self.bank == 0:
+            raise ValueError(f"a bank of {self.bank} chains is no multiple of a batch of {self.batch}")
+        if not 0 <= self.rejuvenation <= 1 or not 0 < self.warm_low <= self.warm_high:
+            raise ValueError("rejuvenation must lie in [0, 1], and warm_low above 0 and not above warm_high")
+
+
+class Trainer:
+    """The state of a run on one device, and the work of its updates.
+
+    Args:
+        network: on the device; trained in place.
+        images: uint8 [N, C, H, W], the training set.
+        bank: float16 [bank, C, H, W]; moved to the device.
+        rate: multiplies the learning rates.
+    """
+
+    def __init__(
+        self,
+        network: EnergyNetwork,
+        images: Tensor,
+        bank: Tensor,
+        config: DeviceConfig,
+        device: torch.device,
+        rate: float = 1.0,
+    ) -> None:
+        self.network, self.config, self.rate = network, config, rate
+        self._device = device
+        self._images = images.to(device)
+        self.bank = bank.to(device)
+        self._rows = torch.arange(config.batch, device=device)
+        self.figures = torch.zeros(config.report_every, len(FIGURES), device=device)
+        self._tick = torch.zeros(1, dtype=torch.int64, device=device)
+        self.score = PreparedScore(network, torch.float16 if config.half else torch.float32)
+        assert network.last.bias is not None
+        network.last.bias.requires_grad_(False)  # it shifts U by a constant
+
+    def optimizer(self, *, adam: bool) -> torch.optim.Optimizer:
+        """One that a graph can hold, with the rates of `EnergyMlConfig.learning_rates`."""
+        rates = self.config.learning_rates["adam" if adam else "sgd"]
+        groups = [
+            {"params": list(self.network.hidden.parameters()), "lr": self.rate * rates["hidden"]},
+            {"params": [self.network.last.weight], "lr": self.rate * rates["last"]},
+        ]
+        if not adam:
+            return torch.optim.SGD(groups)
+        on_gpu: dict[str, Any] = {"fused": True, "capturable": True} if self._device.type == "cuda" else {}
+        return torch.optim.Adam(groups, **on_gpu)
+
+    def update(self, optimizer: torch.optim.Optimizer) -> None:
+        """One update, without a look at anything from the host."""
+        config = self.config
+        with torch.no_grad():
+            self.score.refresh(self.network)
+            positive, fresh = self._data(config.data_noise), self._data(config.data_noise)
+            again = torch.rand(config.batch, 1, 1, 1, device=self._device) < config.rejuvenation
+            start = torch.where(again, fresh, self.bank[self._rows].float())
+            negative, strength = self.walk(start, config.steps)
+            self.bank.index_copy_(0, self._rows, negative.half())
+        energies = self.network(torch.cat([positive, negative]))
+        on_data, on_chains = energies.chunk(2)
+        difference = on_data.mean() - on_chains.mean()
+        optimizer.zero_grad(set_to_none=True)
+        difference.backward()
+        optimizer.step()
+        with torch.no_grad():
+            row = torch.stack([difference.detach(), strength, on_data.detach().std()])
+            self.figures.index_copy_(0, self._tick % len(self.figures), row[None])
+            self._tick += 1
+            # A bank is visited from end to end: no chain twice in a batch.
+            self._rows.add_(config.batch).remainder_(len(self.bank))
+
+    def warm(self, optimizer: torch.optim.Optimizer) -> None:
+        """One update of denoising score matching (Vincent 2011), as `score.dsm_loss` has it for energies."""
+        config = self.config
+        with torch.no_grad():
+            clean = self._data(0.0)
+            spread = torch.rand(config.batch, 1, 1, 1, device=self._device)
+            sigma = config.warm_low * (config.warm_high / config.warm_low) ** spread
+            noise = torch.randn_like(clean)
+        error = self.network.score(clean + sigma * noise) * sigma + noise
+        optimizer.zero_grad(set_to_none=True)
+        error.square().mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    @torch.no_grad()
+    def walk(self, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Langevin steps (eq. 3) from x [B, C, H, W] on the prepared score; the last one's mean |grad U|."""
+        tau = self.config.tau
+        share, score = 0.5 * tau**2 / self.score.scale, torch.zeros_like(x)
+        for _ in range(steps):
+            score = self.score(x - 0.5).float()
+            x = torch.add(x, score, alpha=share).add_(torch.randn_like(x), alpha=tau)
+        norm = torch.linalg.vector_norm(score.flatten(1), dim=1).mean()
+        return x, norm / self.score.scale
+
+    def recent(self) -> dict[str, list[float]]:
+        """The figures of the last `report_every` updates, or of as many as there were, the oldest first."""
+        done, ring = int(self._tick), self.figures.cpu()
+        size = len(ring)
+        rows = [ring[i % size] for i in range(max(0, done - size), done)]
+        return {name: [float(row[i]) for row in rows] for i, name in enumerate(FIGURES)}
+
+    def _data(self, noise: float) -> Tensor:
+        """A batch of training images, with noise: float32 [batch, C, H, W], channels last."""
+        pick = torch.randint(0, len(self._images), (self.config.batch,), device=self._device)
+        x = self._images[pick].float().div_(255).contiguous(memory_format=torch.channels_last)
+        return x.add_(torch.randn_like(x), alpha=noise)

@@ -1,0 +1,125 @@
+"""Our own kernels: right in Triton's interpreter, and compiled for compute capability 9.0 without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from metastable.engine.runners.cuda_energy import FusedScore, fits
+from metastable.networks.energy import EnergyNetwork
+from metastable.networks.score import ScoreNetwork
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
+)
+
+INTERPRETED = """
+import torch
+
+from metastable.engine.runners.cuda_energy import FusedScore
+from metastable.networks.energy import EnergyNetwork
+
+torch.manual_seed(0)
+for channels in (1, 3):
+    network = EnergyNetwork(channels, 8, 16)
+    x = torch.rand(3, channels, 8, 8).contiguous(memory_format=torch.channels_last)
+    got = FusedScore(network, torch.device("cpu"), piece=2)(x)  # a whole piece, and half of one
+    with torch.no_grad():
+        wanted = network.double().score(x.double())
+    error = (got - wanted).flatten(1).norm(dim=1) / wanted.flatten(1).norm(dim=1)
+    assert error.median() < 0.05, error
+"""
+
+COMPILED = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from metastable import cuda_convolutions as kernels
+from metastable.engine.runners.cuda_energy import TILES
+
+SHARED = 227 * 1024
+
+
+def compiled(function, types, constants, warps=4, stages=3):
+    signature = {name: types.get(name, "constexpr") for name in function.arg_names}
+    even = [i for i, name in enumerate(function.arg_names) if types.get(name, "") not in ("", "fp32")]
+    source = ASTSource(
+        fn=function,
+        signature=signature,
+        constexprs=constants,
+        attrs={(i,): [["tt.divisibility", 16]] for i in even},
+    )
+    options = {"num_warps": warps, "num_stages": stages}
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    assert "wgmma" in made.asm["ptx"], "the product does not run on the tensor cores' own instructions"
+    assert made.metadata.shared <= SHARED
+
+
+half, single, slope = "*fp16", "*fp32", 0.05
+compiled(
+    kernels.first,
+    {"x": single, "weight": half, "bias": single, "out": half, "positions": "i32"},
+    {"SIZE": 32, "C": 3, "K": 32, "CO": 32, "SLOPE": slope, "M": 128},
+)
+compiled(
+    kernels.last,
+    {"g": half, "weight": half, "out": single, "positions": "i32", "share": "fp32"},
+    {"SIZE": 32, "CI": 32, "C": 3, "N": 16, "M": 128},
+)
+for tile in (TILES[0], TILES[2]):
+    shape = {"M": tile.positions, "N": tile.channels, "K": tile.depth, "SLOPE": slope, "SIZE": 4}
+    compiled(
+        kernels.down,
+        {"x": half, "weight": half, "bias": single, "top": half, "out": half, "positions": "i32"},
+        {**shape, "CI": 128, "CO": 256, "TOP": True},
+        tile.warps,
+        tile.stages,
+    )
+    compiled(
+        kernels.up,
+        {"g": half, "weight": half, "held": half, "positions": "i32"},
+        {**shape, "CI": 256, "CO": 128},
+        tile.warps,
+        tile.stages,
+    )
+"""
+
+
+def run(script: str, root: Path, **environment: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=root,
+        env={**{k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+# Triton reads the environment when it is imported, and a kernel is bound to the file that it is in.
+@needs_triton
+def test_in_the_interpreter_they_are_the_score(root: Path) -> None:
+    run(INTERPRETED, root, TRITON_INTERPRET="1")
+
+
+@needs_triton
+def test_they_compile_for_the_tensor_cores_and_fit(root: Path, tmp_path: Path) -> None:
+    run(COMPILED, root, TRITON_CACHE_DIR=str(tmp_path))
+
+
+def test_networks_that_they_are_not_written_for_are_told_apart() -> None:
+    assert fits(EnergyNetwork(3, 32, 32))
+    assert fits(EnergyNetwork(1, 28, 16))
+    assert not fits(EnergyNetwork(3, 32, 24))
+    assert not fits(ScoreNetwork(widths=(4, 8, 8)))
+    made = FusedScore(EnergyNetwork(1, 28, 16), torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="take images 1 x 8 n x 8 n, not 1 x 28 x 28"):
+        made(torch.rand(2, 1, 28, 28))
