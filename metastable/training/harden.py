@@ -5,14 +5,14 @@ Here the task's loss goes through the whole pipeline of metastable.training.hard
 
 - `stability`: cross entropy against the frozen classifier's own clean labels, on noisy copies that are also
   asked to agree; only the purifier moves, and no labels are needed (Salman et al. 2020, "Denoised
-  smoothing", section 3; Jeong and Shin 2020, "Consistency regularization", eq. 6).
+  smoothing"; Jeong and Shin 2020, "Consistency regularization").
 - `purifier`: adversarial, attacks on the whole pipeline, only the purifier moves (after
   Lin et al. 2024, "AToP").
 - `both`: the classifier moves too.
 - `classifier`: the classifier alone, for comparison, or behind a frozen purifier.
 
 Attacks are FGSM from a random start (Wong et al. 2020, "Fast is better than free") or PGD (Madry et al. 2018,
-eq. 2.1); the loss is cross entropy or TRADES (Zhang et al. 2019, eq. 5).  Attack and update share no noise.
+eq. 2.1); the loss is cross entropy or TRADES (Zhang et al. 2019).  Attack and update share no noise.
 """
 
 from __future__ import annotations

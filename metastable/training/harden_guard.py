@@ -1,7 +1,7 @@
 """Checks of a hardening run on held-out images: the best weights, and a guard against sudden loss.
 
 Adversarial training with few attack steps can collapse within an epoch ("catastrophic overfitting"): robust
-accuracy falls to nothing while the loss looks better than ever (Wong et al. 2020, section 5.4, who stop).
+accuracy falls to nothing while the loss looks better than ever (Wong et al. 2020, who stop then).
 Here the last good weights come back, the learning rate is halved and the attack gets one more step.
 """
 

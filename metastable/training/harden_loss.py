@@ -33,7 +33,7 @@ def attack(
 ) -> Tensor:
     """Images [B, C, H, W] moved against the whole pipeline, with gradients through purifier and noise.
 
-    What rises is the cross entropy, or with TRADES the KL from the clean answer (Zhang et al. 2019, eq. 5).
+    What rises is the cross entropy, or with TRADES the KL from the clean answer (Zhang et al. 2019).
 
     Args:
         unit: uniform in [-1, 1], where each image starts in its ball.
@@ -64,7 +64,7 @@ def loss(
 
     Args:
         x, moved: clean and attacked images [B, C, H, W]; equal in mode stability.
-        y: labels [B]; in mode stability the classifier's own (Salman et al. 2020, section 3).
+        y: labels [B]; in mode stability the classifier's own (Salman et al. 2020).
         noise: [copies, n, B, C, H, W], none of it used in the attack.
     """
     copies = len(noise)
@@ -98,7 +98,7 @@ def loss(
 
 
 def consistency(logits: Tensor, weight: float, entropy: float) -> Tensor:
-    """weight x KL(mean of softmax, each softmax) + entropy x H(mean), Jeong and Shin 2020, eq. 6.
+    """weight x KL(mean of softmax, each softmax) + entropy x H(mean), Jeong and Shin 2020.
 
     Args: logits [copies, B, classes].  A mean over copies and batch.
     """

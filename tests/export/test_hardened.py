@@ -8,7 +8,7 @@ import torch
 
 from export import __main__ as command
 from export import hardened, runs
-from metastable import bundle, datasets, defense, noise
+from metastable import bundle, datasets, defense, noise, settings
 from metastable.engine.local import engine_on
 from metastable.errors import BundleError
 from metastable.training import harden
@@ -95,6 +95,16 @@ def test_the_bundle_answers_as_the_pipeline(
     for answer, logits in zip(answers, pipeline, strict=True):
         assert torch.allclose(answer.result.mean[0], logits, atol=1e-4)
         assert int(answer.result.labels[0]) == int(logits.argmax())
+
+
+def test_the_shipped_settings_make_one_evaluation_and_spare_no_image(root: Path) -> None:
+    shipped = settings.load(root / "model_store" / "hardened-settings.yaml")
+    assert shipped.names == ("none", "fast", "balanced", "accurate")
+    for name in shipped.names[1:]:
+        one = shipped[name]
+        assert (one.dynamics, one.network, one.steps, one.sigma) == ("adp", "purifier", 1, 0.1)
+        assert (one.step_fraction, one.step_bounds, one.stop) == (1.0, (1.0, 1.0), 0.0)
+        assert one.sigma_unflagged is None
 
 
 def test_a_part_of_the_run_builds_an_ordinary_bundle_too(run: Path, tmp_path: Path) -> None:

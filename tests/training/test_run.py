@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from metastable.errors import DataError
-from metastable.training.run import KEPT, Ema, Run, device_of, sitting
+from metastable.training.run import KEPT, PASSING, Ema, Run, device_of, sitting
 
 
 @dataclass(frozen=True)
@@ -153,3 +153,15 @@ def test_average_follows_quickly_at_first_and_slowly_later() -> None:
 def test_a_device_may_be_named() -> None:
     assert device_of("cpu") == torch.device("cpu")
     assert device_of().type in ("cpu", "cuda")
+
+
+def test_passing_fields_may_change(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Faster:
+        lr: float = 0.1
+        graph: bool = field(default=True, metadata=PASSING)
+
+    Run(tmp_path, Faster())
+    assert "graph" not in Run(tmp_path, Faster(graph=False)).config
+    with pytest.raises(DataError, match="another configuration"):
+        Run(tmp_path, Faster(lr=0.2))
