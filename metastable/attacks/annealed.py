@@ -40,7 +40,7 @@ class Annealed:
         samples: chains of each, half of them mirrored where the classifier averages mirror images.
         loss: what is climbed (metastable.attacks.ascent.Misclassify).
         random_start: begin at a uniform point of the ball instead of at the image; restarts always do.
-        restarts: runs, the later ones for images that are not wrong by `certain` yet.
+        restarts: runs, the later ones for images that are not yet wrong by half of `certain`.
         gradient, levels, bf16: see metastable.attacks.target.Eot.
     """
 
@@ -73,7 +73,7 @@ class Annealed:
         images = images.detach()
         best = Best(images)
         for restart in range(self.restarts):
-            rows = (best.result.strength < self.certain).nonzero().squeeze(1)
+            rows = (best.result.strength < self.certain / 2).nonzero().squeeze(1)
             if len(rows):
                 # 32 bits, because PyTorch's CPU generator looks at no more of a seed.
                 fresh = int(np.random.SeedSequence([seed, restart]).generate_state(1)[0])

@@ -57,7 +57,7 @@ class Options:
     Attributes:
         step: length of a step; None is eps / 4, 2/255 for 8/255 (for `mim` eps / steps).
         samples, check: H_adv and H_def; None is 16 for the annealed attacks, and Hill's 15 for the others.
-        restarts, loss: of the attacks that climb (metastable.attacks.pgd).
+        restarts, loss: of the attacks that climb (metastable.attacks.pgd); None for an attack's own restarts.
         bf16: run the networks in bfloat16 where the annealed attacks look for a way.
     """
 
@@ -67,7 +67,7 @@ class Options:
     steps: int | None = None
     samples: int | None = None
     check: int = 150
-    restarts: int = 1
+    restarts: int | None = None
     loss: Loss = "ce"
     bf16: bool = False
 
@@ -109,7 +109,9 @@ _ENTRIES: dict[str, _Entry] = {
     "joint-full": _Entry("bpda", partial(Joint, pull="full"), _VERIFIED),
     "score-aware": _Entry("exact", ScoreAware, _AWARE),
     "annealed-ce": _Entry(None, Annealed, _ANNEALED),
-    "annealed-margin": _Entry(None, partial(Annealed, loss="margin", random_start=True), _ANNEALED),
+    "annealed-margin": _Entry(
+        None, partial(Annealed, loss="margin", random_start=True, restarts=2), _ANNEALED
+    ),
     "joint": _Entry(None, Evasion, (*_ANNEALED, "detectors")),
     "score-aware-targeted": _Entry("exact", _aimed, _AWARE),
     "salt-pepper": _Entry("none", SaltPepper, ("steps",)),
@@ -146,13 +148,13 @@ def plan(name: str, box: WhiteBox, options: Options) -> Plan:
         "step": step,
         "samples": samples,
         "check": check,
-        "restarts": options.restarts,
         "loss": options.loss,
         "gradient": gradient,
         "bf16": options.bf16,
         "detector": box.detectors[0] if box.detectors else None,
         "detectors": box.detectors,
         **({} if steps is None else {"steps": steps}),
+        **({} if options.restarts is None else {"restarts": options.restarts}),
     }
     attack = make(norm=options.norm, eps=options.eps, **{key: known[key] for key in wanted if key in known})
     verifies = check if purifies and "check" in wanted else None

@@ -36,6 +36,7 @@ class Evasion(Annealed):
     loss: Loss = "margin"
     levels: Levels = "unflagged"
     first: float = 1 / 4
+    restarts: int = 2
     reserve: float = 0.01
     rate: float = 1.3
     least: float = 0.1

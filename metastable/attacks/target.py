@@ -38,6 +38,7 @@ that of images which pass the flag; or each for half of the chains, since the se
 _Hold = Callable[..., Any]
 """(function, arguments) -> its result, with its inner tensors kept or computed again on the way back."""
 CHAINS_AT_ONCE = 64  # bounds memory; outputs do not depend on it
+KEPT_STEPS = 5
 CHAINS_ON_GPU = 2048  # where a step of a hundred chains takes as long as one of a single chain
 
 
@@ -226,7 +227,7 @@ class Eot:
             return purify(x, keys, setting, self.defense.score, flagged)[0]
         if setting.dynamics not in ("langevin", "malade"):
             # The activations of a few evaluations fit; of many, only states are kept.
-            score = self._network if setting.steps <= 2 else self._score
+            score = self._network if setting.steps <= KEPT_STEPS else self._score
             return purify(x, keys, setting, score, flagged, hold=self.gradient in ("held", "smooth"))[0]
         # Many steps: segments of sqrt(K) that are computed again, one by one, on the way back.
         span = math.ceil(setting.steps**0.5)

@@ -69,8 +69,8 @@ def adp(
             break
         here = x[at]
         s = score(here)
-        alpha = adaptive_step_size(here, s, score, lambda_=lambda_, delta=delta, bounds=bounds)
-        alpha = alpha.detach() if hold else alpha
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not hold):
+            alpha = adaptive_step_size(here, s, score, lambda_=lambda_, delta=delta, bounds=bounds)
         going = score_norm(s) >= stop
         after = (here + alpha.view(-1, 1, 1, 1) * s).clamp(0, 1)
         x = x.index_copy(0, at, torch.where(going.view(-1, 1, 1, 1), after, here))

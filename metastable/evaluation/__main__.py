@@ -3,6 +3,8 @@
 calibrate   set the anomaly threshold of a bundle on training-split images
 table       natural and transfer-PGD accuracy of settings, with detection
 robust      accuracy under attacks that know the defense
+controls    what must come out of a suite if attack and judge are what they say
+resubmit    how often an attacked image that was answered rightly is answered wrongly when it is sent again
 honest      how often the flag refuses honest images under benign changes
 corruptions accuracy under common corruptions, CIFAR-10-C's files or generated ones
 figure      the papers' figures, measured here
@@ -26,12 +28,14 @@ from metastable.evaluation import (
     calibrated,
     certified,
     cli,
+    controls,
     corrupted,
     figures,
     honest,
     latency,
     outcomes,
     report,
+    resubmit,
     robust_command,
     table,
 )
@@ -97,6 +101,8 @@ def main() -> None:
     third.add_argument("--rounds", type=int, default=5)
     third.set_defaults(run=measure_latency)
     robust_command.add(commands, [common, chosen])
+    controls.add(commands, [common])
+    resubmit.add(commands, [common, chosen])
     honest.add(commands, [common, chosen])
     corrupted.add(commands, [common, chosen])
     figures.add(commands, [common, chosen])

@@ -173,7 +173,7 @@ class Outcomes:
         if not set(right) & set(left):
             return
         started = time.perf_counter()
-        seed = _secret(self._config.seed, "attacker", setting, name, group[0]) % 2**32
+        seed = secret(self._config.seed, "attacker", setting, name, group[0]) % 2**32
         images, labels = self._images[right].to(self._device), self._labels[right].to(self._device)
         found = made.attack(made.target, images, labels, seed=seed)
         seconds = (time.perf_counter() - started) / len(right)
@@ -191,7 +191,7 @@ class Outcomes:
 
     def _judged(self, setting: str, name: str, indices: list[int], images: Tensor) -> list[Outcome]:
         norms = score_norms(images.to(self._home), self._score).cpu()
-        seeds = [_secret(self._config.seed, "judge", setting, name, i) for i in indices]
+        seeds = [secret(self._config.seed, "judge", setting, name, i) for i in indices]
         return judge(self._bundle, self._engine, images, norms, seeds, setting)
 
     def _keep(self, setting: str, name: str, indices: list[int], images: Tensor) -> None:
@@ -233,6 +233,6 @@ def said(bundle: Bundle, setting: Setting) -> str:
     return repr(said | {part: bundle.parts[part] for part in sorted(used)})
 
 
-def _secret(*parts: object) -> int:
+def secret(*parts: object) -> int:
     """128 bits that no other parts give: the judge's seeds tell nothing of the attacker's, and repeat."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:16], "little")

@@ -36,7 +36,7 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     wanted.add_argument("--rows", type=pairs, help="setting:attack or setting:attack:n, separated by commas")
     parser.add_argument("--n", type=int, default=100, help="images of a row that says no other number")
     cli.attack_arguments(parser, several_radii=True)
-    parser.add_argument("--restarts", type=int, default=1, help="runs from different starts")
+    parser.add_argument("--restarts", type=int, help="runs from different starts (default: the attack's own)")
     parser.add_argument("--loss", default="ce", choices=("ce", "margin"))
     parser.add_argument("--members", type=attacks, default=SUITE, help=f"of a {WHOLE}, in their order")
     parser.add_argument("--bf16", action="store_true", help="gradients of the annealed attacks in bfloat16")
