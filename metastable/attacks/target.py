@@ -158,7 +158,9 @@ class Eot:
         """Logits [B, classes] and, of the same chains, the mean purified image, [B, C, H, W]."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             found = [self._classified(*piece) for piece in self._pieces(images)]
-        outputs, states = (torch.cat(parts).float() for parts in zip(*found, strict=True))
+        outputs, states = (torch.cat(parts) for parts in zip(*found, strict=True))
+        if self.bf16:
+            outputs, states = outputs.float(), states.float()
         logits = outputs.view(len(images), self.samples, -1)
         mean = states.view(len(images), self.samples, *images.shape[1:]).mean(dim=1)
         average = as_averaged(logits, self.defense.setting.average).mean(dim=1)

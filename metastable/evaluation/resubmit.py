@@ -92,7 +92,7 @@ def _images(folder: Path, outcomes: Sequence[Outcome]) -> Tensor:
         path = folder / "images" / o["setting"] / o["attack"] / f"{o['index']}.png"
         if not path.exists():
             raise DataError(f"{path} is missing: run the suite again in an empty --work folder")
-        pixels = np.asarray(Image.open(path))
+        pixels = np.array(Image.open(path))
         found.append(torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1))
     return torch.stack(found).float() / 255
 

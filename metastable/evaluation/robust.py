@@ -51,7 +51,7 @@ class RobustConfig(Options):
 
     Attributes:
         batch: images that are attacked together.
-        bits: of what is judged; 32 judges an attack's floating-point images as they are.
+        bits: of what is judged; 32 judges an attack's floating-point images as they are, and so does l_2.
         data: digest of the data set.
         setting: what the setting says, and the digests of the networks that it uses; `measure` fills it in.
     """
@@ -178,8 +178,8 @@ class Outcomes:
         found = made.attack(made.target, images, labels, seed=seed)
         seconds = (time.perf_counter() - started) / len(right)
         made_of = found.images.cpu()
-        if self._config.bits == 8:
-            ball = Ball(self._config.norm, self._config.eps)
+        if self._config.bits == 8 and self._config.norm == "linf":
+            ball = Ball("linf", self._config.eps)
             made_of = ball.eight_bit(made_of, self._images[right])
             self._keep(setting, name, right, made_of)
         outcomes = self._judged(setting, name, right, made_of)

@@ -49,29 +49,29 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> cli.Summary:
     """Measure the rows; write Markdown and a picture beside --out."""
     loaded = cli.load_bundle(args)
+    whole = args.attack == (WHOLE,)
+    if len(args.eps) > 1 and not whole:
+        raise DataError(f"only --attack {WHOLE} takes several radii: give one --eps")
+    if args.rows:
+        rows = [Row(setting, attack, n or args.n) for setting, attack, n in args.rows]
+        names = cli.chosen_settings(",".join(row.setting for row in rows), loaded)
+    else:
+        names = cli.chosen_settings(args.settings, loaded)
+        rows = [Row(setting, attack, args.n) for setting in names for attack in args.attack]
     test = cli.test_images(args, loaded)
+    some = test.take(max(row.n for row in rows), skip=args.skip)
     own = {"bundle", "data", "setting", "eps"}
     asked = [field.name for field in dataclasses.fields(robust.RobustConfig) if field.name not in own]
     given = {name: getattr(args, name) for name in asked}
     config = robust.RobustConfig(**given, eps=max(args.eps), data=test.digest())
     said = dataclasses.asdict(config) | {"bundle": loaded.digest}
     told = {"config": said, "machine": cli.machine(args.device)}
-    if args.attack == (WHOLE,):
-        names, some = cli.chosen_settings(args.settings, loaded), test.take(args.n, skip=args.skip)
+    if whole:
         suites = suite.measure(
             loaded, some, names, args.eps, config, args.work, device=args.device, members=args.members
         )
         cli.publish(args.out, suite_report.markdown(suites), lambda path: suite_report.draw(suites, path))
         return {"command": "robust", "suites": suites, **told}
-    if len(args.eps) > 1:
-        raise DataError(f"only --attack {WHOLE} takes several radii: give one --eps")
-    if args.rows:
-        rows = [Row(setting, attack, n or args.n) for setting, attack, n in args.rows]
-        cli.chosen_settings(",".join(row.setting for row in rows), loaded)
-    else:
-        names = cli.chosen_settings(args.settings, loaded)
-        rows = [Row(setting, attack, args.n) for setting in names for attack in args.attack]
-    some = test.take(max(row.n for row in rows), skip=args.skip)
     measured = robust.measure(loaded, some, rows, config, args.work, args.device)
     cli.publish(args.out, robust_rows.markdown(measured), lambda path: robust_rows.draw(measured, path))
     return {"command": "robust", "rows": measured, **told}

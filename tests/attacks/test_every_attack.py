@@ -137,4 +137,4 @@ def test_names_and_options_that_do_not_exist_are_refused() -> None:
     with pytest.raises(ValueError, match="a ball needs"):
         Ball("l7", 0.1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="a ball needs"):
-        Ball("l2", 0.0)
+        Ball("l2", -0.1)

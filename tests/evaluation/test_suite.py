@@ -1,0 +1,223 @@
+import copy
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metastable import bundle, datasets
+from metastable.errors import DataError
+from metastable.evaluation import __main__ as command
+from metastable.evaluation import controls, outcomes, resubmit, suite, suite_report
+from metastable.evaluation.robust import RobustConfig, planned
+
+MEMBERS = ("transfer", "annealed-ce", "joint")
+
+
+@pytest.fixture
+def test_set(tiny: bundle.Bundle) -> datasets.ImageSet:
+    """Noise, labelled so that the bare classifier is right on all but the first."""
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=rng)
+    with torch.no_grad():
+        labels = tiny.classifier(datasets.to_float(images)).argmax(1)
+    labels[0] = (labels[0] + 1) % 10
+    return datasets.ImageSet("noise", "test", images, labels, list(datasets.CIFAR10_CLASSES))
+
+
+def config(**changes: object) -> RobustConfig:
+    fields: dict[str, object] = {"steps": 2, "samples": 2, "check": 4, "batch": 2}
+    return RobustConfig(**(fields | changes))  # type: ignore[arg-type]
+
+
+def known(measured: object) -> str:
+    return json.dumps(measured, default=str).replace(" ", "")
+
+
+def without_times(suites: list[dict[str, object]]) -> list[dict[str, object]]:
+    found = copy.deepcopy(suites)
+    for one in found:
+        del one["seconds"]
+        for row in one["attacks"]:  # type: ignore[attr-defined]
+            del row["seconds"]
+    return found
+
+
+def test_the_worst_case_is_by_image_and_lost_images_stay_lost(
+    tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path
+) -> None:
+    radii = [0.3, 0.02]
+    found = suite.measure(tiny, test_set, ["none", "fast"], radii, config(), tmp_path, members=MEMBERS)
+    assert [(s["setting"], s["eps"]) for s in found] == [
+        ("none", 0.02), ("none", 0.3), ("fast", 0.02), ("fast", 0.3)
+    ]  # fmt: skip
+    lost: dict[tuple[str, float], set[int]] = {}
+    for one in found:
+        folder = tmp_path / f"eps-{255 * one['eps']:g}"
+        seen = [
+            o for o in outcomes.read_outcomes(folder / "outcomes.jsonl") if o["setting"] == one["setting"]
+        ]
+        wrong = {o["index"] for o in seen if o["predicted"] != o["label"]}
+        smaller = lost.get((one["setting"], 0.02), set())
+        lost[one["setting"], one["eps"]] = wrong | smaller
+        assert one["worst_case"][0] == round(1 - len(wrong | smaller) / 5, 4)
+        assert one["worst_case"][1] <= one["worst_case"][0] <= one["worst_case_or_flagged"][0]
+        left = 5
+        for row in one["attacks"]:
+            asked = {o["index"] for o in seen if o["attack"] == row["attack"]}
+            assert row["attacked"] == len(asked)
+            assert row["left"] <= left
+            left = row["left"]
+        natural = {o["index"] for o in seen if o["attack"] == "natural" and o["predicted"] != o["label"]}
+        for row in one["attacks"]:
+            assert not natural & {o["index"] for o in seen if o["attack"] == row["attack"]}
+    bare = found[1]
+    assert bare["worst_case"][0] == 0
+    assert 0 in lost["none", 0.02]
+    # What transfer broke is not attacked again, but by the attack that is after the flag as well.
+    first, second, _ = bare["attacks"]
+    assert second["attacked"] == first["left"]
+
+
+def test_a_resumed_suite_comes_to_the_same(
+    tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path
+) -> None:
+    def run(folder: str) -> list[dict[str, object]]:
+        asked = config(eps=0.1)
+        return suite.measure(tiny, test_set, ["fast"], [0.1], asked, tmp_path / folder, members=MEMBERS)
+
+    whole = run("a")
+    assert known(without_times(run("a"))) == known(without_times(whole))
+    lines = (tmp_path / "a" / "eps-25.5" / "outcomes.jsonl").read_text().splitlines()
+    for cut in (3, 7, len(lines) - 1):
+        folder = tmp_path / str(cut) / "eps-25.5"
+        folder.mkdir(parents=True)
+        (folder / "outcomes.jsonl").write_text("\n".join(lines[:cut]) + "\n")
+        assert known(without_times(run(str(cut)))) == known(without_times(whole))
+
+
+def test_what_is_judged_is_kept_as_8_bit_pictures(
+    tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path
+) -> None:
+    suite.measure(tiny, test_set, ["none"], [8 / 255], config(), tmp_path, members=MEMBERS[:2])
+    natural = test_set.images.permute(0, 2, 3, 1).numpy().astype(int)
+    pictures = sorted((tmp_path / "eps-8" / "images" / "none").glob("*/*.png"))
+    assert len(pictures) >= 4
+    changes = [np.abs(np.asarray(Image.open(p)).astype(int) - natural[int(p.stem)]) for p in pictures]
+    assert max(c.max() for c in changes) == 8
+    assert all(c.any() for c in changes)
+
+
+def test_an_attack_on_another_defense_than_the_judges_is_refused(
+    tiny: bundle.Bundle, test_set: datasets.ImageSet
+) -> None:
+    plans = {"annealed-ce": planned(tiny, "fast", "annealed-ce", config())}
+    suite.check_same(plans, tiny, tiny, "fast")
+    with pytest.raises(DataError, match="another setting"):
+        suite.check_same(plans, tiny, tiny, "softmax")
+    networks = copy.deepcopy(tiny.networks)
+    with torch.no_grad():
+        next(networks["score"].parameters()).add_(1e-3)
+    other = dataclasses.replace(tiny, networks=networks)
+    with pytest.raises(DataError, match="another score"):
+        suite.check_same(plans, tiny, other, "fast")
+    answers = [{"chains": 3, "steps": 2.0}]
+    suite.check_spent(answers, tiny.settings["fast"])
+    for wrong in ({"chains": 4, "steps": 2.0}, {"chains": 3, "steps": 2.5}):
+        with pytest.raises(DataError, match="more than 3 chains"):
+            suite.check_spent([*answers, wrong], tiny.settings["fast"])
+
+
+def test_reports_show_radii_or_attacks(
+    tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path
+) -> None:
+    found = suite.measure(
+        tiny, test_set, ["none"], [0.0, 2 / 255], config(), tmp_path / "w", members=MEMBERS[:2]
+    )
+    text = suite_report.markdown(found)
+    assert text.count("| `none` |") == 2 + 4
+    assert "2/255" in text
+    for name, part in (("curve", found), ("attacks", found[1:])):
+        suite_report.draw(part, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_resubmission_counts_wrong_answers_of_what_was_answered_rightly(
+    tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path
+) -> None:
+    suite.measure(tiny, test_set, ["fast"], [2 / 255], config(), tmp_path, members=MEMBERS)
+    folder = tmp_path / "eps-2"
+    rows = resubmit.measure(tiny, ["fast"], folder, tries=4, seed=0)
+    seen = outcomes.read_outcomes(folder / "outcomes.jsonl")
+    for row in rows:
+        right = [o for o in seen if o["attack"] == row["attack"] and o["predicted"] == o["label"]]
+        assert row["n"] == len(row["wrong"]) == len([o for o in right if "strength" in o])
+        assert all(0 <= count <= 4 for count in row["wrong"])
+        assert row["once"][0] == round(sum(count > 0 for count in row["wrong"]) / row["n"], 4)
+        assert row["each"] == round(sum(row["wrong"]) / row["n"] / 4, 4)
+    assert resubmit.measure(tiny, ["fast"], folder, tries=4, seed=0) == rows
+    # Other noise in every try: a setting that answers by two noisy chains does not always say the same.
+    assert any(0 < count < 4 for row in rows for count in row["wrong"])
+    assert "| `fast` |" in resubmit.markdown(rows)
+    resubmit.draw(rows, tmp_path / "again.png")
+    with pytest.raises(DataError, match="no attacked image"):
+        resubmit.measure(tiny, ["softmax"], folder, tries=2, seed=0)
+
+
+def test_controls_find_a_suite_that_moves_images_and_an_attack_that_is_too_weak(
+    tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("adv_lib")
+    pytest.importorskip("art")
+    monkeypatch.setattr(suite.measure, "__kwdefaults__", {"device": "cpu", "members": MEMBERS})
+    asked = config(eps=0.2, steps=8)
+    rows = controls.measure(tiny, test_set, "fast", "none", asked, tmp_path / "w", tmp_path / "s")
+    assert [row["passed"] for row in rows] == [True] * 4
+    assert rows[0]["found"].startswith("0 changed")
+    picture = next((tmp_path / "w" / "still" / "eps-0" / "images" / "fast").glob("*/*.png"))
+    pixels = np.asarray(Image.open(picture)).copy()
+    pixels[0, 0, 0] ^= 1
+    Image.fromarray(pixels).save(picture)
+    rows = controls.measure(tiny, test_set, "fast", "none", asked, tmp_path / "w", tmp_path / "s")
+    assert [row["passed"] for row in rows] == [False, True, True, True]
+    assert "**no**" in controls.markdown(rows)
+
+
+def test_the_command_takes_a_suite_with_several_radii(
+    tiny: bundle.Bundle, tiny_folder: Path, test_set: datasets.ImageSet, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(datasets, "load", lambda *_: test_set)
+    shared = [
+        "--bundle",
+        str(tiny_folder),
+        "--data",
+        str(tmp_path),
+        "--n",
+        "2",
+        "--steps",
+        "1",
+        "--samples",
+        "1",
+    ]
+    out = tmp_path / "suite.json"
+    asked = ["--attack", "suite", "--settings", "none", "--members", "transfer,annealed-ce",
+             "--eps", "1/255,8/255", "--work", str(tmp_path / "w"), "--out", str(out)]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["x", "robust", *shared, *asked])
+    command.main()
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [round(255 * one["eps"]) for one in printed["suites"]] == [1, 8]
+    assert json.loads(out.read_text()) == printed
+    assert out.with_suffix(".png").exists()
+    for wrong, said in (
+        (["--rows", "none:suite"], "is no single row"),
+        (["--rows", "none:transfer", "--eps", "1/255,2/255"], "only --attack suite takes several radii"),
+    ):
+        monkeypatch.setattr("sys.argv", ["x", "robust", *shared, *wrong, "--work", str(tmp_path / "v")])
+        with pytest.raises(SystemExit) as stop:
+            command.main()
+        assert stop.value.code == 2
+        assert said in capsys.readouterr().err
