@@ -146,7 +146,7 @@ def test_reports_show_radii_or_attacks(
 
 
 def test_resubmission_counts_wrong_answers_of_what_was_answered_rightly(
-    tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path
+    tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suite.measure(tiny, test_set, ["fast"], [2 / 255], config(), tmp_path, members=MEMBERS)
     folder = tmp_path / "eps-2"
@@ -159,8 +159,16 @@ def test_resubmission_counts_wrong_answers_of_what_was_answered_rightly(
         assert row["once"][0] == round(sum(count > 0 for count in row["wrong"]) / row["n"], 4)
         assert row["each"] == round(sum(row["wrong"]) / row["n"] / 4, 4)
     assert resubmit.measure(tiny, ["fast"], folder, tries=4, seed=0) == rows
-    # Other noise in every try: a setting that answers by two noisy chains does not always say the same.
-    assert any(0 < count < 4 for row in rows for count in row["wrong"])
+    used: list[int] = []
+
+    def half_wrong(bundle, engine, images, norms, seeds, setting):  # type: ignore[no-untyped-def]
+        used.extend(seeds)
+        return [{"predicted": -1 if seed % 2 else -2} for seed in seeds]
+
+    monkeypatch.setattr(resubmit, "judge", half_wrong)
+    wrong = resubmit.measure(tiny, ["fast"], folder, tries=4, seed=0)
+    assert len(set(used)) == len(used) == 4 * sum(row["n"] for row in wrong)  # new noise in every try
+    assert all(row["wrong"] == [4] * row["n"] for row in wrong)
     assert "| `fast` |" in resubmit.markdown(rows)
     resubmit.draw(rows, tmp_path / "again.png")
     with pytest.raises(DataError, match="no attacked image"):
