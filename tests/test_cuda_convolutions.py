@@ -29,7 +29,9 @@ torch.manual_seed(0)
 for channels in (1, 3):
     network = EnergyNetwork(channels, 8, 16)
     x = torch.rand(3, channels, 8, 8).contiguous(memory_format=torch.channels_last)
-    got = FusedScore(network, torch.device("cpu"), piece=2)(x)  # a whole piece, and half of one
+    made = FusedScore(EnergyNetwork(channels, 8, 16), torch.device("cpu"), piece=2)
+    made.refresh(network)
+    got = made(x)  # a whole piece, and half of one
     with torch.no_grad():
         wanted = network.double().score(x.double())
     error = (got - wanted).flatten(1).norm(dim=1) / wanted.flatten(1).norm(dim=1)
