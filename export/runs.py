@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import nn
 
 from metastable import __version__, bundle, datasets
@@ -16,17 +16,22 @@ from metastable.bundle import files
 from metastable.bundle.architectures import check_arguments
 from metastable.errors import BundleError
 from metastable.settings import NETWORKS
+from metastable.training import pieces
+from metastable.training.run import KEPT
 
 PARTS = ("classifier", *NETWORKS)
 
 
 def network_of(part: str, run: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The trained network of a run folder and its constructor arguments; BundleError if unfinished."""
+    """The trained network of a run folder and its constructor arguments.
+
+    Of a run that is not finished it takes the weights that were kept last.  BundleError if there are none.
+    """
     try:
         config = json.loads((run / "config.json").read_text())
-        weights = load_file(run / "weights.safetensors")
     except OSError as error:
-        raise BundleError(f"{run} holds no finished run: {error.strerror} ({error.filename})") from None
+        raise BundleError(f"{run} holds no run: {error.strerror} ({error.filename})") from None
+    weights = {k: v.float() if v.is_floating_point() else v for k, v in load(_weights(run)).items()}
     architecture, arguments = _architecture(part, config)
     with torch.device("meta"):
         network = bundle.ARCHITECTURES[architecture](**arguments)
@@ -52,11 +57,17 @@ def build(runs: dict[str, Path], settings: Path, name: str, out: Path) -> None:
         anomaly=None,
         provenance=bundle.Provenance(
             command=f"export bundle {given} --settings {settings.name} --name {name}",
-            inputs={
-                part: files.digest((run / "weights.safetensors").read_bytes()) for part, run in runs.items()
-            },
+            inputs={part: files.digest(_weights(run)) for part, run in runs.items()},
         ),
     )
+
+
+def _weights(run: Path) -> bytes:
+    finished = run / "weights.safetensors"
+    found = finished.read_bytes() if finished.exists() else pieces.read(run / KEPT)
+    if found is None:
+        raise BundleError(f"{run} holds no weights: let the run go on for a minute or more")
+    return found
 
 
 def _architecture(part: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metastable.engine.runners.cuda_energy import FusedScore, fits
+from metastable.engine.runners.cuda_energy import TILES, FusedScore, Tile, _fastest, fits
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.score import ScoreNetwork
 
@@ -29,7 +29,9 @@ torch.manual_seed(0)
 for channels in (1, 3):
     network = EnergyNetwork(channels, 8, 16)
     x = torch.rand(3, channels, 8, 8).contiguous(memory_format=torch.channels_last)
-    got = FusedScore(network, torch.device("cpu"), piece=2)(x)  # a whole piece, and half of one
+    made = FusedScore(EnergyNetwork(channels, 8, 16), torch.device("cpu"), piece=2)
+    made.refresh(network)
+    got = made(x)  # a whole piece, and half of one
     with torch.no_grad():
         wanted = network.double().score(x.double())
     error = (got - wanted).flatten(1).norm(dim=1) / wanted.flatten(1).norm(dim=1)
@@ -123,3 +125,36 @@ def test_networks_that_they_are_not_written_for_are_told_apart() -> None:
     made = FusedScore(EnergyNetwork(1, 28, 16), torch.device("cpu"))
     with pytest.raises(RuntimeError, match="take images 1 x 8 n x 8 n, not 1 x 28 x 28"):
         made(torch.rand(2, 1, 28, 28))
+
+
+def test_the_fastest_tile_that_there_is_room_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            self.at = 0.0
+
+        def record(self) -> None:
+            self.at = clock
+
+        def synchronize(self) -> None:
+            pass
+
+        def elapsed_time(self, last: Event) -> float:
+            return last.at - self.at
+
+    class OutOfResources(Exception):
+        """Named as Triton's own."""
+
+    costs = dict(zip(TILES, (3.0, 1.0, 2.0, 0.0), strict=True))
+
+    def launch(tile: Tile) -> None:
+        nonlocal clock
+        if tile == TILES[-1]:
+            raise OutOfResources
+        clock += costs[tile]
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert _fastest(list(TILES), launch) == TILES[1]
+    with pytest.raises(RuntimeError, match="no tile"):
+        _fastest([TILES[-1]], launch)

@@ -80,7 +80,7 @@ PIECES = (
         "energy-device --bundle {bundle} --data {data} --device {device} --minutes {minutes} --out {folder}",
         "--updates 4 --switch 2 --warm 2 --features 4 --bank 8 --batch 4 --steps 2 --report-every 2 "
         "--check-images 4 --check-steps 2",
-        back=("weights-fp16*", "so-far.json", "log.jsonl", "checkpoint.pt*", "*.png"),
+        back=("weights-fp16*", "config.json", "so-far.json", "checkpoint.pt*", "log.jsonl", "*.png"),
     ),
     Piece(
         "serve",

@@ -70,9 +70,9 @@ class Front:
 
 
 def closed(front: Front, width: int, seconds: float) -> float:
-    """Answers a second with `width` requests always under way."""
+    """Answers a second with `width` requests always under way, for `seconds` or until there is an answer."""
     started = time.perf_counter()
-    while time.perf_counter() < started + seconds:
+    while time.perf_counter() < started + seconds or not (front.milliseconds or front.refused):
         while front.held < width:
             front.add(time.perf_counter())
         front.step()

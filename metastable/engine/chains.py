@@ -5,6 +5,7 @@ Knows which request a chain belongs to, and nothing of rounds, deadlines or admi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
@@ -18,6 +19,7 @@ from metastable.engine.runners import Batch, Kind, Runner
 from metastable.errors import EngineFailure
 from metastable.noise import ChainKey
 
+STEP = cuda_noise.FIELDS - 1  # the field of a packed key that counts steps
 REDRAWN = 1 << 32
 """Added to the number of a chain that is drawn again: other noise, and as repeatable."""
 
@@ -41,10 +43,9 @@ class Chains:
     ) -> None:
         self._runner, self._costs, self._shape, self._clock = runner, costs, shape, clock
         self._x = torch.zeros(slots, *shape, device=runner.abilities.device)
-        # Keys and steps once more, packed when a chain starts: no batch has to pack its thousands anew.
+        # Steps, and keys once more, packed when a chain starts: no batch has to pack its thousands anew.
         self._packed = torch.zeros(cuda_noise.FIELDS, slots, dtype=torch.int64)
         self._key: list[ChainKey] = [(0, 0)] * slots
-        self._step = [0] * slots
         self._owner: list[Request | None] = [None] * slots
         self._free = list(range(slots))
         self.steps_made = 0
@@ -91,18 +92,18 @@ class Chains:
 
         Returns the slots of chains that have arrived, and requests with a chain that is broken.
         """
-        size = len(slots)
-        owners = [o for slot in slots if (o := self._owner[slot]) is not None]
-        left = min(o.steps - self._step[slot] for o, slot in zip(owners, slots, strict=True))
+        size, rows = len(slots), torch.tensor(slots)
+        owners = [self._owned(slot) for slot in slots]
+        packed, wanted = self._packed.index_select(1, rows), torch.tensor([o.steps for o in owners])
+        left = int((wanted - packed[STEP]).min())
         steps = max(1, min(left, int(budget / self._costs.seconds(kind, size))))
-        rows = torch.tensor(slots)
         there = rows.to(self._x.device)
         batch = Batch(
             self._x.index_select(0, there),
             [self._key[slot] for slot in slots],
-            [self._step[slot] for slot in slots],
+            packed[STEP].tolist(),
             [o.parameters for o in owners],
-            self._packed.index_select(1, rows),
+            packed,
         )
         started = self._clock()
         x, moved = self._runner.advance(kind, batch, steps)
@@ -110,17 +111,17 @@ class Chains:
         self._costs.observe(kind, size, spent / steps)
         self.steps_made += steps * size
         self._x.index_copy_(0, there, x)
-        self._packed[3].index_add_(0, rows, moved)
-        finite = x.flatten(1).isfinite().all(1).tolist()
-        arrived, broken = [], []
-        for slot, owner, good, made in zip(slots, owners, finite, moved.tolist(), strict=True):
-            owner.charge("purify", spent / size)
-            self._step[slot] += made
-            if not good:
-                broken += self._redraw(owner, slot)
-            elif self._step[slot] >= owner.steps or made < steps:
-                arrived.append(slot)
-        return arrived, broken
+        self._packed[STEP].index_add_(0, rows, moved)
+        for owner, count in Counter(owners).items():
+            owner.charge("purify", spent * count / size)
+        finite = x.flatten(1).isfinite().all(1).cpu()
+        over = finite & ((packed[STEP] + moved >= wanted) | (moved < steps))
+        broken = [
+            request
+            for row in (~finite).nonzero().flatten().tolist()
+            for request in self._redraw(owners[row], slots[row])
+        ]
+        return [slots[row] for row in over.nonzero().flatten().tolist()], broken
 
     def classify(self, slots: list[int]) -> list[Request]:
         """Classify finished chains, give outputs and states to their requests, and free the slots.
@@ -133,15 +134,14 @@ class Chains:
         outputs = self._runner.classify(x).float()
         spent = self._clock() - started
         self._costs.observe(CLASSIFY, size, spent)
-        finite = outputs.isfinite().all(1).tolist()
+        finite, made = outputs.isfinite().all(1).tolist(), self._packed[STEP, slots].tolist()
         broken = []
         for row, slot in enumerate(slots):
-            owner = self._owner[slot]
-            assert owner is not None, "a chain that is classified has an owner"
+            owner = self._owned(slot)
             owner.charge("classify", spent / size)
             if finite[row]:
                 chain = self._key[slot][1] % REDRAWN
-                owner.finished[chain] = Finished(outputs[row], x[row], self._step[slot])
+                owner.finished[chain] = Finished(outputs[row], x[row], made[row])
             else:
                 broken.append(owner)
         for owner in self.owners(slots):
@@ -159,8 +159,11 @@ class Chains:
             sigma = torch.full((len(slots),), sigma_of(request.job.setting, request.job.flagged))
             x = inject(x, sigma.to(device), noise.normal(keys, 0, self._shape, device))
         self._x[slots] = x
-        for slot in slots:
-            self._step[slot] = 0
+
+    def _owned(self, slot: int) -> Request:
+        owner = self._owner[slot]
+        assert owner is not None, "a chain that is under way has an owner"
+        return owner
 
     def _redraw(self, request: Request, slot: int) -> list[Request]:
         """Start a chain again with other noise, once; the second time its request is broken."""

@@ -186,7 +186,8 @@ def train(config: ClassifierConfig, data: Path, out: Path, device: str = "auto")
         if step % 5 == 0:
             _lookahead(network, average, step, total)
         bar.update()
-        bar.set_postfix(loss=f"{loss.item() / len(pick):.3f}", refresh=False)
+        if step % 20 == 0:  # seldom: it waits for the device
+            bar.set_postfix(loss=f"{loss.item() / len(pick):.3f}", refresh=False)
         if step % per_epoch == 0:
             run.log(epoch=step / per_epoch, loss=loss.item() / len(pick))
         run.keep(network)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from metastable import bundle, datasets
-from metastable.engine.runners.cuda_graphs import WARM_UP, Recording
+from metastable.engine.runners.cuda_graphs import Recording
 from metastable.networks import channels_last
 from metastable.training import health
 from metastable.training.energy import start_bank, start_network
@@ -121,7 +121,7 @@ class _Training:
     def _warm(self) -> None:
         optimizer = self.trainer.optimizer(adam=True)
         work = self._recorded(lambda: self.trainer.warm(optimizer))
-        for _ in range(max(0, self.config.warm - WARM_UP)):
+        for _ in range(self.config.warm - work.made):
             work.replay()
 
     def _recorded(self, work: Callable[[], None]) -> Recording:
@@ -142,7 +142,7 @@ class _Training:
                     group.update(options)  # of this device, and with the rates of now
             self._saved = None
             self._work = self._recorded(lambda: self.trainer.update(optimizer))
-            self.update += WARM_UP  # they are updates like all others
+            self.update += self._work.made  # updates like all others
         while self.update < until:
             self._work.replay()
             self.update += 1

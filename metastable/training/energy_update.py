@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metastable.engine.runners.cuda_energy import FusedScore, fits
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.energy_prepared import PreparedScore
 from metastable.training.energy import EnergyMlConfig
@@ -33,6 +34,7 @@ class DeviceConfig(EnergyMlConfig):
         rejuvenation: chance that a chain starts again from data when its turn comes.
         warm: updates of score matching before the first, at noise in [warm_low, warm_high].
         half: chains run on a float16 score.
+        kernels: and that of our own Triton kernels (`cuda_energy`), where they are written for the network.
         check_s: seconds between checks.
         check_images, check_steps: of a check: chains from test images, and their Langevin steps.
         bundle: folder of the bundle whose classifier says whether chains have kept their class.
@@ -53,6 +55,7 @@ class DeviceConfig(EnergyMlConfig):
     warm_low: float = 0.02
     warm_high: float = 0.06
     half: bool = True
+    kernels: bool = False
     check_s: float = 60.0
     check_images: int = 256
     check_steps: int = 1_500
@@ -76,6 +79,8 @@ class Trainer:
         images: uint8 [N, C, H, W], the training set.
         bank: float16 [bank, C, H, W]; moved to the device.
         rate: multiplies the learning rates.
+
+    Raises ValueError where our own kernels are asked for and not written for the network.
     """
 
     def __init__(
@@ -94,7 +99,13 @@ class Trainer:
         self._rows = torch.arange(config.batch, device=device)
         self.figures = torch.zeros(config.report_every, len(FIGURES), device=device)
         self._tick = torch.zeros(1, dtype=torch.int64, device=device)
-        self.score = PreparedScore(network, torch.float16 if config.half else torch.float32)
+        self.score: PreparedScore | FusedScore
+        if config.kernels and not (fits(network) and images.shape[-1] % 8 == 0):
+            raise ValueError("our own kernels are not written for this network: leave out --kernels")
+        if config.kernels:
+            self.score = FusedScore(network, device, config.batch)
+        else:
+            self.score = PreparedScore(network, torch.float16 if config.half else torch.float32)
         assert network.last.bias is not None
         network.last.bias.requires_grad_(False)  # it shifts U by a constant
 
@@ -150,12 +161,14 @@ class Trainer:
     def walk(self, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Langevin steps (eq. 3) from x [B, C, H, W] on the prepared score; the last one's mean |grad U|."""
         tau = self.config.tau
-        share, score = 0.5 * tau**2 / self.score.scale, torch.zeros_like(x)
+        fused = isinstance(self.score, FusedScore)
+        scale = 1.0 if isinstance(self.score, FusedScore) else self.score.scale
+        raw = torch.zeros_like(x)
         for _ in range(steps):
-            score = self.score(x - 0.5).float()
-            x = torch.add(x, score, alpha=share).add_(torch.randn_like(x), alpha=tau)
-        norm = torch.linalg.vector_norm(score.flatten(1), dim=1).mean()
-        return x, norm / self.score.scale
+            raw = self.score(x if fused else x - 0.5).float()
+            x = torch.add(x, raw, alpha=0.5 * tau**2 / scale).add_(torch.randn_like(x), alpha=tau)
+        norm = torch.linalg.vector_norm(raw.flatten(1), dim=1).mean()
+        return x, norm / scale
 
     def recent(self) -> dict[str, list[float]]:
         """The figures of the last `report_every` updates, or of as many as there were, the oldest first."""

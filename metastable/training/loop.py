@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from metastable.training.run import Learner, Run
+
+REPORT = 100  # updates between lines of the log
 
 
 def schedule(step: int, warmup: int, total: int) -> float:
@@ -37,7 +40,7 @@ def descend(
         desc: what the progress bar says.
     """
     learner.resume(run)
-    running: float | None = None
+    running: Tensor | None = None  # on the device: to read it would wait for the update
     bar = tqdm(total=updates, initial=learner.step, desc=desc, unit="update", mininterval=5)
     while (step := learner.step) < updates:
         for group in learner.optimizer.param_groups:
@@ -49,11 +52,12 @@ def descend(
         learner.optimizer.step()
         learner.step = step = step + 1
         learner.average.update(learner.network, step)
-        running = loss.item() if running is None else running + 0.02 * (loss.item() - running)
+        loss = loss.detach()
+        running = loss if running is None else torch.lerp(running, loss, 0.02)
         bar.update()
-        bar.set_postfix(loss=f"{running:.4f}", refresh=False)
-        if step % 100 == 0:
-            run.log(step=step, loss=running)
+        if step % REPORT == 0:
+            bar.set_postfix(loss=f"{running.item():.4f}", refresh=False)
+            run.log(step=step, loss=running.item())
         run.keep(learner.average.shadow)
         run.checkpoint(learner.state)
     bar.close()

@@ -69,10 +69,17 @@ def test_a_bundle_of_digits_from_runs(tmp_path: Path) -> None:
         assert torch.allclose(run(x), wanted(x), atol=2e-2)  # float16 storage
 
 
-def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
-    Run(tmp_path / "half", ScoreConfig())
-    with pytest.raises(BundleError, match="no finished run"):
-        runs.network_of("score", tmp_path / "half")
+def test_a_run_without_weights_is_refused_and_one_that_kept_some_is_taken(tmp_path: Path) -> None:
+    folder, network = tmp_path / "half", ScoreNetwork(widths=(4, 8, 8))
+    with pytest.raises(BundleError, match="holds no run"):
+        runs.network_of("score", folder)
+    run = Run(folder, ScoreConfig(widths="4,8,8"))
+    with pytest.raises(BundleError, match="holds no weights"):
+        runs.network_of("score", folder)
+    run.keep(network, now=True)
+    found, _ = runs.network_of("score", folder)
+    for name, value in network.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value.half().float())
 
 
 def test_the_archive_holds_all_that_a_worker_imports(tiny_folder: Path, root: Path, tmp_path: Path) -> None:

@@ -103,6 +103,11 @@ def test_chains_follow_the_langevin_equation(data: Path, half: bool) -> None:
     assert float(strength) == pytest.approx(float(score.flatten(1).norm(dim=1).mean()), rel=0.02)
 
 
+def test_kernels_that_are_not_written_for_a_network_are_refused(data: Path) -> None:
+    with pytest.raises(ValueError, match="leave out --kernels"):
+        trainer(data, kernels=True)
+
+
 def test_rejuvenated_chains_are_data_again(data: Path) -> None:
     made = trainer(data, rejuvenation=1.0, steps=1, tau=1e-3, data_noise=1e-3, half=False)
     made.bank.fill_(9.0)

@@ -48,7 +48,7 @@ def fits(network: nn.Module) -> bool:
 
 
 class FusedScore:
-    """The score of an EnergyNetwork as it was when this was made.
+    """The score of an EnergyNetwork as it was when this was made, or refreshed.
 
     Args:
         network: for which `fits` holds.
@@ -58,26 +58,36 @@ class FusedScore:
 
     def __init__(self, network: EnergyNetwork, device: torch.device, piece: int = PIECE) -> None:
         self._slope, self._piece, self._device = network.slope, piece, device
-        weights = [weight.float().cpu() for weight in _weights(network)]
-        convolutions = [layer for layer in network.hidden if isinstance(layer, nn.Conv2d)]
-        self._biases = [
-            layer.bias.detach().float().to(device) for layer in convolutions if layer.bias is not None
-        ]
-        self.features, self.channels = int(weights[0].shape[0]), int(weights[0].shape[1])
-        taps = 9 * self.channels
-        self._depth = max(16, 1 << (taps - 1).bit_length())
-        first = torch.zeros(self._depth, self.features)
-        first[:taps] = 2 * weights[0].permute(2, 3, 1, 0).reshape(taps, -1)
-        final = torch.zeros(3, 3, self.features, 16)
-        final[..., : self.channels] = weights[0].flip(2, 3).permute(2, 3, 0, 1)
-        self._first, self._final = self._half(first), self._half(final)
-        # [CO, CI, ky, kx] to [ky, kx, CI, CO], and for the way back to [ky, kx, CO, CI]
-        self._down = [self._half(w.permute(2, 3, 1, 0)) for w in weights[1:]]
-        self._up = [self._half(w.permute(2, 3, 0, 1)) for w in weights[1:]]
-        self._top = self._half(-2 * SCALE * network.last.weight.detach()[0].permute(1, 2, 0))
+        self.features, self.channels = (int(n) for n in _weights(network)[0].shape[:2])
+        n, c, final = self.features, self.channels, network.last.weight.shape[-1]
+        depth = max(16, 1 << (9 * c - 1).bit_length())
+
+        def half(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float16, device=device)
+
+        self._first, self._final = half(depth, n), half(3, 3, n, 16)
+        self._down = [half(4, 4, n << i, n << i + 1) for i in range(3)]
+        self._up = [half(4, 4, n << i + 1, n << i) for i in range(3)]
+        self._biases = [torch.zeros(n << i, device=device) for i in range(4)]
+        self._top = half(final, final, n << 3)
+        self.refresh(network)
         self._buffers: dict[int, list[Tensor]] = {}
         self._chosen: dict[tuple[str, int, int], Tile] = {}
         self._tried = False
+
+    @torch.no_grad()
+    def refresh(self, network: EnergyNetwork) -> None:
+        """Take the weights that the network has now, in place: a recorded graph goes on with them."""
+        weights, c = _weights(network), self.channels
+        self._first[: 9 * c].copy_(2 * weights[0].permute(2, 3, 1, 0).reshape(9 * c, -1))
+        self._final[..., :c].copy_(weights[0].flip(2, 3).permute(2, 3, 0, 1))
+        for i, weight in enumerate(weights[1:]):  # [CO, CI, ky, kx]
+            self._down[i].copy_(weight.permute(2, 3, 1, 0))
+            self._up[i].copy_(weight.permute(2, 3, 0, 1))
+        convolutions = [layer for layer in network.hidden if isinstance(layer, nn.Conv2d)]
+        for own, layer in zip(self._biases, convolutions, strict=True):
+            own.copy_(layer.bias.detach() if layer.bias is not None else torch.zeros_like(own))
+        self._top.copy_(-2 * SCALE * network.last.weight[0].permute(1, 2, 0))
 
     def __call__(self, x: Tensor) -> Tensor:
         """-dU/dx float32 for float32 x [B, C, H, W] in [0, 1], both channels last.
@@ -108,8 +118,8 @@ class FusedScore:
         b, c, size, _ = x.shape
         held, n, slope, whole = self._held(size), self.features, self._slope, b * size * size
         kernels.first[(_tiles(whole, 128),)](
-            x, self._first, self._biases[0], held[0], whole, SIZE=size, C=c, K=self._depth, CO=n, SLOPE=slope,
-            M=128, num_warps=4,
+            x, self._first, self._biases[0], held[0], whole, SIZE=size, C=c, K=len(self._first), CO=n,
+            SLOPE=slope, M=128, num_warps=4,
         )  # fmt: skip
         for i in range(3):
 
@@ -156,9 +166,6 @@ class FusedScore:
             self._tried = self._device.type != "cpu"
             self._chosen[key] = _fastest(cut, launch) if self._tried else cut[0]
         return self._chosen[key]
-
-    def _half(self, weight: Tensor) -> Tensor:
-        return weight.to(self._device, torch.float16).contiguous()
 
 
 def _weights(network: EnergyNetwork) -> list[Tensor]:

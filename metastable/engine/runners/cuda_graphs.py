@@ -30,17 +30,17 @@ class Recording:
 
     Args:
         work: reads and writes tensors that stay where they are.  It runs WARM_UP times before it is
-            recorded, so fill the buffers afterwards.
+            recorded, so fill the buffers afterwards; on the CPU it does not.
         pool: memory that recordings share (`torch.cuda.graph_pool_handle`), or None.  Never replayed at
             the same time, they may use the same for what they compute in between.
     """
 
     def __init__(self, work: Callable[[], None], device: torch.device, pool: Any) -> None:
         self.replay: Callable[[], None] = work
+        self.made = 0  # times that the work has run already
         if device.type != "cuda":
-            for _ in range(WARM_UP):
-                work()
             return
+        self.made = WARM_UP
         with torch.cuda.device(device):
             side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
