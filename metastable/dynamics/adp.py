@@ -22,7 +22,10 @@ class AdpResult:
 
 
 def inject(x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """x_0 = clip(x + sigma z, 0, 1), with one sigma a chain: [B]."""
+    """x_0 = clip(x + sigma z, 0, 1), with one sigma a chain: [B].
+
+    The clip is in the text of the paper's experiments; Algorithm 1 and eq. 12 have none.
+    """
     return (x + sigma.view(-1, 1, 1, 1) * noise).clamp(0, 1)
 
 

@@ -201,11 +201,11 @@ def _share(count: int, n: int) -> list[float]:
 
 
 def estimate(plans: dict[str, Plan], test: datasets.ImageSet, config: RobustConfig, device: str) -> str:
-    """How long the annealed attacks of a setting and radius can take, from one gradient of one group."""
+    """How long the annealed attacks of a setting and radius can take, from one gradient of a few images."""
     annealed = [(plan.attack, plan.target) for plan in plans.values() if isinstance(plan.attack, Annealed)]
     if not annealed:
         return "none of these attacks is annealed, so there is no estimate"
-    some = test.take(config.batch)
+    some = test.take(min(config.batch, 4))
     images, labels = datasets.to_float(some.images).to(device), some.labels.to(device)
     attack, target = annealed[0]
     attacked, _ = attack.on(target, config.seed)

@@ -102,7 +102,7 @@ def test_the_shipped_settings_make_one_evaluation_and_spare_no_image(root: Path)
     assert shipped.names == ("none", "fast", "balanced", "accurate")
     for name in shipped.names[1:]:
         one = shipped[name]
-        assert (one.dynamics, one.network, one.steps, one.sigma) == ("adp", "purifier", 1, 0.1)
+        assert (one.dynamics, one.network, one.steps, one.sigma) == ("adp", "purifier", 1, 0.05)
         assert (one.step_fraction, one.step_bounds, one.stop) == (1.0, (1.0, 1.0), 0.0)
         assert one.sigma_unflagged is None
 
