@@ -3,6 +3,7 @@
 decide   chains and milliseconds of a decided answer beside a fixed H = 150
 load     latency of cheap requests beside dear ones, through the real server
 steps    nanoseconds of a chain-step on every runner beside the published code; labels of low precision
+gradients direction and cost of an attack's gradients, exact, held and in bfloat16
 resend   what large bodies cost that are sent again at every segment
 all      `steps` and `decide`, short: under a quarter of an hour on 2 cores; their ratios in one line
 """
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import agreement, contenders, decide, load, resend, steps
+from benchmarks import agreement, contenders, decide, gradients, load, resend, steps
 from metastable import bundle, datasets
 from metastable.engine.runners import Runner
 from metastable.errors import MetastableError
@@ -86,6 +87,13 @@ def _picture(args: argparse.Namespace) -> Path | None:
 
 def run_resend(args: argparse.Namespace) -> dict[str, Any]:
     return resend.measure(args.bundle, args.image, args.work, together=args.together, rounds=args.rounds)
+
+
+def run_gradients(args: argparse.Namespace) -> dict[str, Any]:
+    """On training images, which no table reports."""
+    loaded = bundle.load(args.bundle)
+    train = datasets.load("cifar10", datasets.data_root(args.data), "train").take(args.n)
+    return {"rows": gradients.measure(loaded, train, args.setting, args.samples, args.rounds)}
 
 
 def run_all(args: argparse.Namespace) -> dict[str, Any]:
@@ -159,6 +167,14 @@ def main() -> None:
     one.add_argument("--skip", type=int, default=6000)
     one.add_argument("--chains", default="energy=8,fast=24", help="settings and chains of that comparison")
     one.set_defaults(run=run_steps)
+
+    one = commands.add_parser("gradients", parents=[common])
+    one.add_argument("--data", type=Path, help="folder of the data sets (default: METASTABLE_DATA)")
+    one.add_argument("--setting", default="fast")
+    one.add_argument("--n", type=int, default=8, help="training images")
+    one.add_argument("--samples", type=int, default=16, help="chains of a gradient")
+    one.add_argument("--rounds", type=int, default=5)
+    one.set_defaults(run=run_gradients)
 
     one = commands.add_parser("all", parents=[common])
     add_decide(one, n=60, timed=3, work="runs/decide-short")
