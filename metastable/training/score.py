@@ -32,7 +32,7 @@ class ScoreConfig:
     """Noise levels are in [0, 1] image units; `widths` is three numbers separated by commas.
 
     `clip` trains on clip(x + sigma n, 0, 1), which is what ADP injects (the clip is in the text of its
-    experiments; Algorithm 1 and eq.  12 have none) and what its network then sees.  The output is no
+    experiments; Algorithm 1 and eq. 12 have none) and what its network then sees.  The output is no
     longer a score where pixels were clipped, but still the least-squares way back.  It matters where most
     pixels are 0 or 1: half of MNIST's noise is cut off, so the noise that is left has a mean.
     """

@@ -14,6 +14,6 @@ def test_cosines_are_to_the_exact_gradient_of_the_same_noise(tiny: bundle.Bundle
     ]  # fmt: skip
     exact, held, _, rounded = rows
     assert exact["cosine"] == exact["time"] == 1
-    assert 0 < held["cosine"] < 1
+    assert 0.9 < held["cosine"] <= 1  # a step of this tiny network hardly depends on its size
     assert rounded["cosine"] > 0.5
     assert all(row["time"] > 0 for row in rows)
