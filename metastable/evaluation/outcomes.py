@@ -39,6 +39,16 @@ def same_run(path: Path, config: Any) -> None:
     path.write_text(text)
 
 
+def same_attack(path: Path, attack: str) -> None:
+    """Keep an attack's parameters at `path`; raises DataError if others lie there.
+
+    Its own defaults are part of them: outcomes of two versions of an attack must not mix.
+    """
+    if path.exists() and path.read_text() != attack + "\n":
+        raise DataError(f"{path} says that other parameters made these outcomes: choose another --work")
+    path.write_text(attack + "\n")
+
+
 def judge(
     bundle: Bundle, engine: LocalEngine, images: Tensor, norms: Tensor, seeds: Sequence[int], setting: str
 ) -> list[Outcome]:

@@ -39,7 +39,7 @@ from metastable.attacks.target import Detector, WhiteBox
 from metastable.bundle import Bundle
 from metastable.engine.local import engine_on
 from metastable.errors import DataError
-from metastable.evaluation.outcomes import Outcome, judge, read_outcomes, same_run
+from metastable.evaluation.outcomes import Outcome, judge, read_outcomes, same_attack, same_run
 from metastable.evaluation.robust_rows import NATURAL, Row, summarize_row
 from metastable.networks.energy import EnergyNetwork
 from metastable.settings import Setting
@@ -164,6 +164,7 @@ class Outcomes:
         left = [i for i in group if (setting, name, i) not in self._done]
         if not left:
             return
+        same_attack(self._out / f"{setting}-{name}-attack.txt", repr(made.attack))
         natural = {i: self._done[setting, NATURAL, i] for i in group}
         lost = [i for i in left if natural[i]["predicted"] != natural[i]["label"]]
         place = {"setting", "attack", "index", "label"}

@@ -58,6 +58,11 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_outcomes(
         }
     with pytest.raises(DataError, match="another configuration"):
         robust.measure(tiny, test_set, rows(), config(eps=0.1), tmp_path / "a")
+    # An attack's own defaults may change between versions: its parameters lie beside the outcomes.
+    (tmp_path / "4" / "outcomes.jsonl").write_text("")
+    (tmp_path / "4" / "fast-bpda-eot-attack.txt").write_text("BpdaEot(steps=1)\n")
+    with pytest.raises(DataError, match="other parameters made these outcomes"):
+        robust.measure(tiny, test_set, rows(), config(), tmp_path / "4")
 
 
 def test_rows_and_images_may_be_added_to_a_folder(
