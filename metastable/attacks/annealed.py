@@ -39,7 +39,7 @@ class Annealed:
         steps: gradients, at most.
         samples: chains of each, half of them mirrored where the classifier averages mirror images.
         loss: what is climbed (metastable.attacks.ascent.Misclassify).
-        random_start: begin at a uniform point of the ball instead of at the image; restarts always do.
+        random_start: begin at a random point of the ball instead of at the image; restarts always do.
         restarts: runs, the later ones for images that are not yet wrong by half of `certain`.
         gradient, levels, bf16: see metastable.attacks.target.Eot.
     """
@@ -95,7 +95,7 @@ class Annealed:
         attacked, looks = self.on(target, seed)
         x, mover = images.clone(), self._mover(images, ball)
         if self.random_start or again:
-            x[rows] = ball.start(images[rows], torch.Generator().manual_seed(seed))
+            x[rows] = self._start(images[rows], ball, torch.Generator().manual_seed(seed))
         recent = Recent(len(x), looks, x.device)
         bar = tqdm(range(self.steps + 1), "attack steps", mininterval=2, leave=False, disable=not progress)
         for turn in bar:
@@ -111,6 +111,10 @@ class Annealed:
             length = self.eps * annealed(turn, self.steps, self.first, self.last)
             x[rows] = ball.project(x[rows] + length * mover.move(rows, gradient[going]), images[rows])
 
+    def _start(self, images: Tensor, ball: Ball, rng: torch.Generator) -> Tensor:
+        """Where a run begins that does not begin at the images."""
+        return ball.start(images, rng)
+
     def _mover(self, images: Tensor, ball: Ball) -> Mover:
         return Momentum(images, ball, self.momentum)
 
@@ -120,6 +124,8 @@ class Annealed:
             return target, 1
         purifies = target.defense.setting.purifies
         samples = self.samples if purifies else 1  # without a purification there is nothing to average
+        if purifies and target.defense.averages_mirrors:
+            samples += samples % 2  # as many mirrored as not
         given = dataclasses.replace(
             target,
             samples=samples,

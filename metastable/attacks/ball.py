@@ -59,6 +59,11 @@ class Ball:
         grid = torch.min(torch.max((255 * x).round(), low), high)
         return torch.where(low <= high, grid, 255 * x).clamp(0, 255) / 255
 
+    def distance(self, x: Tensor, images: Tensor) -> Tensor:
+        """How far x is from the images in the norm, [B]."""
+        offset = (x - images).flatten(1)
+        return offset.abs().amax(1) if self.norm == "linf" else torch.linalg.vector_norm(offset, dim=1)
+
     def direction(self, gradient: Tensor) -> Tensor:
         """argmax of <v, gradient> over |v| <= 1 (Hill 2021, eq. 8): the sign, or the unit vector."""
         return gradient.sign() if self.norm == "linf" else _unit(gradient)

@@ -25,7 +25,7 @@ from metastable.attacks.salt_pepper import SaltPepper
 from metastable.attacks.score_aware import ScoreAware
 from metastable.attacks.spsa import Spsa
 from metastable.attacks.square import Square
-from metastable.attacks.target import Eot, Target, WhiteBox
+from metastable.attacks.target import Eot, Levels, Target, WhiteBox
 
 Mode = Literal["bare", "none", "bpda", "exact", "held", "smooth"]
 """How an attack comes by its gradient: the bare classifier's, from no gradient at all, or through the
@@ -58,6 +58,7 @@ class Options:
         step: length of a step; None is eps / 4, 2/255 for 8/255 (for `mim` eps / steps).
         samples, check: H_adv and H_def; None is 16 for the annealed attacks, and Hill's 15 for the others.
         restarts, loss: of the attacks that climb (metastable.attacks.pgd); None for an attack's own restarts.
+        levels: the noise that the annealed attacks expect (metastable.attacks.target.Levels).
         bf16: run the networks in bfloat16 where the annealed attacks look for a way.
     """
 
@@ -69,6 +70,7 @@ class Options:
     check: int = 150
     restarts: int | None = None
     loss: Loss = "ce"
+    levels: Levels = "served"
     bf16: bool = False
 
 
@@ -86,7 +88,7 @@ class _Entry(NamedTuple):
 
 _CLIMB = ("step", "steps", "restarts", "loss")
 _VERIFIED = (*_CLIMB, "samples", "check")
-_ANNEALED = ("steps", "samples", "restarts", "gradient", "bf16")
+_ANNEALED = ("steps", "samples", "restarts", "gradient", "levels", "bf16")
 _AWARE = ("step", "steps", "restarts", "samples", "check", "detector")
 
 
@@ -112,14 +114,14 @@ _ENTRIES: dict[str, _Entry] = {
     "annealed-margin": _Entry(
         None, partial(Annealed, loss="margin", random_start=True, restarts=2), _ANNEALED
     ),
-    "joint": _Entry(None, Evasion, (*_ANNEALED, "detectors")),
+    "joint": _Entry(None, Evasion, ("steps", "samples", "restarts", "gradient", "bf16", "detectors")),
     "score-aware-targeted": _Entry("exact", _aimed, _AWARE),
     "salt-pepper": _Entry("none", SaltPepper, ("steps",)),
     "spsa": _Entry("none", Spsa, _CLIMB),
     "carlini-wagner": _Entry("exact", partial(Art, name="carlini-wagner"), ("steps",)),
     "ead": _Entry("exact", partial(Art, name="ead"), ("steps",)),
     "square": _Entry("none", Square, ("steps", "samples", "check"), chains=Square.samples),
-    "autoattack-rand": _Entry("exact", AutoRand, ("steps", "samples", "check"), chains=AutoRand.samples),
+    "autoattack-rand": _Entry(None, AutoRand, ("steps", "samples", "check"), chains=AutoRand.samples),
     "boundary": _Entry("none", partial(Art, name="boundary"), ("steps",)),
 }
 NAMES = tuple(_ENTRIES)
@@ -151,6 +153,7 @@ def plan(name: str, box: WhiteBox, options: Options) -> Plan:
         "loss": options.loss,
         "gradient": gradient,
         "bf16": options.bf16,
+        "levels": options.levels,
         "detector": box.detectors[0] if box.detectors else None,
         "detectors": box.detectors,
         **({} if steps is None else {"steps": steps}),

@@ -42,6 +42,10 @@ class Evasion(Annealed):
     least: float = 0.1
     most: float = 30.0
 
+    def _start(self, images: Tensor, ball: Ball, rng: torch.Generator) -> Tensor:
+        """Near the image: most points of the ball are far beyond the threshold."""
+        return Ball(ball.norm, ball.eps / 8).start(images, rng)
+
     def _mover(self, images: Tensor, ball: Ball) -> Mover:
         return _Evader(images, ball, self)
 

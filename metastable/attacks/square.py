@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metastable.attacks.art import classifier, seeded_numpy, toolbox
-from metastable.attacks.ascent import Attacked, Misclassify, judged
+from metastable.attacks.ascent import Attacked, Best, Misclassify, judged
 from metastable.attacks.ball import Ball, Norm
 from metastable.attacks.target import Eot, Target, fresh
 
@@ -66,6 +66,8 @@ class Square:
         """See metastable.attacks.ascent.Attack."""
         if min(images.shape[2:]) < (smallest := 5 if self.norm == "linf" else 10):
             raise ValueError(f"square needs images of at least {smallest} pixels a side")
+        if self.eps == 0:  # the toolbox takes no such ball; nothing is to be found in it
+            return Best(images).result
         ball, asked = Ball(self.norm, self.eps), target
         if isinstance(target, Eot):
             asked = dataclasses.replace(target, seed=seed, samples=self.samples)

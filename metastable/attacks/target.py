@@ -191,7 +191,8 @@ class Eot:
     def _flagged(self, images: Tensor) -> Tensor:
         """Which chains get a flagged image's noise: bool [B * samples]."""
         if self.levels == "served":
-            return self.defense.flags(images).repeat_interleave(self.samples)
+            with torch.autocast(images.device.type, enabled=False):  # as the server has it
+                return self.defense.flags(images).repeat_interleave(self.samples)
         # Pairs of chains, because `mirror` tells even ones from odd.
         pairs = (
             torch.arange(self.samples) // 2 % 2 == 1 if self.levels == "mixed" else torch.zeros(self.samples)

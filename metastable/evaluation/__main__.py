@@ -110,7 +110,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         line = json.dumps(args.run(args))
-    except MetastableError as error:
+    except (MetastableError, ValueError) as error:  # what an attack refuses is a ValueError
         parser.exit(2, f"{error}\n")
     if path := cli.beside(args.out, ".json"):
         path.write_text(line + "\n")

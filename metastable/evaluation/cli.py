@@ -45,7 +45,7 @@ def load_bundle(args: argparse.Namespace) -> bundle.Bundle:
 
 def chosen_settings(names: str | None, loaded: bundle.Bundle) -> tuple[str, ...]:
     """The settings in a list separated by commas, all for None; SettingsError for one that is not there."""
-    wanted = tuple(names.split(",")) if names else loaded.settings.names
+    wanted = tuple(dict.fromkeys(names.split(","))) if names else loaded.settings.names
     if unknown := sorted(set(wanted) - set(loaded.settings.names)):
         raise SettingsError(f"there are no settings {unknown}: choose from {loaded.settings.names}")
     return wanted
@@ -62,11 +62,27 @@ def test_images(args: argparse.Namespace, loaded: bundle.Bundle) -> datasets.Ima
     return test
 
 
+def count(text: str) -> int:
+    """A whole number from 0; ValueError for others."""
+    found = int(text)
+    if found < 0:
+        raise ValueError(f"{text!r} is below 0")
+    return found
+
+
+def from_one(text: str) -> int:
+    """A whole number from 1; ValueError for others."""
+    found = int(text)
+    if found < 1:
+        raise ValueError(f"{text!r} is below 1")
+    return found
+
+
 def ratio(text: str) -> Fraction:
-    """A number like 8/255, 0.5/255 or 0.5; ValueError for anything else."""
+    """A number like 8/255, 0.5/255 or 0.5, not below 0; ValueError for anything else."""
     above, *below = text.split("/")
     bottom = Fraction(below[0]) if below else Fraction(1)
-    if len(below) > 1 or bottom <= 0:
+    if len(below) > 1 or bottom <= 0 or Fraction(above) < 0:
         raise ValueError(f"{text!r} is not a number such as 8/255 or 0.5")
     return Fraction(above) / bottom
 
@@ -94,18 +110,27 @@ def attack_arguments(parser: argparse.ArgumentParser, several_radii: bool = Fals
 
     With `several_radii`, --eps is a list.
     """
-    parser.add_argument("--skip", type=int, default=0, help="leave out the first images of the fixed order")
+    parser.add_argument("--skip", type=count, default=0, help="leave out the first images of the fixed order")
     parser.add_argument("--norm", default="linf", choices=("linf", "l2"))
     if several_radii:
         parser.add_argument("--eps", type=fractions, default="8/255", help="radius; several for a suite")
     else:
         parser.add_argument("--eps", type=fraction, default="8/255")
     parser.add_argument("--step", type=fraction, help="default: eps / 4 (mim: eps / steps)")
-    parser.add_argument("--steps", type=int, help="default: the attack's own")
-    parser.add_argument("--samples", type=int, help="EOT samples, H_adv (default: 16 annealed, 15 others)")
-    parser.add_argument("--check", type=int, default=150, help="chains that confirm a break, H_def")
-    parser.add_argument("--batch", type=int, default=4, help="images attacked together")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=from_one, help="default: the attack's own")
+    parser.add_argument(
+        "--samples", type=from_one, help="EOT samples, H_adv (default: 16 annealed, 15 others)"
+    )
+    parser.add_argument("--check", type=from_one, default=150, help="chains that confirm a break, H_def")
+    parser.add_argument("--batch", type=from_one, default=4, help="images attacked together")
+    parser.add_argument("--seed", type=count, default=0)
+
+
+def check_device(name: str) -> str:
+    """The device's name; DataError for a GPU that PyTorch does not find."""
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise DataError("PyTorch finds no CUDA device here: leave --device out")
+    return name
 
 
 def machine(device: str = "cpu") -> str:

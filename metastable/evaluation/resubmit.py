@@ -8,6 +8,7 @@ persistence; a judge who looks once does not see it.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,11 @@ from metastable.engine.local import engine_on
 from metastable.errors import DataError
 from metastable.evaluation import cli
 from metastable.evaluation.outcomes import Outcome, judge, read_outcomes
-from metastable.evaluation.robust import secret
+from metastable.evaluation.robust import said, secret
 from metastable.evaluation.robust_rows import shown
 from metastable.evaluation.stats import wilson
+
+ANY = "any"
 
 
 def measure(
@@ -37,14 +40,19 @@ def measure(
     """For every setting and attack of a suite's folder, how often its images are wrong in `tries` more tries.
 
     `once` is the share [value, low, high] (Wilson 95 %) wrong at least once, `each` the mean share of tries,
-    `wrong` the number of wrong tries of every image.  Raises DataError where the folder holds no suite.
+    `wrong` the number of wrong tries of every image; the last row of a setting is by image, over all of its
+    attacks.  Raises DataError where the folder holds no suite of 8-bit images in l_inf, or one of another
+    defense.
     """
     if bundle.anomaly is None:
         raise DataError("the bundle has no anomaly calibration: run the calibrate command first")
     outcomes = read_outcomes(folder / "outcomes.jsonl")
-    engine, score = engine_on("cpu", bundle), bundle.scores[bundle.anomaly.network]
-    found = []
     for setting in settings:
+        _check(bundle, setting, folder)
+    engine, score = engine_on("cpu", bundle), bundle.scores[bundle.anomaly.network]
+    found: list[dict[str, Any]] = []
+    for setting in settings:
+        once_of: dict[int, bool] = {}
         for attack in SUITE:
             right = [
                 o
@@ -65,24 +73,35 @@ def measure(
                     answers = judge(bundle, engine, images[part], norms[part], seeds, setting)
                     for i, answer in zip(rows, answers, strict=True):
                         wrong[i] += answer["predicted"] != right[i]["label"]
-            n = len(right)
-            once = int((wrong > 0).sum())
-            found.append(
-                {
-                    "setting": setting,
-                    "attack": attack,
-                    "n": n,
-                    "tries": tries,
-                    "once": [round(v, 4) for v in (once / n, *wilson(once, n))],
-                    "each": round(float(wrong.mean()) / tries, 4),
-                    "wrong": wrong.tolist(),
-                }
-            )
+            for outcome, times in zip(right, wrong.tolist(), strict=True):
+                once_of[outcome["index"]] = once_of.get(outcome["index"], False) or times > 0
+            row = _row(setting, attack, tries, wrong > 0)
+            found.append(row | {"each": round(float(wrong.mean()) / tries, 4), "wrong": wrong.tolist()})
+        if once_of:
+            found.append(_row(setting, ANY, tries, np.array(list(once_of.values()))))
     if not found:
         raise DataError(
             f"{folder} holds no attacked image of {', '.join(settings)} that was answered rightly"
         )
     return found
+
+
+def _row(setting: str, attack: str, tries: int, once: np.ndarray) -> dict[str, Any]:
+    count, n = int(once.sum()), len(once)
+    share = [round(v, 4) for v in (count / n, *wilson(count, n))]
+    return {"setting": setting, "attack": attack, "n": n, "tries": tries, "once": share}
+
+
+def _check(bundle: Bundle, setting: str, folder: Path) -> None:
+    """DataError unless the folder's outcomes are of this setting and these networks, and its images kept."""
+    path = folder / f"{setting}-config.json"
+    if not path.exists():
+        raise DataError(f"{folder} holds no suite of {setting}: name the folder of one radius, .../eps-8")
+    config = json.loads(path.read_text())
+    if config["setting"] != said(bundle, bundle.settings[setting]):
+        raise DataError(f"{path} is of another bundle or setting than {setting} of {bundle.name}")
+    if (config["norm"], config["bits"]) != ("linf", 8):
+        raise DataError("only suites of 8-bit images in l_inf keep what they judged, and can be sent again")
 
 
 def _images(folder: Path, outcomes: Sequence[Outcome]) -> Tensor:
@@ -106,9 +125,13 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         lines.append(
             f"| `{row['setting']}` | {row['attack']} | {row['n']} | {shown(row['once'])} in {row['tries']} | "
-            f"{100 * row['each']:.1f} % |"
+            f"{_each(row)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _each(row: dict[str, Any]) -> str:
+    return f"{100 * row['each']:.1f} %" if "each" in row else "–"
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -118,11 +141,11 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     names = list(dict.fromkeys(row["setting"] for row in rows))
     tries = rows[0]["tries"]
     for place, name in enumerate(names):
-        wrong = np.concatenate([row["wrong"] for row in rows if row["setting"] == name])
+        wrong = np.concatenate([row["wrong"] for row in rows if row["setting"] == name and "wrong" in row])
         counts = np.bincount(wrong, minlength=tries + 1) / len(wrong)
         width = 0.8 / len(names)
         at = np.arange(tries + 1) + width * (place - (len(names) - 1) / 2)
-        axes.bar(at, counts, width, label=f"{name} (n = {len(wrong)})")
+        axes.bar(at, counts, width, label=f"{name} ({len(wrong)} attacked images)")
     axes.set(
         xlabel=f"wrong answers in {tries} tries", ylabel="share of attacked images once answered rightly"
     )

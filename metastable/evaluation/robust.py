@@ -19,6 +19,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from metastable.attacks.catalogue import Options, Plan, plan
 from metastable.attacks.smooth import smooth_backward
 from metastable.attacks.target import Detector, WhiteBox
 from metastable.bundle import Bundle
+from metastable.dynamics import ScoreFunction
 from metastable.engine.local import engine_on
 from metastable.errors import DataError
 from metastable.evaluation.outcomes import Outcome, judge, read_outcomes, same_attack, same_run
@@ -87,6 +89,8 @@ def measure(
         of_setting = dataclasses.replace(config, setting=said(bundle, bundle.settings[name]))
         same_run(out / f"{name}-config.json", of_setting)
     run = Outcomes(bundle, test, config, out, device)
+    for row, made in plans.items():
+        run.same(row.setting, row.attack, made)
     with tqdm(total=2 * sum(row.n for row in rows), desc="images", mininterval=2) as bar:
         for row in rows:
             bar.set_postfix_str(f"{row.setting}, {row.attack}")
@@ -113,11 +117,17 @@ def white_box(bundle: Bundle, setting: str) -> WhiteBox:
     chosen = bundle.settings[setting]
     detectors: tuple[Detector, ...] = ()
     if bundle.anomaly is not None:
-        detectors = (Detector(bundle.scores[bundle.anomaly.network], bundle.anomaly.threshold),)
+        detectors = (Detector(_differentiable(bundle, bundle.anomaly.network), bundle.anomaly.threshold),)
     score = bundle.scores[chosen.network] if chosen.scored else torch.zeros_like
-    network = bundle.networks.get(chosen.network) if chosen.scored else None
-    smooth = smooth_backward(network) if isinstance(network, EnergyNetwork) else None
+    piecewise = chosen.scored and isinstance(bundle.networks[chosen.network], EnergyNetwork)
+    smooth = _differentiable(bundle, chosen.network) if piecewise else None
     return WhiteBox(chosen, bundle.classifier, score, detectors, smooth)
+
+
+def _differentiable(bundle: Bundle, name: str) -> ScoreFunction:
+    """A network's score, with a derivative that means something where its own is nowhere."""
+    network = bundle.networks[name]
+    return smooth_backward(network) if isinstance(network, EnergyNetwork) else bundle.scores[name]
 
 
 class Outcomes:
@@ -150,6 +160,10 @@ class Outcomes:
         """One that is there; KeyError where there is none."""
         return self._done[setting, attack, index]
 
+    def has(self, setting: str, attack: str, index: int) -> bool:
+        """Whether it is there."""
+        return (setting, attack, index) in self._done
+
     def all_of(self, setting: str) -> list[Outcome]:
         """What is there of a setting."""
         return [outcome for (name, _, _), outcome in self._done.items() if name == setting]
@@ -159,12 +173,15 @@ class Outcomes:
         if left := [i for i in group if (setting, NATURAL, i) not in self._done]:
             self._write(setting, NATURAL, left, self._judged(setting, NATURAL, left, self._images[left]))
 
+    def same(self, setting: str, name: str, made: Plan) -> None:
+        """DataError unless outcomes of an attack that are there were made with the same parameters."""
+        same_attack(self._out / f"{setting}-{name}-attack.txt", f"{made.mode} {made.attack!r}")
+
     def attack(self, setting: str, name: str, made: Plan, group: list[int]) -> None:
         """Attack a group's images that are answered rightly; the others are lost already."""
         left = [i for i in group if (setting, name, i) not in self._done]
         if not left:
             return
-        same_attack(self._out / f"{setting}-{name}-attack.txt", repr(made.attack))
         natural = {i: self._done[setting, NATURAL, i] for i in group}
         lost = [i for i in left if natural[i]["predicted"] != natural[i]["label"]]
         place = {"setting", "attack", "index", "label"}
@@ -178,15 +195,22 @@ class Outcomes:
         images, labels = self._images[right].to(self._device), self._labels[right].to(self._device)
         found = made.attack(made.target, images, labels, seed=seed)
         seconds = (time.perf_counter() - started) / len(right)
-        made_of = found.images.cpu()
-        if self._config.bits == 8 and self._config.norm == "linf":
-            ball = Ball("linf", self._config.eps)
+        made_of, ball = found.images.cpu(), Ball(self._config.norm, self._config.eps)
+        far = ball.distance(made_of, self._images[right])
+        if not bool((far <= ball.eps + 1e-5).all()):  # nor where it is no number
+            raise DataError(f"{name} left its ball: its images are {far.max():.4g} from the natural ones")
+        if self._config.bits == 8 and ball.norm == "linf":
             made_of = ball.eight_bit(made_of, self._images[right])
-            self._keep(setting, name, right, made_of)
+            self._keep(setting, name, [i for i in right if i in left], made_of[[i in left for i in right]])
         outcomes = self._judged(setting, name, right, made_of)
         for row, outcome in enumerate(outcomes):
             strength = float(found.strength[row])
-            outcome |= {"broken": strength > 0, "strength": round(strength, 4), "seconds": round(seconds, 2)}
+            outcome |= {
+                "broken": strength > 0,
+                "strength": round(strength, 4) if math.isfinite(strength) else None,
+                "distance": round(float(far[row]), 5),
+                "seconds": round(seconds, 2),
+            }
         pairs = [(i, o) for i, o in zip(right, outcomes, strict=True) if i in left]
         self._write(setting, name, [i for i, _ in pairs], [o for _, o in pairs])
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from metastable.attacks.catalogue import NAMES, SUITE
+from metastable.attacks.target import Levels
 from metastable.errors import DataError
 from metastable.evaluation import cli, robust, robust_rows, suite, suite_report
 from metastable.evaluation.robust_rows import Row
@@ -34,11 +35,21 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         "--attack", type=attacks, help=f"on all of --settings: {WHOLE}, or of {', '.join(NAMES)}"
     )
     wanted.add_argument("--rows", type=pairs, help="setting:attack or setting:attack:n, separated by commas")
-    parser.add_argument("--n", type=int, default=100, help="images of a row that says no other number")
+    parser.add_argument(
+        "--n", type=cli.from_one, default=100, help="images of a row that says no other number"
+    )
     cli.attack_arguments(parser, several_radii=True)
-    parser.add_argument("--restarts", type=int, help="runs from different starts (default: the attack's own)")
+    parser.add_argument(
+        "--restarts", type=cli.from_one, help="runs from different starts (default: the attack's own)"
+    )
     parser.add_argument("--loss", default="ce", choices=("ce", "margin"))
-    parser.add_argument("--members", type=attacks, default=SUITE, help=f"of a {WHOLE}, in their order")
+    parser.add_argument("--members", type=members, default=SUITE, help=f"of a {WHOLE}, in their order")
+    parser.add_argument(
+        "--levels",
+        default="served",
+        choices=get_args(Levels),
+        help="noise that the annealed attacks expect, where the setting has two",
+    )
     parser.add_argument("--bf16", action="store_true", help="gradients of the annealed attacks in bfloat16")
     parser.add_argument("--bits", type=int, default=8, choices=(8, 32), help="of the images that are judged")
     parser.add_argument("--device", default="cpu", help="of the attacks, such as cuda")
@@ -48,6 +59,7 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> cli.Summary:
     """Measure the rows; write Markdown and a picture beside --out."""
+    cli.check_device(args.device)
     loaded = cli.load_bundle(args)
     whole = args.attack == (WHOLE,)
     if len(args.eps) > 1 and not whole:
@@ -59,7 +71,11 @@ def run(args: argparse.Namespace) -> cli.Summary:
         names = cli.chosen_settings(args.settings, loaded)
         rows = [Row(setting, attack, args.n) for setting in names for attack in args.attack]
     test = cli.test_images(args, loaded)
-    some = test.take(max(row.n for row in rows), skip=args.skip)
+    some = test.take(most := max(row.n for row in rows), skip=args.skip)
+    if len(some) < most:
+        raise DataError(
+            f"there are {len(some)} images after --skip, not {most}: change --n, --rows or --skip"
+        )
     own = {"bundle", "data", "setting", "eps"}
     asked = [field.name for field in dataclasses.fields(robust.RobustConfig) if field.name not in own]
     given = {name: getattr(args, name) for name in asked}
@@ -85,6 +101,13 @@ def attacks(text: str) -> tuple[str, ...]:
     if unknown := sorted(set(names) - set(NAMES)):
         raise argparse.ArgumentTypeError(f"there are no attacks {unknown}: choose from {', '.join(NAMES)}")
     return names
+
+
+def members(text: str) -> tuple[str, ...]:
+    """Names of attacks that a suite is to have."""
+    if WHOLE in text.split(","):
+        raise argparse.ArgumentTypeError(f"a {WHOLE} cannot have a {WHOLE} in it")
+    return attacks(text)
 
 
 def pairs(text: str) -> list[tuple[str, str, int | None]]:

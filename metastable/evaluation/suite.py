@@ -2,29 +2,30 @@
 
 An attack of the suite takes the images that are still answered rightly after those before it, because
 what is lost stays lost; `joint`, which judges the flag as well, takes all that were not yet wrong and
-unflagged.  What an attack made is rounded to 8 bits and judged by the defense as served, once, on fresh
-noise.  An image counts as lost if any attack's image is answered wrongly, or if it was answered wrongly
-before.  An image that is lost at a smaller radius is lost at a larger one, because the smaller ball lies
-within it.
+unflagged.  What an attack made is rounded to 8 bits (in l_inf) and judged by the defense as served, once,
+on fresh noise.  An image counts as lost if any attack's image is answered wrongly, or if it was answered
+wrongly before.  An image that is lost at a smaller radius is lost at a larger one, because the smaller
+ball lies within it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from metastable import datasets
 from metastable.attacks.annealed import Annealed
 from metastable.attacks.ascent import Misclassify, autograd_slope
 from metastable.attacks.catalogue import SUITE, Plan
+from metastable.attacks.square import Square
 from metastable.attacks.target import Eot
 from metastable.bundle import Bundle
 from metastable.errors import DataError
@@ -42,7 +43,8 @@ class Standing:
 
     Attributes:
         lost: answered wrongly, naturally or under one of the attacks.
-        passed: answered wrongly and not flagged, at least once: lost also where flagged images are refused.
+        passed: answered wrongly and not flagged at least once, or answered wrongly without an attack: lost
+            also where flagged images are refused.
     """
 
     lost: frozenset[int] = frozenset()
@@ -73,23 +75,29 @@ def measure(
     if not len(test) or not radii or not members:
         raise DataError("a suite needs at least one image, radius and attack")
     attacker = bundle if device == "cpu" else moved(bundle, device)
-    found = []
+    runs: list[tuple[str, float, dict[str, Plan], Outcomes]] = []
     for setting in settings:
-        before = Standing()
         for eps in sorted(radii):
             here = dataclasses.replace(config, eps=eps, setting=said(bundle, bundle.settings[setting]))
             folder = out / f"eps-{255 * eps:g}"
             folder.mkdir(parents=True, exist_ok=True)
-            same_run(folder / f"{setting}-config.json", here)
-            plans = {name: planned(attacker, setting, name, here) for name in members}
             outcomes = Outcomes(bundle, test, here, folder, device)
-            run = _Suite(outcomes, setting, len(test), plans)
+            plans = {name: planned(attacker, setting, name, here) for name in members}
+            same_run(folder / f"{setting}-config.json", here)
+            for name, plan in plans.items():
+                outcomes.same(setting, name, plan)
             check_same(plans, attacker, bundle, setting)
-            tqdm.write(f"{setting}, eps {255 * eps:g}/255: {estimate(plans, test, here, device)}")
-            after, rows = run.attack(before)
-            check_spent(outcomes.all_of(setting), bundle.settings[setting])
-            found.append(summarize(outcomes, setting, bundle, len(test), eps, rows, after))
-            before = after
+            runs.append((setting, eps, plans, outcomes))
+    found, before = [], Standing()
+    for setting, eps, plans, outcomes in runs:
+        before = before if eps > min(radii) else Standing()
+        run = _Suite(outcomes, setting, len(test), plans)
+        if not run.done:
+            tqdm.write(f"{setting}, eps {255 * eps:g}/255: {estimate(plans, test, config, device)}")
+        after, rows = run.attack(before)
+        check_spent(outcomes.all_of(setting), bundle.settings[setting])
+        found.append(summarize(outcomes, setting, bundle, len(test), eps, config.norm, rows, after))
+        before = after
     return found
 
 
@@ -99,14 +107,20 @@ class _Suite:
     def __init__(self, outcomes: Outcomes, setting: str, n: int, plans: dict[str, Plan]) -> None:
         self._outcomes, self._setting, self._n, self._plans = outcomes, setting, n, plans
 
+    @property
+    def done(self) -> bool:
+        """Whether nothing can be left to do, because every attack has seen all images."""
+        names = ("natural", *self._plans)
+        return all(self._outcomes.has(self._setting, name, i) for name in names for i in range(self._n))
+
     def attack(self, before: Standing) -> tuple[Standing, list[dict[str, Any]]]:
         """The standing after all attacks, and a row for each."""
         for group in self._outcomes.groups(range(self._n)):
             self._outcomes.judge_natural(self._setting, group)
-        now, rows = self._after("natural", range(self._n), before), []
         wrong = {i for i in range(self._n) if _wrong(self._outcomes.of(self._setting, "natural", i))}
+        now, rows = Standing(before.lost | wrong, before.passed | wrong), []
         for name, plan in self._plans.items():
-            done_for = now.passed | wrong if name == FLAG_AWARE else now.lost
+            done_for = now.passed if name == FLAG_AWARE else now.lost
             todo = [i for i in range(self._n) if i not in done_for]
             bar = tqdm(total=len(todo), desc=f"{self._setting}, {name}", mininterval=2)
             for group in self._outcomes.groups(todo):
@@ -148,23 +162,26 @@ def summarize(
     bundle: Bundle,
     n: int,
     eps: float,
+    norm: str,
     rows: list[dict[str, Any]],
     after: Standing,
 ) -> dict[str, Any]:
     """What a suite says: shares are [value, low, high], Wilson 95 %, over all n images.
 
-    `worst_case` is the share that no attack broke; `worst_case_or_flagged` the share that no attack broke
-    without being flagged.
+    `worst_case` is the share that no attack broke; `right_or_flagged` the share that no attack broke
+    without being flagged, None where no attack was after the flag.  Wrong without an attack is lost in
+    both.  A flag that refuses everything would score well there: read it beside `flagged_natural`.
     """
     natural = [outcomes.of(setting, "natural", i) for i in range(n)]
     chosen = bundle.settings[setting]
     return {
         "setting": setting,
         "eps": eps,
+        "norm": norm,
         "n": n,
         "natural": _share(sum(not _wrong(o) for o in natural), n),
         "worst_case": _share(n - len(after.lost), n),
-        "worst_case_or_flagged": _share(n - len(after.passed), n),
+        "right_or_flagged": _share(n - len(after.passed), n) if _evaded(rows) else None,
         "flagged_natural": _share(sum(o["flagged"] for o in natural), n),
         "attacks": rows,
         "seconds": round(sum(row["seconds"] for row in rows), 1),
@@ -174,6 +191,10 @@ def summarize(
         "delta": chosen.delta,
         "digest": bundle.digest,
     }
+
+
+def _evaded(rows: list[dict[str, Any]]) -> bool:
+    return any(row["attack"] == FLAG_AWARE for row in rows)
 
 
 def check_same(plans: dict[str, Plan], attacker: Bundle, judge: Bundle, setting: str) -> None:
@@ -201,20 +222,27 @@ def _share(count: int, n: int) -> list[float]:
 
 
 def estimate(plans: dict[str, Plan], test: datasets.ImageSet, config: RobustConfig, device: str) -> str:
-    """How long the annealed attacks of a setting and radius can take, from one gradient of a few images."""
-    annealed = [(plan.attack, plan.target) for plan in plans.values() if isinstance(plan.attack, Annealed)]
-    if not annealed:
-        return "none of these attacks is annealed, so there is no estimate"
-    some = test.take(min(config.batch, 4))
+    """How long a setting and radius can take, from one gradient and one query of a few images."""
+    some = test.take(min(config.batch, 2))
     images, labels = datasets.to_float(some.images).to(device), some.labels.to(device)
-    attack, target = annealed[0]
-    attacked, _ = attack.on(target, config.seed)
+    seconds = 0.0
+    for plan in plans.values():
+        attack = plan.attack
+        if isinstance(attack, Annealed):
+            attacked, _ = attack.on(plan.target, config.seed)
+            turns = attack.restarts * (attack.steps + 1)
+            seconds += turns * _timed(lambda: autograd_slope(attacked, images, labels, Misclassify())[1])  # noqa: B023
+        elif isinstance(attack, Square) and isinstance(plan.target, Eot):
+            queried = dataclasses.replace(plan.target, samples=attack.samples)
+            with torch.no_grad():
+                seconds += 1.5 * attack.steps * _timed(lambda: queried(images))  # noqa: B023
+    minutes = seconds / len(images) * len(test) / 60
+    return f"at most {minutes:.0f} minutes for {len(test)} images; lost images leave early"
+
+
+def _timed(work: Callable[[], Tensor]) -> float:
+    """Seconds of the second time; reading a number waits for a GPU."""
+    work().sum().item()
     started = time.perf_counter()
-    _, gradient = autograd_slope(attacked, images, labels, Misclassify())
-    gradient.cpu()  # waits for a GPU
-    each = (time.perf_counter() - started) / len(images)
-    turns = sum(attack.restarts * (attack.steps + 1) for attack, _ in annealed)
-    return (
-        f"a gradient takes {each:.2f} s an image: annealed attacks on {len(test)} images take "
-        f"{len(test) * turns * each / 60:.0f} minutes at most, and lost images leave early"
-    )
+    work().sum().item()
+    return time.perf_counter() - started

@@ -14,18 +14,20 @@ from metastable.evaluation.robust_rows import length, shown
 def markdown(suites: list[dict[str, Any]]) -> str:
     """A row for each setting and radius, then one for each attack."""
     lines = [
-        "| setting | l_inf | K | H | n | natural | **worst case** | worst case, flagged refused | minutes |",
-        "|---" * 9 + "|",
+        "| setting | ball | K | H | n | natural | **worst case** | right or flagged | natural flagged | "
+        "minutes of attack |",
+        "|---" * 10 + "|",
     ]
     for suite in suites:
         lines.append(
-            f"| `{suite['setting']}` | {length(suite['eps'])} | {suite['K']} | {suite['H']} | {suite['n']} | "
+            f"| `{suite['setting']}` | {_ball(suite)} | {suite['K']} | {suite['H']} | {suite['n']} | "
             f"{shown(suite['natural'])} | **{shown(suite['worst_case'])}** | "
-            f"{shown(suite['worst_case_or_flagged'])} | {suite['seconds'] / 60:.1f} |"
+            f"{shown(suite['right_or_flagged'])} | {100 * suite['flagged_natural'][0]:.0f} % | "
+            f"{suite['seconds'] / 60:.1f} |"
         )
     lines += [
         "",
-        "| setting | l_inf | attack | gradient | EOT | attacked | wrong | wrong and unflagged | newly lost | "
+        "| setting | ball | attack | gradient | EOT | attacked | wrong | wrong and unflagged | newly lost | "
         "left of n | s an image |",
         "|---" * 11 + "|",
     ]
@@ -33,7 +35,7 @@ def markdown(suites: list[dict[str, Any]]) -> str:
         for row in suite["attacks"]:
             each = row["seconds"] / row["attacked"] if row["attacked"] else 0
             lines.append(
-                f"| `{suite['setting']}` | {length(suite['eps'])} | {row['attack']} | {row['gradient']} | "
+                f"| `{suite['setting']}` | {_ball(suite)} | {row['attack']} | {row['gradient']} | "
                 f"{row['eot']} | {row['attacked']} | {row['broken']} | {row['broken_unflagged']} | "
                 f"{row['newly_lost']} | {row['left']} of {suite['n']} | {each:.1f} |"
             )
@@ -58,16 +60,23 @@ def draw(suites: list[dict[str, Any]], path: Path) -> None:
             value, low, high = suite["worst_case"]
             axes.errorbar(len(left) - 1, value, [[value - low], [high - value]], color=color, capsize=3)
     if several:
-        axes.set(xlabel="radius of the ball (l_inf, in 255ths)", ylabel="answered rightly under every attack")
+        axes.set(
+            xlabel=f"radius of the ball ({suites[0]['norm']}, in 255ths)",
+            ylabel="answered rightly under every attack",
+        )
     else:
         labels = ["natural", *(row["attack"] for row in suites[0]["attacks"])]
         axes.set_xticks(range(len(labels)), labels)
         axes.set(ylabel="answered rightly so far")
-        axes.set_title(f"l_inf {length(suites[0]['eps'])}, n = {suites[0]['n']}, Wilson 95 %")
+        axes.set_title(f"{_ball(suites[0])}, n = {suites[0]['n']}, Wilson 95 %")
     axes.set_ylim(0, 1.02)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=110)
+
+
+def _ball(suite: dict[str, Any]) -> str:
+    return f"{suite['norm']} {length(suite['eps'])}"
 
 
 def _curve(axes: Any, suites: list[dict[str, Any]], name: str, color: str) -> None:
@@ -77,5 +86,8 @@ def _curve(axes: Any, suites: list[dict[str, Any]], name: str, color: str) -> No
     error = np.abs(shares[:, 1:] - shares[:, :1]).T
     label = f"{name} (n = {suites[0]['n']})"
     axes.errorbar(radii, shares[:, 0], yerr=error, marker="o", capsize=3, color=color, label=label)
-    refused = [suite["worst_case_or_flagged"][0] for suite in suites]
-    axes.plot(radii[1:], refused, marker="s", linestyle="--", color=color, label=f"{name}, right or flagged")
+    if all(suite["right_or_flagged"] for suite in suites):
+        refused = [suite["right_or_flagged"][0] for suite in suites]
+        axes.plot(
+            radii[1:], refused, marker="s", linestyle="--", color=color, label=f"{name}, right or flagged"
+        )

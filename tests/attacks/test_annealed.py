@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from metastable.attacks.annealed import Annealed, Recent, annealed
+from metastable.attacks.annealed import Annealed, Momentum, Recent, annealed
 from metastable.attacks.ascent import Misclassify
+from metastable.attacks.ball import Ball
 from metastable.attacks.exact import Exact
 from metastable.attacks.target import Eot, straight_through
 from tests.attacks.planted import Prototypes, box
@@ -93,6 +94,44 @@ def test_a_margin_is_the_mean_over_the_window() -> None:
     attack = Annealed(samples=16, window=48)
     assert attack.on(target, 0)[1] == 3
     assert attack.on(Prototypes(), 0)[1] == 1
+
+
+def test_the_loss_that_is_asked_for_is_climbed_with_momentum(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    original = Misclassify.loss
+
+    def spy(self: Misclassify, *given: Tensor) -> Tensor:
+        seen.append(self.kind)
+        return original(self, *given)
+
+    monkeypatch.setattr(Misclassify, "loss", spy)
+    model = Prototypes()
+    images, labels = model.images(2)
+    for loss in ("ce", "margin"):
+        Annealed(eps=0.01, steps=1, loss=loss)(model, images, labels)  # type: ignore[arg-type]
+        assert set(seen) == {loss}
+        seen.clear()
+    x = torch.zeros(1, 1, 1, 2)
+    mover = Momentum(x, Ball("linf", 1.0), 0.75)
+    rows = torch.tensor([0])
+    assert mover.move(rows, torch.tensor([[[[3.0, -1.0]]]])).flatten().tolist() == [1.0, -1.0]
+    # Three quarters of the first gradient, 0.56, outweigh the half that points back.
+    assert mover.move(rows, torch.tensor([[[[-1.0, -1.0]]]])).flatten().tolist() == [1.0, -1.0]
+
+
+def test_restarts_begin_elsewhere() -> None:
+    starts: list[Tensor] = []
+
+    def target(x: Tensor) -> Tensor:
+        starts.append(x.detach().clone())
+        return torch.stack([x.flatten(1).sum(1) * 0 + 1, x.flatten(1).sum(1) * 0], 1)
+
+    x = torch.full((1, 3, 4, 4), 0.5)
+    Annealed(eps=0.1, steps=1, restarts=3)(target, x, torch.zeros(1, dtype=torch.long), seed=3)
+    first, second, third = starts[0], starts[2], starts[4]
+    assert (first - x).abs().max() < 2 / 255
+    assert (second - x).abs().max() > 0.05
+    assert not torch.equal(second, third)
 
 
 def test_steps_shrink_from_first_to_last() -> None:

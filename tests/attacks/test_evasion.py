@@ -66,3 +66,36 @@ def test_wrong_and_unflagged_beats_wrong_and_flagged_beats_right() -> None:
     flagged = worth["flagged"]
     assert (flagged[:2] < 0).all()
     assert flagged[0] > flagged[1] > flagged[2]
+
+
+def test_a_multiplier_rises_above_its_threshold_and_falls_below_for_each_image_and_statistic() -> None:
+    rng = torch.Generator().manual_seed(0)
+    images = torch.stack([torch.full((3, 8, 8), 0.5), torch.rand(3, 8, 8, generator=rng)])
+    first, second = score_network().score, score_network(seed=5).score
+    norms = Detector(first, 1.0).norms(images)
+    detector = Detector(first, float(norms.mean()))
+    over = detector.flags(images)
+    attack = Evasion(detectors=(detector, Detector(second, 1e9)), rate=2.0)
+    mover = attack._mover(images, Ball("linf", 0.1))
+    rows, margin = torch.arange(2), torch.ones(2)
+    mover.look(rows, images, margin)
+    mover.look(rows[1:], images[1:], margin[1:])
+    once, twice = (2.0 if flag else 0.5 for flag in over.tolist())
+    assert over.any()
+    assert not over.all()
+    assert mover._multipliers.tolist() == [[once, twice**2], [0.5, 0.25]]  # type: ignore[attr-defined]
+    # Both statistics pull: without the second one the image would go elsewhere.
+    alone = Evasion(detectors=attack.detectors[:1], rate=2.0)._mover(images, Ball("linf", 0.1))
+    alone.look(rows, images, margin)
+    assert not torch.allclose(alone._pull[0], mover._pull[0])  # type: ignore[attr-defined]
+
+
+def test_chains_have_the_noise_of_images_that_pass_and_second_starts_are_near_the_image() -> None:
+    detector = Detector(score_network().score, 1.0)
+    attack = Evasion(detectors=(detector,), eps=0.08)
+    attacked, _ = attack.on(Eot(box(Prototypes()), samples=1, gradient="exact"), 0)
+    assert isinstance(attacked, Eot)
+    assert attacked.levels == "unflagged"
+    x = torch.full((2, 3, 8, 8), 0.5)
+    start = attack._start(x, Ball("linf", 0.08), torch.Generator().manual_seed(0))
+    assert 0.005 < (start - x).abs().max() <= 0.01 + 1e-6

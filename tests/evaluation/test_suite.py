@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 
 from metastable import bundle, datasets
+from metastable.attacks.annealed import Annealed
+from metastable.attacks.ascent import Attacked
 from metastable.errors import DataError
 from metastable.evaluation import __main__ as command
-from metastable.evaluation import controls, outcomes, resubmit, suite, suite_report
-from metastable.evaluation.robust import RobustConfig, planned
+from metastable.evaluation import controls, outcomes, resubmit, robust, suite, suite_report
+from metastable.evaluation.robust import Outcomes, RobustConfig, planned
 
 MEMBERS = ("transfer", "annealed-ce", "joint")
 
@@ -64,7 +66,7 @@ def test_the_worst_case_is_by_image_and_lost_images_stay_lost(
         smaller = lost.get((one["setting"], 0.02), set())
         lost[one["setting"], one["eps"]] = wrong | smaller
         assert one["worst_case"][0] == round(1 - len(wrong | smaller) / 5, 4)
-        assert one["worst_case"][1] <= one["worst_case"][0] <= one["worst_case_or_flagged"][0]
+        assert one["worst_case"][1] <= one["worst_case"][0] <= one["right_or_flagged"][0]
         left = 5
         for row in one["attacks"]:
             asked = {o["index"] for o in seen if o["attack"] == row["attack"]}
@@ -152,7 +154,7 @@ def test_resubmission_counts_wrong_answers_of_what_was_answered_rightly(
     folder = tmp_path / "eps-2"
     rows = resubmit.measure(tiny, ["fast"], folder, tries=4, seed=0)
     seen = outcomes.read_outcomes(folder / "outcomes.jsonl")
-    for row in rows:
+    for row in rows[:-1]:
         right = [o for o in seen if o["attack"] == row["attack"] and o["predicted"] == o["label"]]
         assert row["n"] == len(row["wrong"]) == len([o for o in right if "strength" in o])
         assert all(0 <= count <= 4 for count in row["wrong"])
@@ -167,31 +169,95 @@ def test_resubmission_counts_wrong_answers_of_what_was_answered_rightly(
 
     monkeypatch.setattr(resubmit, "judge", half_wrong)
     wrong = resubmit.measure(tiny, ["fast"], folder, tries=4, seed=0)
-    assert len(set(used)) == len(used) == 4 * sum(row["n"] for row in wrong)  # new noise in every try
+    assert len(set(used)) == len(used) == 4 * sum(row["n"] for row in wrong[:-1])  # new noise in every try
+    assert wrong.pop()["once"][0] == 1
     assert all(row["wrong"] == [4] * row["n"] for row in wrong)
     assert "| `fast` |" in resubmit.markdown(rows)
     resubmit.draw(rows, tmp_path / "again.png")
-    with pytest.raises(DataError, match="no attacked image"):
+    assert rows[-1]["attack"] == "any"
+    kept = [o for o in seen if "strength" in o and o["predicted"] == o["label"]]
+    assert rows[-1]["n"] == len({o["index"] for o in kept})
+    with pytest.raises(DataError, match="holds no suite of softmax"):
         resubmit.measure(tiny, ["softmax"], folder, tries=2, seed=0)
+    other = dataclasses.replace(tiny, parts=tiny.parts | {"score": "0" * 64})
+    with pytest.raises(DataError, match="another bundle or setting"):
+        resubmit.measure(other, ["fast"], folder, tries=2, seed=0)
 
 
-def test_controls_find_a_suite_that_moves_images_and_an_attack_that_is_too_weak(
+def test_controls_find_an_attack_that_leaves_its_ball_and_a_judge_of_another_defense(
     tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("adv_lib")
     pytest.importorskip("art")
-    monkeypatch.setattr(suite.measure, "__kwdefaults__", {"device": "cpu", "members": MEMBERS})
-    asked = config(eps=0.2, steps=8)
-    rows = controls.measure(tiny, test_set, "fast", "none", asked, tmp_path / "w", tmp_path / "s")
+    some, asked = test_set.take(3), config(eps=0.2, steps=4)
+    rows = controls.measure(tiny, some, "fast", "none", asked, tmp_path / "w", tmp_path / "s")
     assert [row["passed"] for row in rows] == [True] * 4
-    assert rows[0]["found"].startswith("0 changed")
-    picture = next((tmp_path / "w" / "still" / "eps-0" / "images" / "fast").glob("*/*.png"))
-    pixels = np.asarray(Image.open(picture)).copy()
-    pixels[0, 0, 0] ^= 1
-    Image.fromarray(pixels).save(picture)
-    rows = controls.measure(tiny, test_set, "fast", "none", asked, tmp_path / "w", tmp_path / "s")
-    assert [row["passed"] for row in rows] == [False, True, True, True]
-    assert "**no**" in controls.markdown(rows)
+    assert rows[0]["found"].startswith("0 of ")
+    assert "| yes |" in controls.markdown(rows)
+    # An attacker who knows another noise level attacks another defense.
+    weak = dataclasses.replace(tiny.settings["fast"], sigma=0.02, sigma_unflagged=0.01)
+    known = robust.white_box(tiny, "fast")
+    monkeypatch.setattr(robust, "white_box", lambda *_: dataclasses.replace(known, setting=weak))
+    assert controls.agreement(tiny, test_set, "fast") > 5
+
+
+def test_an_attack_that_leaves_its_ball_is_found_out(
+    tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def beyond(self, target, images, labels, *, seed=0, progress=False):  # type: ignore[no-untyped-def]
+        return Attacked(images + 0.3, torch.ones(len(images)))
+
+    monkeypatch.setattr(Annealed, "__call__", beyond)
+    for norm in ("linf", "l2"):
+        with pytest.raises(DataError, match="left its ball"):
+            suite.measure(
+                tiny, test_set, ["none"], [0.0], config(norm=norm), tmp_path / norm, members=MEMBERS[1:2]
+            )
+
+
+def scripted(
+    monkeypatch: pytest.MonkeyPatch, script: dict[tuple[str, float, int], tuple[bool, bool]]
+) -> None:
+    """Attacks that do nothing, and a judge who answers (wrong, flagged) by attack, radius and image."""
+
+    class Scripted(Outcomes):
+        def attack(self, setting, name, made, group):  # type: ignore[no-untyped-def]
+            for i in group:
+                wrong, flagged = script.get((name, self._config.eps, i), (False, False))
+                self._done[setting, name, i] = {
+                    "index": i, "label": 0, "predicted": int(wrong), "flagged": flagged, "seconds": 0.0,
+                    "chains": 1, "steps": 0, "strength": 0.0, "setting": setting, "attack": name,
+                }  # fmt: skip
+
+        def judge_natural(self, setting, group):  # type: ignore[no-untyped-def]
+            self.attack(setting, "natural", None, group)
+
+    monkeypatch.setattr(suite, "Outcomes", Scripted)
+
+
+def test_what_is_lost_passed_and_asked_by_a_script(
+    tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = 0.01, 0.02
+    scripted(monkeypatch, {
+        ("natural", small, 0): (True, True),  # wrong before, and flagged: lost in both counts
+        ("natural", large, 0): (True, True),
+        ("transfer", small, 1): (True, True),  # wrong and flagged: joint still has to try
+        ("transfer", large, 2): (True, False),  # wrong and unflagged: joint need not
+        ("joint", large, 3): (True, False),
+    })  # fmt: skip
+    first, second = suite.measure(
+        tiny, test_set, ["none"], [large, small], config(), tmp_path, members=("transfer", "joint")
+    )
+    assert (first["worst_case"][0], first["right_or_flagged"][0]) == (0.6, 0.8)
+    assert [row["attacked"] for row in first["attacks"]] == [4, 4]
+    # Image 1 was lost at the smaller radius and stays lost; it was not attacked by transfer again.
+    assert (second["worst_case"][0], second["right_or_flagged"][0]) == (0.2, 0.4)
+    assert [row["attacked"] for row in second["attacks"]] == [3, 3]
+    assert [row["broken_unflagged"] for row in second["attacks"]] == [1, 1]
+    [alone] = suite.measure(tiny, test_set, ["none"], [large], config(), tmp_path / "b", members=["transfer"])
+    assert alone["right_or_flagged"] is None  # nobody tried to pass the flag
+    assert "| – |" in suite_report.markdown([alone])
 
 
 def test_the_command_takes_a_suite_with_several_radii(
