@@ -39,7 +39,7 @@ from metastable.attacks.smooth import smooth_backward
 from metastable.attacks.target import Detector, WhiteBox
 from metastable.bundle import Bundle
 from metastable.dynamics import ScoreFunction
-from metastable.engine.local import engine_on
+from metastable.engine.local import LocalEngine, engine_on
 from metastable.errors import DataError
 from metastable.evaluation.outcomes import Outcome, judge, read_outcomes, same_attack, same_run
 from metastable.evaluation.robust_rows import NATURAL, Row, summarize_row
@@ -136,10 +136,17 @@ class Outcomes:
     Args:
         out: holds `outcomes.jsonl`, and `images/SETTING/ATTACK/INDEX.png`, what each attack made.
         device: of the attack.  Answers come from where the bundle is.
+        engine: of the bundle's settings that are judged; made for all of them if there is none.
     """
 
     def __init__(
-        self, bundle: Bundle, test: datasets.ImageSet, config: RobustConfig, out: Path, device: str
+        self,
+        bundle: Bundle,
+        test: datasets.ImageSet,
+        config: RobustConfig,
+        out: Path,
+        device: str,
+        engine: LocalEngine | None = None,
     ) -> None:
         if bundle.anomaly is None:
             raise DataError("the bundle has no anomaly calibration: run the calibrate command first")
@@ -148,7 +155,7 @@ class Outcomes:
         self._images = datasets.to_float(test.images)
         self._score = bundle.scores[bundle.anomaly.network]
         self._home = next(bundle.networks[bundle.anomaly.network].parameters()).device
-        self._engine = engine_on(self._home.type, bundle)
+        self._engine = engine or engine_on(self._home.type, bundle)
         self._done = {(o["setting"], o["attack"], o["index"]): o for o in read_outcomes(self.path)}
 
     def groups(self, indices: Sequence[int]) -> Iterator[list[int]]:

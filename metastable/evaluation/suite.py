@@ -28,6 +28,7 @@ from metastable.attacks.catalogue import SUITE, Plan
 from metastable.attacks.square import Square
 from metastable.attacks.target import Eot
 from metastable.bundle import Bundle
+from metastable.engine.local import engine_on
 from metastable.errors import DataError
 from metastable.evaluation.outcomes import same_run
 from metastable.evaluation.robust import Outcomes, RobustConfig, moved, planned, said
@@ -75,13 +76,16 @@ def measure(
     if not len(test) or not radii or not members:
         raise DataError("a suite needs at least one image, radius and attack")
     attacker = bundle if device == "cpu" else moved(bundle, device)
+    # One engine for all, of these settings only: it measures what their chains cost.
+    only = dataclasses.replace(bundle.settings, by_name={name: bundle.settings[name] for name in settings})
+    engine = engine_on("cpu", dataclasses.replace(bundle, settings=only))
     runs: list[tuple[str, float, dict[str, Plan], Outcomes]] = []
     for setting in settings:
         for eps in sorted(radii):
             here = dataclasses.replace(config, eps=eps, setting=said(bundle, bundle.settings[setting]))
             folder = out / f"eps-{255 * eps:g}"
             folder.mkdir(parents=True, exist_ok=True)
-            outcomes = Outcomes(bundle, test, here, folder, device)
+            outcomes = Outcomes(bundle, test, here, folder, device, engine)
             plans = {name: planned(attacker, setting, name, here) for name in members}
             same_run(folder / f"{setting}-config.json", here)
             for name, plan in plans.items():
