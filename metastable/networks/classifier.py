@@ -54,7 +54,23 @@ class _ConvGroup(nn.Sequential):
                 nn.init.dirac_(layer.weight[: layer.in_channels])
 
 
-class WhitenedNet(nn.Module):
+class MirrorAveraged(nn.Module):
+    """A classifier that may average its logits over an image and its mirror; subclasses are one view."""
+
+    flip_average: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, classes]; in eval mode, with `flip_average`, the mean over x and its mirror image."""
+        if self.training or not self.flip_average:
+            return self.single_view(x)
+        return 0.5 * (self.single_view(x) + self.single_view(x.flip(3)))
+
+    def single_view(self, x: Tensor) -> Tensor:
+        """Logits [B, classes] of x [B, C, H, W] alone, without its mirror image."""
+        raise NotImplementedError
+
+
+class WhitenedNet(MirrorAveraged):
     """Small fast CIFAR classifier (2.0 M parameters, 0.24 GFLOP an image).
 
     A frozen 2x2 whitening convolution, three conv groups (64, 256, 256), a linear head: the
@@ -77,14 +93,7 @@ class WhitenedNet(nn.Module):
         self.pool = nn.MaxPool2d(3)
         self.head = nn.Linear(widths[-1], classes, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes]; in eval mode the mean over x and its mirror image (flip averaging)."""
-        if self.training or not self.flip_average:
-            return self.single_view(x)
-        return 0.5 * (self.single_view(x) + self.single_view(x.flip(3)))
-
     def single_view(self, x: Tensor) -> Tensor:
-        """Logits [B, classes] of x alone, without its mirror image."""
         h = self.stem(self.whiten(self.normalize(x)))  # [B, 24, 31, 31]
         h = self.pool(self.groups(h)).flatten(1)  # [B, 256]
         out: Tensor = self.head(h) / 9.0
@@ -122,7 +131,7 @@ class PreActivationBlock(nn.Module):
         return out
 
 
-class WideResNet(nn.Module):
+class WideResNet(MirrorAveraged):
     """WRN-depth-width (Zagoruyko and Komodakis 2016); 28-10 is the classifier of the papers.
 
     Args:
@@ -161,13 +170,7 @@ class WideResNet(nn.Module):
         self.norm = nn.BatchNorm2d(inputs)
         self.head = nn.Linear(inputs, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training or not self.flip_average:
-            return self.single_view(x)
-        return 0.5 * (self.single_view(x) + self.single_view(x.flip(3)))
-
     def single_view(self, x: Tensor) -> Tensor:
-        """Logits [B, classes] of x alone, without its mirror image."""
         h = self.activation(self.norm(self.blocks(self.stem(self.normalize(x)))))
         out: Tensor = self.head(h.mean(dim=(2, 3)))
         return out

@@ -5,10 +5,16 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metastable.networks.classifier import CIFAR10_MEAN, CIFAR10_STD, Normalize, PreActivationBlock
+from metastable.networks.classifier import (
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    MirrorAveraged,
+    Normalize,
+    PreActivationBlock,
+)
 
 
-class CompactResNet(nn.Module):
+class CompactResNet(MirrorAveraged):
     """Pre-activation residual net with SiLU: three stages of two blocks, strides 1, 2, 2, average pool.
 
     The layout of PreActResNet-18 (He et al. 2016b), which fast adversarial training uses (Wong et al.
@@ -43,12 +49,6 @@ class CompactResNet(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.BatchNorm2d(inputs)
         self.head = nn.Linear(inputs, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes] of images [B, 3, H, W] in [0, 1]."""
-        if self.training or not self.flip_average:
-            return self.single_view(x)
-        return 0.5 * (self.single_view(x) + self.single_view(x.flip(3)))
 
     def single_view(self, x: Tensor) -> Tensor:
         h = F.silu(self.norm(self.blocks(self.stem(self.normalize(x)))))
