@@ -109,7 +109,9 @@ def test_a_plan_says_how_many_chains_answer_and_confirm() -> None:
     assert says["score-aware-targeted"] == ("exact", 5, 9)
     assert says["spsa"] == ("none", 5, None)
     assert says["square"] == ("none", 8, 9)
-    assert says["autoattack-rand"] == ("exact", 20, 9)
+    # The strongest gradient of this defense, whose step sizes are adaptive.
+    assert says["autoattack-rand"] == ("held", 20, 9)
+    assert says["annealed-ce"] == says["joint"] == ("held", 5, None)
     undefended = plan("exact", box(Prototypes(), dynamics="none", steps=0), options)
     assert (undefended.samples, undefended.check) == (1, None)
     assert plan("square", box(Prototypes(), dynamics="none", steps=0), options).samples == 1
