@@ -105,4 +105,4 @@ def test_a_missing_data_set_is_one_clear_line(
     with pytest.raises(SystemExit) as stop:
         command.main()
     assert stop.value.code == 2
-    assert "is missing" in capsys.readouterr().err
+    assert "has none of data_batch_1.bin" in capsys.readouterr().err
