@@ -50,7 +50,7 @@ def test_it_trains_resumes_and_judges(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, folder = tmp_path / "out", tmp_path / "run"
-    given = ["train", "--data", str(data), "--out", str(out), "--run", str(folder), "--minutes", "0.4"]
+    given = ["train", "--data", str(data), "--out", str(out), "--run", str(folder), "--minutes", "0.8"]
     monkeypatch.setattr(sys, "argv", ["x", *given, "--device", "cpu", "--tiny", "--", "--sigma", "0.05"])
     harden.main()
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
