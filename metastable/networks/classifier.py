@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -54,7 +55,7 @@ class _ConvGroup(nn.Sequential):
                 nn.init.dirac_(layer.weight[: layer.in_channels])
 
 
-class MirrorAveraged(nn.Module):
+class MirrorAveraged(nn.Module, ABC):
     """A classifier that may average its logits over an image and its mirror; subclasses are one view."""
 
     flip_average: bool
@@ -65,9 +66,9 @@ class MirrorAveraged(nn.Module):
             return self.single_view(x)
         return 0.5 * (self.single_view(x) + self.single_view(x.flip(3)))
 
+    @abstractmethod
     def single_view(self, x: Tensor) -> Tensor:
         """Logits [B, classes] of x [B, C, H, W] alone, without its mirror image."""
-        raise NotImplementedError
 
 
 class WhitenedNet(MirrorAveraged):
