@@ -25,7 +25,7 @@ from metastable import datasets
 from metastable.attacks.catalogue import SUITE
 from metastable.attacks.target import Eot
 from metastable.bundle import Bundle
-from metastable.defense import defend
+from metastable.engine.local import engine_on
 from metastable.evaluation import cli, robust, suite
 from metastable.evaluation.outcomes import read_outcomes
 from metastable.evaluation.robust import RobustConfig, secret
@@ -112,20 +112,16 @@ def agreement(bundle: Bundle, some: datasets.ImageSet, setting: str) -> float:
     flagged = torch.zeros(len(images), dtype=torch.bool)
     for detector in box.detectors:
         flagged |= detector.flags(images)
-    defended = defend(
-        images,
-        [secret(0, "agreement", i) for i in range(len(images))],
-        always,
-        classifier=bundle.classifier,
-        scores=bundle.scores,
-        flagged=flagged,
-    )
-    ours = defended.mean.clamp_min(1e-30).log() if chosen.average == "softmax" else defended.mean
+    seeds = [secret(0, "agreement", i) for i in range(len(images))]
+    answers = engine_on("cpu", bundle).answer(images, seeds, always, flagged)
+    outputs = torch.cat([answer.result.outputs for answer in answers])  # [N, CHAINS, classes]
+    mean = outputs.mean(dim=1)
+    ours = mean.clamp_min(1e-30).log() if chosen.average == "softmax" else mean
     if not chosen.purifies:
         return float((ours - theirs).abs().max() > 1e-4) * 100
-    spread = defended.outputs.std(dim=1) / CHAINS**0.5
+    spread = outputs.std(dim=1) / CHAINS**0.5
     if chosen.average == "softmax":
-        spread = spread / defended.mean.clamp_min(1e-30)  # of a logarithm
+        spread = spread / mean.clamp_min(1e-30)  # of a logarithm
     error = (2**0.5 * spread).clamp_min(1e-6)
     return float(((ours - theirs).abs() / error).max())
 
