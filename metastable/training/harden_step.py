@@ -185,16 +185,14 @@ class Update:
             self._graph.replay()
 
     def prepare(self, batches: Batches) -> None:
-        """On CUDA, compile and record what was asked for; weights and all other state are as before after it.
+        """Compile, and on CUDA record, what was asked for; weights and all other state are as before after it.
 
         What fails is said on stderr and left out: the updates are the same without it, only slower.
         """
-        if self.device.type != "cuda":
-            return
         with Kept(self):
             if self.config.compile:
                 self._try("torch.compile", self._compiled, batches)
-            if self.config.graph:
+            if self.config.graph and self.device.type == "cuda":
                 self._try("the CUDA graph", self._recorded, batches)
 
     def _try(self, what: str, make: Callable[[Batches], None], batches: Batches) -> None:
@@ -227,7 +225,8 @@ class Update:
         for step in range(count):
             self.load(batches, step, rate=0.0, eps=self.config.eps)
             self.work()
-        torch.cuda.synchronize()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def forget(self) -> None:
         """Set the optimizer's moments and counts to zero, in place."""
