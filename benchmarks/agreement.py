@@ -12,13 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from metastable import noise
 from metastable.bundle import Bundle
 from metastable.datasets import ImageSet, to_float
-from metastable.defense import sigma_of
+from metastable.defense import begin
 from metastable.dynamics import score_norm
-from metastable.dynamics.adp import inject
-from metastable.engine.job import kind_of, parameters_of
 from metastable.engine.runners import Batch, Runner
 from metastable.errors import DataError
 from metastable.evaluation.stats import wilson
@@ -75,17 +72,16 @@ def measure(
 @torch.inference_mode()
 def outputs(runner: Runner, setting: Setting, chains: int, images: Tensor, flagged: Tensor) -> Tensor:
     """Logits [N, chains, classes] of the chains of images [N, C, H, W], seeded by the image's number."""
-    kind = kind_of(setting)
+    kind = setting.dynamics.kind
     assert kind is not None, "there are chains only where something is purified"
     found = []
     for start in tqdm(range(0, len(images), AT_ONCE), desc=f"{setting.name} {runner.name}", mininterval=2):
         part = range(start, min(start + AT_ONCE, len(images)))
         keys = [(i, chain) for i in part for chain in range(chains)]
         x = images[part.start : part.stop].repeat_interleave(chains, 0)
-        if setting.dynamics == "adp":
-            sigma = torch.tensor([sigma_of(setting, bool(flagged[i])) for i, _ in keys])
-            x = inject(x, sigma, noise.normal(keys, 0, tuple(x.shape[1:])))
-        batch = Batch(x, keys, [0] * len(x), [parameters_of(setting)] * len(x))
+        flags = [bool(flagged[i]) for i, _ in keys]
+        x = begin(x, keys, setting.dynamics, flags)
+        batch = Batch(x, keys, [0] * len(x), [setting.dynamics.row(flag) for flag in flags])
         x, _ = runner.advance(kind, batch, setting.steps)
         found.append(runner.classify(x).view(len(part), chains, -1))
     return torch.cat(found)

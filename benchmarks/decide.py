@@ -36,7 +36,7 @@ from metastable.defense import defend
 from metastable.engine import costs
 from metastable.engine.costs import CLASSIFY, Costs
 from metastable.engine.engine import Engine, Limits
-from metastable.engine.job import Answer, Job, kind_of
+from metastable.engine.job import Answer, Job
 from metastable.engine.runners import Runner
 from metastable.errors import DataError, MetastableError
 from metastable.settings import Setting
@@ -154,7 +154,7 @@ def measure(
 ) -> dict[str, Any]:
     """Replay the recordings, ask 600 chains where labels differ, and time `timed` images of each kind."""
     setting = bundle.settings[config.setting]
-    kind = kind_of(setting)
+    kind = setting.dynamics.kind
     if kind is None:
         raise MetastableError(f"setting {setting.name} runs no chains: choose one that purifies")
     curve = costs.measure(runner, [kind], bundle.shape, (1, 2, 4, 8, 16, 32), time.perf_counter)

@@ -24,7 +24,9 @@ from tqdm import tqdm
 
 from benchmarks.targets import judge
 from metastable.bundle import Bundle
-from metastable.engine.runners import Batch, Kind, Runner
+from metastable.dynamics.adp import Ascent
+from metastable.dynamics.drift import Drift
+from metastable.engine.runners import Batch, Runner
 
 EAGER = "eager autograd"
 EAGER_LAST = "eager autograd, channels last"
@@ -93,9 +95,9 @@ def cases_of(work: str, bundle: Bundle, runners: Mapping[str, Runner], size: int
         return {name: lambda r=r: r.classify(x) for name, r in runners.items()}  # type: ignore[misc]
     keys = [(1 << 100, chain) for chain in range(size)]
     if work == "langevin":
-        kind, parameters = Kind("langevin", "energy"), (TAU,)
+        kind, parameters = Drift("energy"), (0.5 * TAU**2, TAU)
     else:
-        kind, parameters = Kind("adp", "score"), (1.0, 0.1, 2.0, 0.0)  # type: ignore[assignment]
+        kind, parameters = Ascent("score"), (1.0, 0.1, 2.0, 0.0)  # type: ignore[assignment]
     batch = Batch(x, keys, [0] * size, [parameters] * size)
     cases: dict[str, Work] = {
         name: lambda r=r: r.advance(kind, batch, 1)  # type: ignore[misc]

@@ -17,14 +17,29 @@ from torch import Tensor, nn
 
 from export import graphs
 from metastable.bundle import Bundle
-from metastable.dynamics.adp import inject
-from metastable.engine.graphs import AdpUpdate, LangevinSegment
-from metastable.engine.job import kind_of
-from metastable.engine.runners import Kind
+from metastable.dynamics.adp import Ascent
+from metastable.dynamics.base import Dynamics, Kind, wide
+from metastable.dynamics.drift import Drift
+from metastable.dynamics.gaussian import inject
+from metastable.dynamics.langevin import Langevin, langevin_step
 
 LONGEST = 8
 """The most steps in a graph, which are unrolled; a setting of more calls its graph again."""
 STATE = "y"
+
+
+class LangevinSteps(nn.Module):
+    """`steps` unrolled Langevin steps (Hill 2021, eq. 3)."""
+
+    def __init__(self, network: nn.Module, steps: int) -> None:
+        super().__init__()
+        self.network, self.steps = network, steps
+
+    def forward(self, x: Tensor, tau: Tensor, noise: Tensor) -> Tensor:
+        """x [B, C, H, W] in [0, 1], tau [B], standard normal noise [steps, B, C, H, W] -> x."""
+        for z in noise.unbind(0):
+            x = langevin_step(x, self.network.score(x), wide(tau), z)  # type: ignore[operator]
+        return x
 
 
 class AdpSteps(nn.Module):
@@ -32,7 +47,7 @@ class AdpSteps(nn.Module):
 
     def __init__(self, network: nn.Module, steps: int, *, adaptive: bool) -> None:
         super().__init__()
-        self.update, self.steps = AdpUpdate(network, adaptive=adaptive), steps
+        self.network, self.steps, self.kind = network, steps, Ascent("", adaptive=adaptive)
 
     def forward(
         self,
@@ -48,7 +63,7 @@ class AdpSteps(nn.Module):
         x = inject(x, sigma, noise)
         moved = torch.zeros_like(sigma)
         for _ in range(self.steps):
-            x, going = self.update(x, fraction, low, high, stop)
+            x, going = self.kind.step(x, self.network.score, [fraction, low, high, stop])  # type: ignore[arg-type]
             moved = moved + going
         return x, moved
 
@@ -61,19 +76,19 @@ def planned(bundle: Bundle) -> dict[str, tuple[Kind, int]]:
     walks = {
         (kind, min(setting.steps, LONGEST))
         for setting in bundle.settings.by_name.values()
-        if (kind := kind_of(setting)) and kind.dynamics in ("langevin", "adp")
+        if (kind := _exported(setting.dynamics)) is not None
     }
-    if "energy" in bundle.networks and not any(kind.dynamics == "langevin" for kind, _ in walks):
-        walks.add((Kind("langevin", "energy"), LONGEST))
+    if "energy" in bundle.networks and not any(isinstance(kind, Drift) for kind, _ in walks):
+        walks.add((Drift("energy"), LONGEST))
     named = {_name(kind, steps): (kind, steps) for kind, steps in walks}
     return dict(sorted(named.items()))
 
 
 def module(network: nn.Module, kind: Kind, steps: int) -> nn.Module:
     """The steps of a network as a module."""
-    if kind.dynamics == "langevin":
-        return LangevinSegment(network, steps)
-    return AdpSteps(network, steps, adaptive=kind.adaptive)
+    if isinstance(kind, Ascent):
+        return AdpSteps(network, steps, adaptive=kind.adaptive)
+    return LangevinSteps(network, steps)
 
 
 def inputs(
@@ -86,7 +101,7 @@ def inputs(
     def column(value: float) -> Tensor:
         return torch.full((batch,), value)
 
-    if kind.dynamics == "langevin":
+    if isinstance(kind, Drift):
         noise = torch.randn(steps, batch, *shape, generator=generator)
         return {graphs.INPUT: x, "tau": column(0.005), "noise": noise}
     noise = torch.randn(batch, *shape, generator=generator)
@@ -98,16 +113,26 @@ def build(bundle: Bundle) -> dict[str, bytes]:
     """The bundle's graphs of fused steps by name; equal bundles give equal bytes."""
     made = {}
     for name, (kind, steps) in planned(bundle).items():
-        axis = 1 if kind.dynamics == "langevin" else 0
+        axis = 1 if isinstance(kind, Drift) else 0
         examples = {
             key: (value, {axis if key == "noise" else 0: graphs.BATCH})
             for key, value in inputs(kind, steps, bundle.shape).items()
         }
-        outputs = [STATE] if kind.dynamics == "langevin" else [STATE, "moved"]
+        outputs = [STATE] if isinstance(kind, Drift) else [STATE, "moved"]
         made[name] = graphs.traced(module(bundle.networks[kind.network], kind, steps), examples, outputs)
     return made
 
 
 def _name(kind: Kind, steps: int) -> str:
-    fixed = "" if kind.adaptive else "-fixed"
-    return f"{kind.dynamics}{fixed}-{kind.network}-{steps}"
+    way = "langevin"
+    if isinstance(kind, Ascent):
+        way = kind.name if kind.adaptive else f"{kind.name}-fixed"
+    return f"{way}-{kind.network}-{steps}"
+
+
+def _exported(dynamics: Dynamics) -> Kind | None:
+    """The kind of a dynamics whose steps have graphs; None for another, and for Langevin at other eta."""
+    kind = dynamics.kind
+    if isinstance(kind, Ascent):
+        return kind
+    return kind if isinstance(dynamics, Langevin) and dynamics.eta == 1.0 else None

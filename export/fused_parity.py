@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from export import fused, graphs, parity
-from metastable.engine.runners import Kind
+from metastable.dynamics.base import Kind
 
 
 def measure(models: Mapping[str, bytes], reference: parity.Reference) -> dict[str, Any]:

@@ -132,11 +132,11 @@ def judged(settings: Settings) -> Settings:
     chosen: dict[tuple[str, str], Setting] = {}
     for name in (settings.default, *settings.names):
         setting = settings[name]
-        if setting.scored and setting.dynamics != "reconstruction":
-            shorter = dataclasses.replace(
-                setting, chains=CHAINS, steps=min(setting.steps, LONGEST), delta=None
-            )
-            chosen.setdefault((setting.network, setting.dynamics), shorter)
+        kind = setting.dynamics.kind
+        if setting.network and kind is not None and not kind.differentiates:
+            shorter = setting.moving(steps=min(setting.steps, LONGEST))
+            shorter = dataclasses.replace(shorter, chains=CHAINS, delta=None)
+            chosen.setdefault((setting.network, setting.dynamics.name), shorter)
     by_name = {setting.name: setting for setting in chosen.values()}
     return dataclasses.replace(settings, by_name=by_name)
 

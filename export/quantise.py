@@ -8,12 +8,11 @@ What 8 bits break was measured on the shipped networks (relative L2 error of sco
 - The energy network's way back is a 3x3 convolution and a pixel shuffle in place of a transposed
   convolution, which OpenVINO runs in 8 bits no faster than in 32.  The numbers are the same.
 
-ADP looks further ahead on such graphs (`engine.graphs.AHEAD`).
+ADP looks further ahead on such graphs (`engine.precision.AHEAD`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -29,11 +28,9 @@ from torch import Tensor
 
 from export import graphs
 from export.subpixel import SubpixelScore
-from metastable import noise
 from metastable.bundle import Bundle
-from metastable.defense import purify, sigma_of
-from metastable.dynamics.adp import inject
-from metastable.engine.graphs import AHEAD
+from metastable.defense import begin, purify
+from metastable.engine.precision import AHEAD
 from metastable.engine.runners.exported import CLASSIFIER
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.onnx_classifier import OnnxClassifier
@@ -75,14 +72,11 @@ def calibration(bundle: Bundle, images: Tensor) -> dict[str, Tensor]:
     keys = [(0, chain) for chain in range(len(images))]
     flagged = torch.arange(len(images)) % 2 == 0
     for setting in bundle.settings.by_name.values():
-        if not setting.scored or setting.dynamics == "reconstruction":  # which needs gradients
+        if not setting.network or not setting.dynamics.differentiable:  # which graphs cannot run
             continue
         score = bundle.scores[setting.network]
-        start = images
-        if setting.dynamics == "adp":
-            sigma = torch.tensor([sigma_of(setting, bool(flag)) for flag in flagged])
-            start = inject(images, sigma, noise.normal(keys, 0, bundle.shape))
-        walks = [dataclasses.replace(setting, steps=n) for n in {setting.steps // 2, setting.steps} - {0}]
+        start = begin(images, keys, setting.dynamics, flagged.tolist())
+        walks = [setting.moving(steps=n) for n in {setting.steps // 2, setting.steps} - {0}]
         for x in (start, *(purify(images, keys, walk, score, flagged)[0] for walk in walks)):
             s = score(x)
             ahead = x + AHEAD * s / s.flatten(1).norm(dim=1).clamp_min(1e-15).view(-1, 1, 1, 1)

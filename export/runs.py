@@ -14,8 +14,8 @@ from torch import nn
 from metastable import __version__, bundle, datasets
 from metastable.bundle import files
 from metastable.bundle.architectures import check_arguments
+from metastable.dynamics.base import NETWORKS
 from metastable.errors import BundleError
-from metastable.settings import NETWORKS
 from metastable.training import pieces
 from metastable.training.run import KEPT
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from metastable.bundle import Bundle
-from metastable.engine.job import kind_of
 from metastable.engine.runners import Runner, choose
 from metastable.engine.runners.artifacts import SUFFIXES, Artifacts
 
@@ -31,7 +30,7 @@ def runner_for(bundle: Bundle, artifacts: Artifacts, name: str, threads: int) ->
     parts = choose.Parts(
         bundle.networks, bundle.classifier, artifacts, bundle.shape, threads=threads, digest=bundle.digest
     )
-    kinds = map(kind_of, bundle.settings.by_name.values())
+    kinds = [setting.dynamics.kind for setting in bundle.settings.by_name.values()]
     if name == choose.AUTO and any(kind is not None and kind.differentiates for kind in kinds):
         name = "torch"  # the only one with derivatives of a score
     path = os.environ.get("METASTABLE_RUNNER_CACHE")

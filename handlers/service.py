@@ -27,7 +27,7 @@ from metastable.bundle import Bundle
 from metastable.engine import costs
 from metastable.engine.engine import Engine
 from metastable.engine.engine import Limits as EngineLimits
-from metastable.engine.job import Answer, Job, kind_of
+from metastable.engine.job import Answer, Job
 from metastable.engine.runners import Runner
 from metastable.errors import MetastableError, Overloaded, RequestError
 from metastable.images import DecodedImage, Limits, decode
@@ -104,7 +104,7 @@ class Service:
         self._score = partial(runner.score, network) if runner.abilities.exact else bundle.scores[network]
         self._limits, self._clock = limits or Limits(), clock
         self._policy = Policy(bundle.settings.names, bundle.settings.default, len(bundle.classes), allow_seed)
-        kinds = {kind for setting in bundle.settings.by_name.values() if (kind := kind_of(setting))}
+        kinds = {kind for setting in bundle.settings.by_name.values() if (kind := setting.dynamics.kind)}
         sizes = sizes or runner.abilities.sizes or SIZES
         curve = costs.measure(runner, kinds, bundle.shape, sizes, clock)
         self._engine = Engine(runner, curve, bundle.shape, clock, engine_limits)

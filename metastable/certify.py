@@ -62,16 +62,17 @@ def certificate(chosen: Tensor, counts: Tensor, *, sigma: float, alpha: float) -
 
 def smoothing_noise(setting: Setting) -> float:
     """The sigma of a setting that is a smoothed classifier; SettingsError for one that is not."""
-    if setting.dynamics not in ("adp", "noise") or setting.sigma == 0:
+    sigma = setting.dynamics.smoothing
+    if not sigma:
         raise SettingsError(
             f"setting {setting.name!r} cannot be certified: that needs dynamics adp or noise, and sigma > 0"
         )
-    if setting.sigma_unflagged is not None:
+    if setting.dynamics.asks_the_flag:
         raise SettingsError(
             f"setting {setting.name!r} cannot be certified: its noise depends on the anomaly flag, and so on "
             "the image; leave sigma_unflagged out"
         )
-    return setting.sigma
+    return sigma
 
 
 @torch.inference_mode()

@@ -13,10 +13,8 @@ from torch import Tensor
 
 from metastable import noise
 from metastable.dynamics import ScoreFunction
-from metastable.dynamics.adp import adp, inject
-from metastable.dynamics.langevin import langevin
-from metastable.dynamics.malade import malade
-from metastable.dynamics.reconstruction import reconstruct
+from metastable.dynamics.base import Dynamics, columns
+from metastable.dynamics.gaussian import inject
 from metastable.settings import Average, Setting
 
 Classifier = Callable[[Tensor], Tensor]
@@ -79,9 +77,44 @@ def as_averaged(logits: Tensor, average: Average) -> Tensor:
     return logits.log_softmax(dim=-1) if average == "log_softmax" else logits
 
 
-def sigma_of(setting: Setting, flagged: bool) -> float:
-    """The noise that is injected into an image with this anomaly flag (ADP, Appendix F)."""
-    return setting.sigma if flagged or setting.sigma_unflagged is None else setting.sigma_unflagged
+def begin(x: Tensor, keys: Sequence[noise.ChainKey], dynamics: Dynamics, flagged: Sequence[bool]) -> Tensor:
+    """Where chains start from images x [B, C, H, W]: with the noise that their dynamics injects, if any."""
+    levels = [dynamics.injects(flag) for flag in flagged]
+    given = [level for level in levels if level is not None]
+    if not given:
+        return x
+    return inject(x, torch.tensor(given).to(x), noise.normal(keys, 0, tuple(x.shape[1:]), x.device).to(x))
+
+
+def walk(
+    x: Tensor,
+    keys: Sequence[noise.ChainKey],
+    dynamics: Dynamics,
+    score: ScoreFunction,
+    flagged: Sequence[bool],
+    *,
+    first: int = 0,
+    steps: int | None = None,
+    hold: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Some steps (None: all) of chains x [B, C, H, W] from step `first` on: states; steps made, int64 [B]."""
+    kind = dynamics.kind
+    if kind is None:
+        return x, torch.zeros(len(x), dtype=torch.int64)
+    draws, drawn = kind.draws, noise.stream(keys, tuple(x.shape[1:]), x.device)
+    given = [column.to(x.device) for column in columns([dynamics.row(flag) for flag in flagged], x.dtype)]
+    made = torch.zeros(len(x), device=x.device)
+    kept = x
+    for t in range(first, first + (dynamics.steps if steps is None else steps)):
+
+        def normal(draw: int, t: int = t) -> Tensor:
+            return drawn(t * draws + draw).to(kept)
+
+        x, moved = kind.step(x, score, given, normal, hold=hold)
+        made += moved.detach()
+        if kind.stops and not moved.any():
+            break
+    return x, made.long().cpu()
 
 
 def purify(
@@ -98,47 +131,16 @@ def purify(
     Args:
         keys: (request seed, chain number) of each row.
         flagged: bool [B], the anomaly flag of each row's image.
-        hold: take ADP's step sizes for constants where autograd is on (metastable.attacks).
+        hold: take adaptive step sizes for constants where autograd is on (metastable.attacks).
     """
-    if setting.dynamics == "none":
-        return x, torch.zeros(len(x), dtype=torch.int64)
-    drawn = noise.stream(keys, tuple(x.shape[1:]), x.device)
+    flags = flagged.tolist()
+    x = begin(x, keys, setting.dynamics, flags)
+    return walk(x, keys, setting.dynamics, score, flags, hold=hold)
 
-    def normal(step: int) -> Tensor:
-        return drawn(step).to(x)
 
-    if setting.dynamics in ("noise", "adp"):
-        sigma = torch.tensor([sigma_of(setting, flag) for flag in flagged.tolist()]).to(x)
-        start = inject(x, sigma, normal(0))
-        if setting.dynamics == "noise":
-            return start, torch.ones(len(x), dtype=torch.int64)
-        result = adp(
-            start,
-            score,
-            steps=setting.steps,
-            lambda_=setting.step_fraction,
-            bounds=setting.step_bounds,
-            stop=setting.stop,
-            hold=hold,
-        )
-        return result.x, result.steps
-    if setting.dynamics == "langevin":
-        x = langevin(x, score, tau=setting.tau, steps=setting.steps, noise=normal, eta=setting.eta)
-    elif setting.dynamics == "malade":
-        x = malade(x, score, alpha=setting.alpha, kick=setting.kick, steps=setting.steps, noise=normal)
-    else:
-        x = reconstruct(
-            x,
-            score,
-            rolls=setting.steps,
-            walk=setting.walk,
-            iterations=setting.iterations,
-            rate=setting.rate,
-            tau=setting.tau,
-            eta=setting.eta,
-            noise=normal,
-        )
-    return x, torch.full((len(x),), setting.steps)
+def score_of(scores: Mapping[str, ScoreFunction], setting: Setting) -> ScoreFunction:
+    """The score function that moves a setting's chains; one that is zero where no network does."""
+    return scores[setting.network] if setting.network else torch.zeros_like
 
 
 @torch.inference_mode()
@@ -162,12 +164,12 @@ def defend(
         between: called as between(stage, share done) after each piece of work, stage `purify` or
             `classify`; it may raise to give up.
     """
-    h = setting.chains if setting.purifies else 1
+    h = setting.most_chains
     owner = torch.arange(len(images)).repeat_interleave(h)
     keys = [(seeds[int(i)], chain) for chain, i in zip(list(range(h)) * len(images), owner, strict=True)]
     made, steps = [], []
     purified = torch.zeros_like(images)
-    score = scores[setting.network] if setting.scored else torch.zeros_like
+    score = score_of(scores, setting)
     for start in range(0, len(owner), CHAINS_AT_ONCE):
         rows = owner[start : start + CHAINS_AT_ONCE]
         x, taken = purify(images[rows], keys[start : start + len(rows)], setting, score, flagged[rows])

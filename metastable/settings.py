@@ -14,118 +14,120 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
 
+from metastable.dynamics.base import Dynamics, real, shown, whole
+from metastable.dynamics.table import DYNAMICS
 from metastable.errors import SettingsError
 
-Dynamics = Literal["none", "noise", "adp", "langevin", "malade", "reconstruction"]
 Average = Literal["logits", "softmax", "log_softmax"]
-Network = Literal["score", "energy", "short_run", "autoencoder", "purifier"]
-NETWORKS: tuple[str, ...] = get_args(Network)
-"""The purifying networks that a bundle may hold: a score network, an energy by maximum likelihood or
-score matching, an energy that is not convergent (Mitchell 2020), MALADE's autoencoder, and a denoiser that
-was trained through the classifier (metastable.training.harden), beside which `score` stays as it was."""
-_LARGEST = 10**9  # of any number in a settings file
 _DEEPEST = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One configuration.  Lengths are in [0, 1] image units.
+    """One configuration: a dynamics with its parameters, and what is made of its chains.
 
     Attributes:
-        dynamics: `none` classifies the image as it is, `noise` adds Gaussian noise only; `adp`,
-            `langevin`, `malade` and `reconstruction` purify (metastable.dynamics).
-        network: which network of the bundle gives the score, of NETWORKS.
+        dynamics: how chains move (metastable.dynamics).
         chains: H, replicates of the image.
-        steps: T, K or N, updates of each chain; of `reconstruction` how often it is rolled; 1 of `noise`.
         average: what is averaged over chains: `logits` (Hill 2021), `log_softmax` (the same label and
             probabilities: it differs by a number a chain), or `softmax` (ADP, eq. 13).
-        sigma: the noise that `adp` and `noise` inject.
-        sigma_unflagged: noise for images that the anomaly flag passes (ADP, Appendix F: 0.2
-            sigma); None injects `sigma` always.
-        step_fraction: ADP's lambda.
-        step_bounds: least and greatest adaptive step size of ADP.
-        stop: ADP's stopping threshold on |s(x)|.
-        tau: Langevin step; Hill's 0.01 in [-1, 1] is 0.005 here.
-        eta: factor of the Langevin noise (Hill 2021, eq. 13); 1 samples the energy's density.
-        alpha: MALADE's step size, in squared [0, 1] units (eq. 10).
-        kick: standard deviation of MALADE's noise, the paper's delta.
-        walk: Langevin steps from noise to a reconstruction (Mitchell 2020, M of eq. 3.1).
-        iterations: gradient steps of a reconstruction (eq. 3.2).
-        rate: their size.
         delta: stop as soon as the label is settled at this error a request (metastable.stopping);
             None always spends all chains.
     """
 
     name: str
     dynamics: Dynamics
-    network: Network = "score"
     chains: int = 1
-    steps: int = 0
     average: Average = "logits"
-    sigma: float = 0.0
-    sigma_unflagged: float | None = None
-    step_fraction: float = 0.05
-    step_bounds: tuple[float, float] = (1e-5, 0.1)
-    stop: float = 1e-3
-    tau: float = 0.005
-    eta: float = 1.0
-    alpha: float = 0.01
-    kick: float = 0.0
-    walk: int = 15
-    iterations: int = 240
-    rate: float = 0.1
     delta: float | None = None
 
     def __post_init__(self) -> None:
         self._require(self.name.isidentifier() and self.name.isascii(), "name", "letters, digits and _")
-        self._require(self.dynamics in get_args(Dynamics), "dynamics", f"one of {get_args(Dynamics)}")
         self._require(self.average in get_args(Average), "average", f"one of {get_args(Average)}")
-        self._require(self.network in NETWORKS, "network", f"one of {NETWORKS}")
-        self._require(_whole(self.chains) and self.chains >= 1, "chains", "a whole number from 1")
-        least = 0 if self.dynamics == "none" else 1
-        self._require(_whole(self.steps) and self.steps >= least, "steps", f"a whole number from {least}")
-        self._require(self.dynamics != "noise" or self.steps == 1, "steps", "1, where there is only noise")
-        self._require(_real(self.sigma) and 0 <= self.sigma <= 1, "sigma", "in [0, 1]")
-        low = self.sigma_unflagged
-        self._require(low is None or (_real(low) and 0 <= low <= 1), "sigma_unflagged", "in [0, 1]")
-        self._require(_real(self.step_fraction) and 0 < self.step_fraction <= 1, "step_fraction", "in (0, 1]")
-        bounds = self.step_bounds
-        good = len(bounds) == 2 and all(map(_real, bounds)) and 0 < bounds[0] <= bounds[1] <= 10
-        self._require(good, "step_bounds", "two numbers, 0 < least <= greatest <= 10")
-        self._require(_real(self.stop) and self.stop >= 0, "stop", "not negative")
-        self._require(_real(self.tau) and 0 < self.tau <= 1, "tau", "in (0, 1]")
-        self._require(_real(self.eta) and 0 <= self.eta <= 100, "eta", "in [0, 100]")
-        self._require(_real(self.alpha) and 0 < self.alpha <= 10, "alpha", "in (0, 10]")
-        self._require(_real(self.kick) and 0 <= self.kick <= 1, "kick", "in [0, 1]")
-        self._require(_whole(self.walk) and 1 <= self.walk <= 1000, "walk", "a whole number from 1 to 1000")
-        bounded = _whole(self.iterations) and 1 <= self.iterations <= 10_000
-        self._require(bounded, "iterations", "a whole number from 1 to 10000")
-        self._require(_real(self.rate) and 0 < self.rate <= 10, "rate", "in (0, 10]")
+        self._require(whole(self.chains) and self.chains >= 1, "chains", "a whole number from 1")
         delta = self.delta
-        self._require(delta is None or (_real(delta) and 0 < delta < 1), "delta", "in (0, 1)")
+        self._require(delta is None or (real(delta) and 0 < delta < 1), "delta", "in (0, 1)")
+
+    @classmethod
+    def of(cls, name: str, dynamics: str, /, **fields: Any) -> Setting:
+        """The setting that a file's fields describe: its own, and those of its dynamics.
+
+        Raises SettingsError, which names the setting and the field, for a dynamics that there is not, a field
+        that it does not read, or a value that it cannot have.
+        """
+        if not isinstance(dynamics, str) or dynamics not in DYNAMICS:
+            raise SettingsError(
+                f"setting {shown(name)}: dynamics must be one of {tuple(DYNAMICS)}, not {shown(dynamics)}"
+            )
+        kind = DYNAMICS[dynamics]
+        read = {field.name for field in dataclasses.fields(kind)}
+        if unread := set(fields) - read - OWN:
+            raise SettingsError(
+                f"setting {shown(name)} names {sorted(map(shown, unread))}, which {dynamics} does not "
+                f"read: it reads {sorted(read | OWN)}"
+            )
+        needed = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
+        if missing := sorted(needed - set(fields)):
+            raise SettingsError(f"setting {shown(name)} needs the fields {missing} for dynamics {dynamics}")
+        try:
+            moves = kind(**{key: value for key, value in fields.items() if key in read})
+        except SettingsError as error:
+            raise SettingsError(f"setting {shown(name)}: {error}") from None
+        return cls(name=name, dynamics=moves, **{k: v for k, v in fields.items() if k not in read})
+
+    def fields(self) -> dict[str, Any]:
+        """What `of` takes beside name and dynamics, but for fields that have their defaults."""
+        return _changed(self.dynamics) | {k: v for k, v in _changed(self).items() if k in OWN}
+
+    def moving(self, **fields: Any) -> Setting:
+        """This setting with other parameters of its dynamics."""
+        return dataclasses.replace(self, dynamics=dataclasses.replace(self.dynamics, **fields))
 
     def _require(self, good: bool, field: str, wanted: str) -> None:
         if not good:
             raise SettingsError(
-                f"setting {_shown(self.name)}: {field} must be {wanted}, not {_shown(getattr(self, field))}"
+                f"setting {shown(self.name)}: {field} must be {wanted}, not {shown(getattr(self, field))}"
             )
 
     @property
-    def purifies(self) -> bool:
-        """Whether chains are drawn at all."""
-        return self.dynamics != "none"
+    def steps(self) -> int:
+        """T, K or N, updates of each chain."""
+        return self.dynamics.steps
 
     @property
-    def scored(self) -> bool:
-        """Whether the score of a network moves the chains."""
-        return self.dynamics not in ("none", "noise")
+    def network(self) -> str:
+        """The network of the bundle that moves the chains; empty where none does."""
+        return self.dynamics.network
+
+    @property
+    def purifies(self) -> bool:
+        """Whether anything is done to the image."""
+        return self.dynamics.purifies
+
+    @property
+    def random(self) -> bool:
+        """Whether chains differ."""
+        return self.dynamics.random
+
+    @property
+    def most_chains(self) -> int:
+        """Chains that a request can cost: one where they do not differ."""
+        return self.chains if self.random else 1
+
+
+OWN = {"chains", "average", "delta"}
+"""The fields of a setting that every dynamics has."""
+
+
+def _changed(one: Any) -> dict[str, Any]:
+    fields = dataclasses.fields(one)
+    return {f.name: getattr(one, f.name) for f in fields if getattr(one, f.name) != f.default}
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def parse(text: str) -> Settings:
     if not isinstance(raw, dict) or set(raw) != {"default", "caps", "settings"}:
         raise SettingsError("a settings file has exactly the keys default, caps and settings")
     caps = raw["caps"]
-    if not isinstance(caps, dict) or set(caps) != {"chains", "steps"} or not all(map(_whole, caps.values())):
+    if not isinstance(caps, dict) or set(caps) != {"chains", "steps"} or not all(map(whole, caps.values())):
         raise SettingsError("caps needs whole numbers for exactly chains and steps")
     if not isinstance(raw["settings"], dict) or not raw["settings"]:
         raise SettingsError("settings must name at least one setting")
@@ -171,7 +173,7 @@ def parse(text: str) -> Settings:
                 f"above the caps of {caps['chains']} and {caps['steps']}"
             )
     if not isinstance(raw["default"], str) or raw["default"] not in by_name:
-        raise SettingsError(f"default names {_shown(raw['default'])}, which is no setting of this file")
+        raise SettingsError(f"default names {shown(raw['default'])}, which is no setting of this file")
     return Settings(by_name, raw["default"], caps["chains"], caps["steps"])
 
 
@@ -199,29 +201,10 @@ def _check_structure(text: str) -> None:
 
 
 def _setting(name: Any, fields: Any) -> Setting:
-    known = {f.name for f in dataclasses.fields(Setting)} - {"name"}
     if not isinstance(name, str):
-        raise SettingsError(f"the name of a setting must be text, not {_shown(name)}")
+        raise SettingsError(f"the name of a setting must be text, not {shown(name)}")
     if not isinstance(fields, dict) or "dynamics" not in fields:
         raise SettingsError(f"setting {name!r} must be a mapping with at least dynamics")
-    if unknown := sorted(map(_shown, set(fields) - known)):
-        raise SettingsError(f"setting {name!r} has unknown fields {unknown}; known are {sorted(known)}")
-    fields = dict(fields)
-    if "step_bounds" in fields:
-        if not isinstance(fields["step_bounds"], list):
-            raise SettingsError(f"setting {name!r}: step_bounds must be a list of two numbers")
-        fields["step_bounds"] = tuple(fields["step_bounds"])
-    return Setting(name=name, **fields)
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST
-
-
-def _real(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
-
-
-def _shown(value: object) -> str:
-    """A value for an error message: short, whatever it is (a huge whole number has no repr at all)."""
-    return "a huge number" if isinstance(value, int) and abs(value) > _LARGEST else reprlib.repr(value)
+    if strange := sorted(shown(key) for key in fields if not isinstance(key, str)):
+        raise SettingsError(f"setting {name!r} has fields whose names are no text: {strange}")
+    return Setting.of(name, fields["dynamics"], **{k: v for k, v in fields.items() if k != "dynamics"})

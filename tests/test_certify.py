@@ -11,7 +11,7 @@ from metastable.certify import certificate, certify, lower_bound, smoothing_nois
 from metastable.errors import SettingsError
 from metastable.settings import Setting
 
-NOISE = Setting(name="noise", dynamics="noise", steps=1, sigma=0.2, chains=4)
+NOISE = Setting.of("noise", "noise", steps=1, sigma=0.2, chains=4)
 
 
 def test_clopper_pearson_by_hand() -> None:
@@ -81,10 +81,13 @@ def test_votes_are_of_the_chains_asked_for() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        (Setting(name="a", dynamics="none"), "dynamics adp or noise"),
-        (Setting(name="a", dynamics="langevin", network="energy", steps=3), "dynamics adp or noise"),
-        (Setting(name="a", dynamics="adp", steps=1), "sigma > 0"),
-        (Setting(name="a", dynamics="adp", steps=1, sigma=0.2, sigma_unflagged=0.1), "leave sigma_unflagged"),
+        (Setting.of("a", "none"), "dynamics adp or noise"),
+        (Setting.of("a", "langevin", network="energy", steps=3), "dynamics adp or noise"),
+        (Setting.of("a", "adp", steps=1), "sigma > 0"),
+        (
+            Setting.of("a", "adp", steps=1, sigma=0.2, sigma_unflagged=0.1),
+            "leave sigma_unflagged",
+        ),
     ],
 )
 def test_what_is_no_smoothed_classifier_is_refused(setting: Setting, message: str) -> None:

@@ -69,8 +69,8 @@ def test_log_softmax_averaging_differs_from_logits_by_a_number_an_image(tiny: Bu
 
 
 def test_noise_alone_is_adp_without_its_updates(tiny: Bundle) -> None:
-    noise = Setting(name="noise", dynamics="noise", chains=3, steps=1, sigma=0.2, sigma_unflagged=0.02)
-    idle = Setting(name="idle", dynamics="adp", chains=3, steps=1, sigma=0.2, sigma_unflagged=0.02, stop=1e9)
+    noise = Setting.of("noise", "noise", chains=3, steps=1, sigma=0.2, sigma_unflagged=0.02)
+    idle = Setting.of("idle", "adp", chains=3, steps=1, sigma=0.2, sigma_unflagged=0.02, stop=1e9)
     for flags in ([True, False], [False, True]):
         alone, wanted = run(tiny, noise, [0, 1], flags), run(tiny, idle, [0, 1], flags)
         assert torch.equal(alone.purified, wanted.purified)
@@ -82,9 +82,7 @@ def test_noise_alone_is_adp_without_its_updates(tiny: Bundle) -> None:
 
 def test_the_noise_factor_scales_how_far_noise_carries(tiny: Bundle) -> None:
     def purified(eta: float) -> torch.Tensor:
-        setting = Setting(
-            name="hot", dynamics="langevin", network="energy", chains=8, steps=1, tau=0.01, eta=eta
-        )
+        setting = Setting.of("hot", "langevin", network="energy", chains=8, steps=1, tau=0.01, eta=eta)
         return run(tiny, setting, [0]).purified
 
     still = purified(0.0)
@@ -103,8 +101,8 @@ def test_margin_and_its_standard_error_by_hand() -> None:
 
 
 def test_flagged_images_get_more_noise(tiny: Bundle) -> None:
-    identity = Setting(
-        name="loud", dynamics="adp", chains=8, steps=1, sigma=0.2, sigma_unflagged=0.02, stop=1e9
+    identity = Setting.of(
+        "loud", "adp", chains=8, steps=1, sigma=0.2, sigma_unflagged=0.02, stop=1e9
     )  # a stop so high that no chain moves: what is left is the injected noise
     quiet = run(tiny, identity, [0], [False]).purified - IMAGES[:1]
     loud = run(tiny, identity, [0], [True]).purified - IMAGES[:1]

@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metastable import settings
+from metastable.dynamics.adp import Adp
 from metastable.errors import SettingsError
 
 GOOD = """
@@ -18,7 +19,7 @@ def test_a_good_file() -> None:
     loaded = settings.parse(GOOD)
     assert loaded.names == ("a", "b")
     assert loaded.default == "a"
-    assert loaded["b"].step_bounds == (0.1, 1.0)
+    assert loaded["b"].dynamics == Adp(steps=10, sigma=0.25, step_bounds=(0.1, 1.0))
     assert loaded["b"].purifies
     assert not loaded["a"].purifies
 
@@ -46,10 +47,18 @@ def test_a_good_file() -> None:
         ("sigma: 0.25", "iterations: 100000", "iterations"),
         ("sigma: 0.25", "rate: 0", "rate"),
         ("sigma: 0.25", "average: mode", "average"),
-        ("dynamics: adp", "dynamics: noise", "steps must be 1, where there is only noise"),
+        (
+            "{dynamics: adp, chains: 8, steps: 10, sigma: 0.25, step_bounds: [0.1, 1.0]}",
+            "{dynamics: noise, steps: 2}",
+            "steps must be 1, where there is only noise",
+        ),
+        ("dynamics: adp", "dynamics: langevin", "'sigma'.*which langevin does not read"),
         ("[0.1, 1.0]", "3", "step_bounds"),
         ("  b:", "  b-c:", "name"),
         ("{dynamics: none}", "none", "dynamics"),
+        ("sigma: 0.25", "name: b", "name"),
+        ("sigma: 0.25", "cls: b", "cls"),
+        ("sigma: 0.25", "1: b", "no text"),
         ("settings:", "setting:", "keys"),
         ("settings:", "settings: [", "YAML"),
     ],

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from metastable import cuda_noise
 from metastable.bundle import Bundle
+from metastable.dynamics.drift import Drift
 from metastable.dynamics.langevin import langevin_step
-from metastable.engine.runners import Batch, Kind
+from metastable.engine.runners import Batch
 from metastable.engine.runners.cuda_energy import PIECE
 from metastable.engine.runners.cuda_lanes import SEGMENT
 from metastable.engine.runners.cuda_networks import CudaPrecision, compiled
@@ -104,14 +105,14 @@ class Contenders:
         """The lane of the CUDA runner; a call replays one graph."""
         x, runner = self._states(size), self._runner(precision, fuse, piece)
         with torch.inference_mode():
-            lane = runner.lane(Kind("langevin", NETWORK), x)
+            lane = runner.lane(Drift(NETWORK), x)
             lane.load(self._batch(x))
         return torch.inference_mode()(lambda: lane.run(STEPS))
 
     def hosted(self, size: int) -> Steps:
         """The whole call of the runner, copies and keys included."""
         batch, runner = self._batch(self._states(size).cpu()), self._runner("f16")
-        return lambda: runner.advance(Kind("langevin", NETWORK), batch, STEPS)
+        return lambda: runner.advance(Drift(NETWORK), batch, STEPS)
 
     def _repeat(self, size: int, step: Call) -> Steps:
         x = self._states(size)
@@ -156,7 +157,7 @@ class Contenders:
         return x.to(self._device).contiguous(memory_format=torch.channels_last)
 
     def _batch(self, x: Tensor) -> Batch:
-        return Batch(x, [(1 << 100, c) for c in range(len(x))], [0] * len(x), [(TAU,)] * len(x))
+        return Batch(x, [(1 << 100, c) for c in range(len(x))], [0] * len(x), [(0.5 * TAU**2, TAU)] * len(x))
 
     def _keys(self, size: int) -> tuple[Tensor, Tensor]:
         rows = cuda_noise.pack([(1 << 100, c) for c in range(size)], [0] * size)

@@ -29,10 +29,11 @@ from benchmarks.gpu import common
 from metastable import cuda_noise
 from metastable.bundle import Bundle
 from metastable.dynamics import ScoreFunction
-from metastable.dynamics.adp import adp
+from metastable.dynamics.adp import Ascent, adp
+from metastable.dynamics.drift import Drift
 from metastable.dynamics.langevin import langevin
 from metastable.engine.local import LocalEngine
-from metastable.engine.runners import Batch, Kind
+from metastable.engine.runners import Batch
 from metastable.engine.runners.cuda_energy import FusedScore
 from metastable.engine.runners.cuda_runner import CudaRunner
 from metastable.networks.energy import EnergyNetwork
@@ -178,7 +179,7 @@ def runner(bundle: Bundle, device: torch.device, size: Size) -> list[Check]:
     found.append(check("Langevin steps: median relative error", off(got, wanted).median(), 1e-4))
     parameters = (0.5, 0.05, 1.0, 0.0)
     batch = Batch(x, keys, [0] * len(x), [parameters] * len(x))
-    moved, _ = made.advance(Kind("adp", "score"), batch, 2)
+    moved, _ = made.advance(Ascent("score"), batch, 2)
     with torch.no_grad():
         step = adp(x.double(), exact["score"], steps=2, lambda_=0.5, bounds=(0.05, 1.0), stop=0.0)
     found.append(check("ADP updates: median relative error", off(moved, step.x).median(), 1e-3))
@@ -191,9 +192,7 @@ def runner(bundle: Bundle, device: torch.device, size: Size) -> list[Check]:
 
 def engine(bundle: Bundle, device: torch.device, size: Size) -> list[Check]:
     """Answers of an engine, whose states stay on the device, against the same chains advanced at once."""
-    setting = Setting(
-        name="some", dynamics="langevin", network="energy", chains=size.chains, steps=size.steps, tau=TAU
-    )
+    setting = Setting.of("some", "langevin", network="energy", chains=size.chains, steps=size.steps, tau=TAU)
     made = CudaRunner(bundle.networks, bundle.classifier, device=str(device), precision="f32")
     settings = Settings({setting.name: setting}, setting.name, setting.chains, setting.steps)
     local = LocalEngine(made, settings, bundle.shape, sizes=(1, 16))
@@ -228,8 +227,8 @@ def admit(made: CudaRunner, width: int, number: int) -> None:
 
 
 def walk(made: CudaRunner, x: Tensor, keys: list[ChainKey], steps: int) -> Tensor:
-    batch = Batch(x, keys, [0] * len(x), [(TAU,)] * len(x))
-    return made.advance(Kind("langevin", "energy"), batch, steps)[0]
+    batch = Batch(x, keys, [0] * len(x), [(0.5 * TAU**2, TAU)] * len(x))
+    return made.advance(Drift("energy"), batch, steps)[0]
 
 
 def _memory(device: torch.device) -> int:

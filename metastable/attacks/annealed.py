@@ -122,9 +122,9 @@ class Annealed:
         """The target with the attack's chains and gradient, and how many of its answers make a window."""
         if not isinstance(target, Eot):
             return target, 1
-        purifies = target.defense.setting.purifies
-        samples = self.samples if purifies else 1  # without a purification there is nothing to average
-        if purifies and target.defense.averages_mirrors:
+        random = target.defense.setting.random
+        samples = self.samples if random else 1  # where chains do not differ there is nothing to average
+        if random and target.defense.averages_mirrors:
             samples += samples % 2  # as many mirrored as not
         given = dataclasses.replace(
             target,
@@ -136,7 +136,7 @@ class Annealed:
             levels=self.levels,
             bf16=self.bf16,
         )
-        return given, math.ceil(self.window / samples) if purifies else 1
+        return given, math.ceil(self.window / samples) if random else 1
 
 
 class Mover(Protocol):

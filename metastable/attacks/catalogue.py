@@ -143,9 +143,9 @@ def plan(name: str, box: WhiteBox, options: Options) -> Plan:
     # At eps 0, a control, a step must still be positive.
     step = options.step or max(options.eps, 1e-9) / ((steps or Mim.steps) if name == "mim" else 4)
     # Without a purification there is no noise, and nothing to average.
-    purifies = box.setting.purifies
+    random = box.setting.random
     own = 16 if mode is None else BpdaEot.samples
-    samples, check = (chains or options.samples or own, options.check) if purifies else (1, 1)
+    samples, check = (chains or options.samples or own, options.check) if random else (1, 1)
     known: dict[str, Any] = {
         "step": step,
         "samples": samples,
@@ -160,7 +160,7 @@ def plan(name: str, box: WhiteBox, options: Options) -> Plan:
         **({} if options.restarts is None else {"restarts": options.restarts}),
     }
     attack = make(norm=options.norm, eps=options.eps, **{key: known[key] for key in wanted if key in known})
-    verifies = check if purifies and "check" in wanted else None
+    verifies = check if random and "check" in wanted else None
     if gradient == "bare":
         return Plan(attack, box.classifier, gradient, 1, verifies)
     # Without a gradient any would do; BPDA's builds no graph through the purification.

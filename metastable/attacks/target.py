@@ -24,10 +24,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from metastable import noise
-from metastable.defense import Classifier, as_averaged, purify
+from metastable.defense import Classifier, as_averaged, begin, purify, walk
 from metastable.dynamics import ScoreFunction, score_norm
-from metastable.dynamics.langevin import langevin
-from metastable.dynamics.malade import malade
 from metastable.settings import Setting
 
 Target = Callable[[Tensor], Tensor]
@@ -81,7 +79,7 @@ class WhiteBox:
     @torch.no_grad()
     def flags(self, x: Tensor) -> Tensor:
         """bool [B], where the setting asks for the flag; all true elsewhere."""
-        if not self.detectors or self.setting.sigma_unflagged is None:
+        if not self.detectors or not self.setting.dynamics.asks_the_flag:
             return torch.ones(len(x), dtype=torch.bool)
         return torch.stack([detector.flags(x) for detector in self.detectors]).any(0)
 
@@ -96,11 +94,11 @@ class WhiteBox:
 
         Held step sizes break as many images as exact ones in three quarters of the time (docs/results.md).
         """
-        if self.setting.dynamics == "reconstruction":
+        if not self.setting.dynamics.differentiable:
             return "bpda"
         if self.smooth is not None:
             return "smooth"
-        return "held" if self.setting.dynamics == "adp" else "exact"
+        return "held" if self.setting.dynamics.adapts else "exact"
 
 
 @dataclass(frozen=True)
@@ -228,26 +226,20 @@ class Eot:
         setting = self.defense.setting
         if not (torch.is_grad_enabled() and x.requires_grad):
             return purify(x, keys, setting, self.defense.score, flagged)[0]
-        if setting.dynamics not in ("langevin", "malade"):
+        dynamics, flags, hold = setting.dynamics, flagged.tolist(), self.gradient in ("held", "smooth")
+        x = begin(x, keys, dynamics, flags)
+        if setting.steps <= KEPT_STEPS or not dynamics.differentiable:
             # The activations of a few evaluations fit; of many, only states are kept.
-            score = self._network if setting.steps <= KEPT_STEPS else self._score
-            return purify(x, keys, setting, score, flagged, hold=self.gradient in ("held", "smooth"))[0]
+            return walk(x, keys, dynamics, self._network, flags, hold=hold)[0]
+
+        def segment(state: Tensor, first: int, steps: int) -> Tensor:
+            return walk(state, keys, dynamics, self._score, flags, first=first, steps=steps, hold=hold)[0]
+
         # Many steps: segments of sqrt(K) that are computed again, one by one, on the way back.
         span = math.ceil(setting.steps**0.5)
         for first in range(0, setting.steps, span):
-            x = _recompute(self._segment, x, keys, first, min(span, setting.steps - first))
+            x = _recompute(segment, x, first, min(span, setting.steps - first))
         return x
-
-    def _segment(self, x: Tensor, keys: Sequence[noise.ChainKey], first: int, steps: int) -> Tensor:
-        setting, shape = self.defense.setting, tuple(x.shape[1:])
-
-        def normal(t: int) -> Tensor:
-            return noise.normal(keys, first + t, shape, x.device).to(x)
-
-        if setting.dynamics == "malade":
-            alpha, kick = setting.alpha, setting.kick
-            return malade(x, self._score, alpha=alpha, kick=kick, steps=steps, noise=normal)
-        return langevin(x, self._score, tau=setting.tau, eta=setting.eta, steps=steps, noise=normal)
 
     def _score(self, x: Tensor) -> Tensor:
         score: Tensor = _recompute(self._network, x)

@@ -274,7 +274,7 @@ def _settings(text: bytes, manifest: Manifest) -> settings_module.Settings:
         settings = settings_module.parse(text.decode())
     except (SettingsError, UnicodeDecodeError) as error:
         raise BundleError(f"{SETTINGS}: {error}") from None
-    used: set[str] = {one.network for one in settings.by_name.values() if one.scored}
+    used: set[str] = {one.network for one in settings.by_name.values() if one.network}
     if manifest.anomaly is not None:
         used.add(manifest.anomaly.network)
     if missing := sorted(used - set(manifest.parts)):

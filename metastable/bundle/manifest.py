@@ -6,7 +6,7 @@
     shape             [channels, size, size] of an image; channels 1 or 3
     range             [0.0, 1.0]: what the values of an image span
     conventions       CONVENTIONS: what score, steps and noise mean, so that no release reads them otherwise
-    parts             {classifier, or a name of settings.NETWORKS: a part}; the classifier is there always
+    parts             {classifier, or a name of NETWORKS: a part}; the classifier is there always
     settings_sha256   of settings.yaml
     anomaly           metastable.anomaly.Calibration, or null; `changes` only where images were changed
     provenance        how the bundle was made (Provenance); no dates, so that equal builds are equal bytes
@@ -30,8 +30,8 @@ from metastable import __version__
 from metastable.anomaly import Calibration
 from metastable.bundle import architectures, checks, files
 from metastable.bundle.checks import MANIFEST
+from metastable.dynamics.base import NETWORKS
 from metastable.errors import BundleError
-from metastable.settings import NETWORKS
 
 SCHEMA = 2
 RANGE = [0.0, 1.0]

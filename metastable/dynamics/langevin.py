@@ -8,10 +8,14 @@ K = 15 steps on an energy that was not trained to convergence.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from metastable.dynamics import ScoreFunction
+from metastable.dynamics.base import Dynamics, Kind, Network, Row, real
+from metastable.dynamics.drift import Drift, drift, drift_step
 
 
 def langevin_step(
@@ -21,7 +25,7 @@ def langevin_step(
 
     eta = 1 is eq. 3, whose steady state is p; another eta (eq. 13) has the temperature eta^2.
     """
-    return x + 0.5 * tau**2 * score + eta * tau * noise
+    return drift_step(x, score, 0.5 * tau**2, eta * tau, noise)
 
 
 def langevin(
@@ -33,7 +37,35 @@ def langevin(
     noise: Callable[[int], Tensor],
     eta: float = 1.0,
 ) -> Tensor:
-    """`steps` Langevin steps from x, without clamping; noise(t) gives step t's normals."""
-    for t in range(steps):
-        x = langevin_step(x, score(x), tau, noise(t), eta)
-    return x
+    """`steps` Langevin steps from x, without clipping; noise(t) gives step t's normals."""
+    return drift(x, score, share=0.5 * tau**2, strength=eta * tau, steps=steps, noise=noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Langevin(Dynamics):
+    """K steps along the score of an energy, with noise in each.
+
+    Attributes:
+        network: that gives the score.
+        steps: K.
+        tau: the step; Hill's 0.01 in [-1, 1] is 0.005 here.
+        eta: factor of the noise (eq. 13); 1 samples the energy's density.
+    """
+
+    network: Network = "score"
+    steps: int = 0
+    tau: float = 0.005
+    eta: float = 1.0
+    name: ClassVar[str] = "langevin"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("tau", real(self.tau) and 0 < self.tau <= 1, "in (0, 1]")
+        self.require("eta", real(self.eta) and 0 <= self.eta <= 100, "in [0, 100]")
+
+    @property
+    def kind(self) -> Kind:
+        return Drift(self.network)
+
+    def row(self, flagged: bool) -> Row:
+        return (0.5 * self.tau**2, self.eta * self.tau)

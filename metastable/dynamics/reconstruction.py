@@ -12,12 +12,15 @@ score that is constant between kinks: there the gradient of M is the identity, a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from metastable.dynamics import ScoreFunction
+from metastable.dynamics.base import Dynamics, Kind, Network, Normal, Row, real, whole, wide
 from metastable.dynamics.langevin import langevin_step
 from metastable.errors import NoGradient
 
@@ -82,3 +85,80 @@ def _generator(
         return z
 
     return generate
+
+
+@dataclass(frozen=True)
+class Rolls(Kind):
+    """Chains of reconstructions, one a step; their parameters are rate, tau and eta.
+
+    Attributes:
+        walk: Langevin steps of the generator.
+        iterations: of gradient descent.
+    """
+
+    walk: int
+    iterations: int
+    name: ClassVar[str] = "reconstruction"
+    probe: ClassVar[Row] = (1e-3, 1e-3, 1e-3)
+    differentiates: ClassVar[bool] = True
+
+    @property
+    def draws(self) -> int:  # type: ignore[override]
+        return self.walk + 1
+
+    def step(
+        self,
+        x: Tensor,
+        score: ScoreFunction,
+        columns: Sequence[Tensor],
+        normal: Normal,
+        *,
+        ahead: float | None = None,
+        hold: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        rate, tau, eta = map(wide, columns)
+        walk, iterations = self.walk, self.iterations
+        end = reconstruct(
+            x, score, walk=walk, iterations=iterations, rate=rate, tau=tau, eta=eta, noise=normal
+        )
+        return end, torch.ones_like(columns[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction(Dynamics):
+    """A reconstruction, rolled `steps` times.
+
+    Attributes:
+        network: that gives the score.
+        steps: how often it is rolled.
+        walk: Langevin steps from noise to a reconstruction (M of eq. 3.1).
+        iterations: gradient steps of a reconstruction (eq. 3.2).
+        rate: size of these gradient steps.
+        tau, eta: step and noise factor of the Langevin steps.
+    """
+
+    network: Network = "score"
+    steps: int = 0
+    walk: int = 15
+    iterations: int = 240
+    rate: float = 0.1
+    tau: float = 0.005
+    eta: float = 1.0
+    name: ClassVar[str] = "reconstruction"
+    differentiable: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("walk", whole(self.walk) and 1 <= self.walk <= 1000, "a whole number from 1 to 1000")
+        bounded = whole(self.iterations) and 1 <= self.iterations <= 10_000
+        self.require("iterations", bounded, "a whole number from 1 to 10000")
+        self.require("rate", real(self.rate) and 0 < self.rate <= 10, "in (0, 10]")
+        self.require("tau", real(self.tau) and 0 < self.tau <= 1, "in (0, 1]")
+        self.require("eta", real(self.eta) and 0 <= self.eta <= 100, "in [0, 100]")
+
+    @property
+    def kind(self) -> Kind:
+        return Rolls(self.network, self.walk, self.iterations)
+
+    def row(self, flagged: bool) -> Row:
+        return (self.rate, self.tau, self.eta)

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from metastable import cuda_noise, noise
-from metastable.defense import sigma_of
-from metastable.dynamics.adp import inject
+from metastable import cuda_noise
+from metastable.defense import begin
+from metastable.dynamics.base import Kind
 from metastable.engine.costs import CLASSIFY, Costs
 from metastable.engine.job import Finished, Request
-from metastable.engine.runners import Batch, Kind, Runner
+from metastable.engine.runners import Batch, Runner
 from metastable.errors import EngineFailure
 from metastable.noise import ChainKey
 
@@ -155,9 +155,7 @@ class Chains:
         device, keys = self._x.device, [self._key[slot] for slot in slots]
         self._packed[:, slots] = cuda_noise.pack(keys, [0] * len(slots))
         x = request.job.image.to(device).expand(len(slots), *self._shape)
-        if request.job.setting.dynamics == "adp":
-            sigma = torch.full((len(slots),), sigma_of(request.job.setting, request.job.flagged))
-            x = inject(x, sigma.to(device), noise.normal(keys, 0, self._shape, device))
+        x = begin(x, keys, request.job.setting.dynamics, [request.job.flagged] * len(slots))
         self._x[slots] = x
 
     def _owned(self, slot: int) -> Request:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
-from metastable.engine.runners import PROBES, Batch, Kind, Runner
+from metastable.dynamics.base import Kind
+from metastable.engine.runners import Batch, Runner
 
 CLASSIFY = "classify"
 Work = Kind | str  #: a kind of chain, or CLASSIFY
@@ -89,7 +90,7 @@ def measure(
         keys = [(0, chain) for chain in range(size)]
         curves[CLASSIFY][size] = best(lambda x=x: runner.classify(x))  # type: ignore[misc]
         for kind in kinds:
-            batch = Batch(x, keys, [0] * size, [PROBES[kind.dynamics]] * size)
+            batch = Batch(x, keys, [0] * size, [kind.probe] * size)
             seconds = best(lambda kind=kind, batch=batch: runner.advance(kind, batch, 1))  # type: ignore[misc]
             curves.setdefault(kind, {})[size] = seconds
     return Costs(curves)

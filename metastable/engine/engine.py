@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from metastable import noise, stopping
+from metastable.dynamics.base import Kind
 from metastable.engine.chains import Chains, broken
 from metastable.engine.costs import CLASSIFY, Costs
-from metastable.engine.job import Answer, Failure, Job, Outcome, Request, kind_of
+from metastable.engine.job import Answer, Failure, Job, Outcome, Request
 from metastable.engine.policy import Policy
-from metastable.engine.runners import Kind, Runner
+from metastable.engine.runners import Runner
 from metastable.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -138,7 +139,7 @@ class Engine:
 
     def price(self, setting: Setting) -> float:
         """Seconds of the machine that a job of this setting is expected to need."""
-        kind, classify = kind_of(setting), self._costs.unit(CLASSIFY)
+        kind, classify = setting.dynamics.kind, self._costs.unit(CLASSIFY)
         if kind is None:
             return classify
         chains = setting.chains * self._share.get(setting.name, 1.0)

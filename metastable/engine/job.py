@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metastable.defense import Defended, as_averaged, sigma_of
-from metastable.engine.runners import Kind
+from metastable.defense import Defended, as_averaged
 from metastable.errors import MetastableError
 from metastable.settings import Setting
 from metastable.stopping import Decision
@@ -69,40 +68,6 @@ class Failure:
 Outcome = Answer | Failure
 
 
-def kind_of(setting: Setting) -> Kind | None:
-    """The kind of a setting's chains; None where there is nothing to purify."""
-    match setting.dynamics:
-        case "none":
-            return None
-        case "noise":
-            return Kind("noise", "")
-        case "adp":
-            return Kind("adp", setting.network, adaptive=setting.step_bounds[0] != setting.step_bounds[1])
-        case "langevin" if setting.eta == 1.0:
-            return Kind("langevin", setting.network)
-        case "langevin" | "malade":
-            return Kind("drift", setting.network)
-        case "reconstruction":
-            return Kind("reconstruction", setting.network, walk=setting.walk, iterations=setting.iterations)
-
-
-def parameters_of(setting: Setting, flagged: bool = False) -> tuple[float, ...]:
-    """A row of `runners.Batch.parameters`, for an image with this anomaly flag."""
-    match setting.dynamics:
-        case "noise":
-            return (sigma_of(setting, flagged),)
-        case "langevin" if setting.eta == 1.0:
-            return (setting.tau,)
-        case "langevin":
-            return (0.5 * setting.tau**2, setting.eta * setting.tau)
-        case "malade":
-            return (setting.alpha, setting.kick)
-        case "reconstruction":
-            return (setting.rate, setting.tau, setting.eta)
-        case _:
-            return (setting.step_fraction, *setting.step_bounds, setting.stop)
-
-
 class Finished(NamedTuple):
     """What one chain came to: its output [classes], its state [C, H, W], where that is, and its steps."""
 
@@ -121,9 +86,9 @@ class Request:
 
     def __init__(self, job: Job, order: int, arrived: float, price: float, goal: int) -> None:
         self.job, self.order, self.arrived, self.price, self.goal = job, order, arrived, price, goal
-        self.kind, self.parameters = kind_of(job.setting), parameters_of(job.setting, job.flagged)
-        self.steps = job.setting.steps
-        self.cap = job.setting.chains if job.setting.purifies else 1
+        dynamics = job.setting.dynamics
+        self.kind, self.parameters = dynamics.kind, dynamics.row(job.flagged)
+        self.steps, self.cap = dynamics.steps, job.setting.most_chains
         self.begun = 0
         self.slots: list[int] = []
         self.finished: dict[int, Finished] = {}

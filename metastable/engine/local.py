@@ -13,7 +13,7 @@ from torch import Tensor
 from metastable.bundle import Bundle
 from metastable.engine import costs
 from metastable.engine.engine import Engine, Limits
-from metastable.engine.job import Answer, Job, kind_of
+from metastable.engine.job import Answer, Job
 from metastable.engine.runners import Runner
 from metastable.engine.runners.cuda_runner import SLOTS, CudaRunner
 from metastable.engine.runners.torch_runner import TorchRunner
@@ -43,7 +43,7 @@ class LocalEngine:
         sizes: Sequence[int] | None = None,
         limits: Limits = LIMITS,
     ) -> None:
-        kinds = {kind for setting in settings.by_name.values() if (kind := kind_of(setting))}
+        kinds = {kind for setting in settings.by_name.values() if (kind := setting.dynamics.kind)}
         sizes = sizes or runner.abilities.sizes or SIZES
         curve = costs.measure(runner, kinds, shape, sizes, time.perf_counter)
         self._engine = Engine(runner, curve, shape, time.perf_counter, limits)
@@ -71,7 +71,7 @@ class LocalEngine:
 
 def engine_on(device: str, bundle: Bundle) -> LocalEngine:
     """An engine for all settings of the bundle on `cpu`, or on a GPU with batches that fill it."""
-    kinds = [kind_of(setting) for setting in bundle.settings.by_name.values()]
+    kinds = [setting.dynamics.kind for setting in bundle.settings.by_name.values()]
     if torch.device(device).type == "cpu" or any(kind and kind.differentiates for kind in kinds):
         runner = TorchRunner(bundle.networks, bundle.classifier, device=device)
         return LocalEngine(runner, bundle.settings, bundle.shape)

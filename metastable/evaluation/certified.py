@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from metastable import datasets
 from metastable.certify import certify, smoothing_noise
+from metastable.defense import score_of
 from metastable.evaluation import cli
 from metastable.evaluation.outcomes import read_outcomes, same_run
 from metastable.evaluation.stats import wilson
@@ -117,7 +117,7 @@ def run_certify(args: argparse.Namespace) -> cli.Summary:
             images[index],
             setting,
             classifier=loaded.classifier,
-            score=loaded.scores[setting.network] if setting.scored else torch.zeros_like,
+            score=score_of(loaded.scores, setting),
             seed=(args.seed << 64) + index,
             choose=args.choose,
             n=args.chains,

@@ -108,7 +108,7 @@ def agreement(bundle: Bundle, some: datasets.ImageSet, setting: str) -> float:
     images, chosen = datasets.to_float(some.images), bundle.settings[setting]
     box = robust.white_box(bundle, setting)
     theirs = Eot(box, samples=CHAINS, gradient="bpda", seed=1, mirror=True)(images)
-    always = dataclasses.replace(chosen, chains=CHAINS if chosen.purifies else 1, delta=None)
+    always = dataclasses.replace(chosen, chains=CHAINS if chosen.random else 1, delta=None)
     flagged = torch.zeros(len(images), dtype=torch.bool)
     for detector in box.detectors:
         flagged |= detector.flags(images)
@@ -117,7 +117,7 @@ def agreement(bundle: Bundle, some: datasets.ImageSet, setting: str) -> float:
     outputs = torch.cat([answer.result.outputs for answer in answers])  # [N, CHAINS, classes]
     mean = outputs.mean(dim=1)
     ours = mean.clamp_min(1e-30).log() if chosen.average == "softmax" else mean
-    if not chosen.purifies:
+    if not chosen.random:
         return float((ours - theirs).abs().max() > 1e-4) * 100
     spread = outputs.std(dim=1) / CHAINS**0.5
     if chosen.average == "softmax":

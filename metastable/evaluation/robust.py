@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -38,6 +37,7 @@ from metastable.attacks.catalogue import Options, Plan, plan
 from metastable.attacks.smooth import smooth_backward
 from metastable.attacks.target import Detector, WhiteBox
 from metastable.bundle import Bundle
+from metastable.defense import score_of
 from metastable.dynamics import ScoreFunction
 from metastable.engine.local import LocalEngine, engine_on
 from metastable.errors import DataError
@@ -118,8 +118,8 @@ def white_box(bundle: Bundle, setting: str) -> WhiteBox:
     detectors: tuple[Detector, ...] = ()
     if bundle.anomaly is not None:
         detectors = (Detector(_differentiable(bundle, bundle.anomaly.network), bundle.anomaly.threshold),)
-    score = bundle.scores[chosen.network] if chosen.scored else torch.zeros_like
-    piecewise = chosen.scored and isinstance(bundle.networks[chosen.network], EnergyNetwork)
+    score = score_of(bundle.scores, chosen)
+    piecewise = isinstance(bundle.networks.get(chosen.network), EnergyNetwork)
     smooth = _differentiable(bundle, chosen.network) if piecewise else None
     return WhiteBox(chosen, bundle.classifier, score, detectors, smooth)
 
@@ -256,9 +256,8 @@ def said(bundle: Bundle, setting: Setting) -> str:
 
     What else is in the bundle does not change an outcome, so that a bundle may grow between runs.
     """
-    fields = dataclasses.fields(setting)
-    said = {f.name: getattr(setting, f.name) for f in fields if getattr(setting, f.name) != f.default}
-    used = {"classifier", setting.network} if setting.scored else {"classifier"}
+    said = {"name": setting.name, "dynamics": setting.dynamics.name} | setting.fields()
+    used = {"classifier", setting.network} - {""}
     if bundle.anomaly is not None:
         used.add(bundle.anomaly.network)
         said["threshold"] = bundle.anomaly.threshold

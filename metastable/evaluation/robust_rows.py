@@ -64,7 +64,7 @@ def summarize_row(
         "norm": norm,
         "eps": eps,
         "K": setting.steps,
-        "H": setting.chains if setting.purifies else 1,
+        "H": setting.most_chains,
         "chains": round(float(np.mean([o["chains"] for o in these])), 1),
         "delta": setting.delta,
         "eot": made.samples,

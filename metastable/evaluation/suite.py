@@ -178,6 +178,7 @@ def summarize(
     """
     natural = [outcomes.of(setting, "natural", i) for i in range(n)]
     chosen = bundle.settings[setting]
+    said = chosen.fields()
     return {
         "setting": setting,
         "eps": eps,
@@ -190,8 +191,8 @@ def summarize(
         "attacks": rows,
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "K": chosen.steps,
-        "H": chosen.chains if chosen.purifies else 1,
-        "sigma": [chosen.sigma, chosen.sigma_unflagged],
+        "H": chosen.most_chains,
+        "sigma": [said.get("sigma", 0.0), said.get("sigma_unflagged")],
         "delta": chosen.delta,
         "digest": bundle.digest,
     }
@@ -216,7 +217,7 @@ def check_same(plans: dict[str, Plan], attacker: Bundle, judge: Bundle, setting:
 
 def check_spent(outcomes: Sequence[dict[str, Any]], setting: Setting) -> None:
     """DataError if an answer took more chains than H, or steps than K: it came from another defense."""
-    most = setting.chains if setting.purifies else 1
+    most = setting.most_chains
     if any(o["chains"] > most or o["steps"] > setting.steps for o in outcomes):
         raise DataError(f"an answer of {setting.name} took more than {most} chains of {setting.steps} steps")
 

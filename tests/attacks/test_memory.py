@@ -64,7 +64,7 @@ def test_memory_is_nearly_flat_in_the_number_of_steps(monkeypatch: pytest.Monkey
 
     def kept_and_peak(dynamics: str, steps: int) -> tuple[float, float]:
         """In states: kept after the forward pass, and the most that forward and backward held at once."""
-        setting = Setting(name="m", dynamics=dynamics, steps=steps, sigma=0.05, tau=0.05)  # type: ignore[arg-type]
+        setting = Setting.of("m", dynamics, steps=steps)
         target = Eot(WhiteBox(setting, model, score_network().score), samples=1, gradient="exact")
         with LivePeak() as mode:
             gradient_of(target, images, labels)

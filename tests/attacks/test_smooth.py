@@ -32,7 +32,7 @@ def test_the_derivative_follows_the_score_over_a_distance_where_the_exact_one_is
 
 def test_an_attack_gets_another_gradient_of_the_same_answers() -> None:
     model, network = Prototypes(), energy_network()
-    setting = Setting(name="planted", dynamics="langevin", network="energy", steps=6, tau=0.3)
+    setting = Setting.of("planted", "langevin", network="energy", steps=6, tau=0.3)
     box = WhiteBox(setting, model, network.score, (), smooth_backward(network))
     assert box.strongest == "smooth"
     images, labels = model.images(2)

@@ -134,7 +134,7 @@ def test_the_exact_gradient_agrees_with_finite_differences(fields: dict[str, obj
     defense = dataclasses.replace(box(model, **fields), score=score)
     images, labels = model.images(1)
     images = images.double()
-    alpha = adaptive_step_size(images, score(images), score, lambda_=0.5, delta=1e-3, bounds=(1e-3, 2.0))
+    alpha = adaptive_step_size(images, score(images), score, fraction=0.5, bounds=(1e-3, 2.0))
     assert 1e-2 < alpha < 1  # so that the adaptive case goes through the step size
     target = Eot(defense, samples=2, gradient="exact", seed=3)
     found = gradient_of(target, images, labels)
@@ -155,7 +155,7 @@ def test_the_exact_gradient_agrees_with_finite_differences(fields: dict[str, obj
 def test_the_exact_gradient_is_plain_autograd_through_the_steps() -> None:
     """Checkpointed or not, float64: the same number."""
     model, score = Prototypes().double(), score_network().double().score
-    setting = Setting(name="long", dynamics="langevin", steps=7, tau=0.3)
+    setting = Setting.of("long", "langevin", steps=7, tau=0.3)
     target = Eot(WhiteBox(setting, model, score), samples=1, gradient="exact", seed=3)
     images, labels = model.images(2)
     images = images.double()
@@ -261,7 +261,7 @@ def test_exact_pgd_is_plain_pgd_through_a_deterministic_defense() -> None:
 def test_a_piecewise_linear_energy_gives_exact_nothing_that_bpda_lacks() -> None:
     """Its score is piecewise constant: known, documented, and the reason to run SPSA beside `exact`."""
     model = Prototypes()
-    setting = Setting(name="e", dynamics="langevin", network="energy", steps=4, tau=0.05)
+    setting = Setting.of("e", "langevin", network="energy", steps=4, tau=0.05)
     target = Eot(WhiteBox(setting, model, energy_network().score), samples=2, gradient="exact", seed=1)
     images, labels = model.images(2)
     exact = gradient_of(target, images, labels)

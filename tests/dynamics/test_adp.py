@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from metastable.dynamics.adp import adaptive_step_size, adp, inject
+from metastable.dynamics.adp import adaptive_step_size, adp
+from metastable.dynamics.gaussian import inject
 
 MEAN, VARIANCE = 0.5, 0.04
 
@@ -16,7 +17,7 @@ def gaussian(x: torch.Tensor) -> torch.Tensor:
 def test_adaptive_step_on_a_gaussian_is_lambda_times_its_variance() -> None:
     """s(x') = (1 - delta / v) s(x), so eq. 18 gives alpha = lambda v whatever x is."""
     x = torch.rand(5, 3, 8, 8, dtype=torch.double)
-    alpha = adaptive_step_size(x, gaussian(x), gaussian, lambda_=0.3, delta=1e-3, bounds=(1e-9, 10))
+    alpha = adaptive_step_size(x, gaussian(x), gaussian, fraction=0.3, bounds=(1e-9, 10))
     assert torch.allclose(alpha, torch.full((5,), 0.3 * VARIANCE, dtype=torch.double), rtol=1e-9)
 
 
@@ -52,7 +53,7 @@ def test_a_stopped_chain_does_not_move_and_does_not_disturb_others() -> None:
 
 def test_step_size_is_bounded_where_the_score_grows_along_itself() -> None:
     x = torch.rand(2, 1, 4, 4)
-    alpha = adaptive_step_size(x, x, lambda y: 2 * y, lambda_=0.1, delta=0.1, bounds=(1e-5, 0.1))
+    alpha = adaptive_step_size(x, x, lambda y: 2 * y, fraction=0.1, delta=0.1, bounds=(1e-5, 0.1))
     assert torch.equal(alpha, torch.full((2,), 0.1))
 
 

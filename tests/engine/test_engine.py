@@ -12,9 +12,10 @@ from metastable.bundle import Bundle
 from metastable.defense import defend
 from metastable.engine import costs
 from metastable.engine.engine import Engine, Limits
-from metastable.engine.job import Answer, Failure, Job, Request, kind_of
+from metastable.engine.job import Answer, Failure, Job, Request
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import Cancelled, DeadlineExceeded, Draining, EngineFailure, Overloaded
+from metastable.settings import Setting
 from tests.engine.worlds import ADP, LONG, NONE, SETTINGS, SHORT, job, run_out, world
 
 
@@ -27,7 +28,7 @@ def answers(engine: Engine) -> dict[str, Answer]:
 def test_every_setting_gives_what_the_reference_gives(tiny: Bundle) -> None:
     """Real networks: the same seeds, mixed in one engine, agree with `defend` one image at a time."""
     runner = TorchRunner(tiny.networks, tiny.classifier)
-    kinds = {kind for s in tiny.settings.by_name.values() if (kind := kind_of(s))}
+    kinds = {kind for s in tiny.settings.by_name.values() if (kind := s.dynamics.kind)}
     ticks = iter(range(1_000_000))
 
     def clock() -> float:
@@ -270,13 +271,18 @@ def test_no_setting_waits_for_another_kind_for_ever() -> None:
     assert len(answers(engine)) == 7
 
 
+def shorter(setting: Setting, chains: int) -> Setting:
+    short = replace(setting, chains=chains)
+    return short.moving(steps=min(setting.steps, 4)) if setting.purifies else short
+
+
 @pytest.mark.timeout(600)
 def test_soak_every_request_has_one_outcome_and_nothing_is_left() -> None:
     rng = random.Random(5)
     engine, runner, clock = world(Limits(slots=32, backlog=0.5, jobs=40))
     runner.poison = lambda batch: [i for i, (seed, _) in enumerate(batch.keys) if seed % 97 == 3]
     runner.break_on = lambda batch: any(seed % 499 == 7 for seed, _ in batch.keys)
-    small = [replace(s, chains=rng.randrange(1, 7), steps=min(s.steps, 4)) for s in SETTINGS]
+    small = [shorter(s, chains=rng.randrange(1, 7)) for s in SETTINGS]
     small += [replace(SHORT, name="early", chains=24, delta=0.05)]
     outcomes: Counter[str] = Counter()
     kinds: Counter[str] = Counter()

@@ -12,7 +12,6 @@ from handlers.runner import runner_for
 from metastable import settings
 from metastable.bundle import Bundle
 from metastable.defense import Defended, defend
-from metastable.engine.job import kind_of, parameters_of
 from metastable.engine.local import LocalEngine
 from metastable.engine.runners import Batch, Runner
 from metastable.engine.runners.artifacts import GRAPHS
@@ -29,6 +28,9 @@ settings:
   warm: {dynamics: langevin, network: energy, chains: 2, steps: 3, tau: 0.01, eta: 0.5, average: log_softmax}
   malade: {dynamics: malade, network: autoencoder, chains: 2, steps: 4, alpha: 0.03, kick: 0.05}
   adp: {dynamics: adp, chains: 2, steps: 2, sigma: 0.2, step_fraction: 0.5}
+  jpeg: {dynamics: squeeze, way: jpeg, level: 50, chains: 5}
+  bits: {dynamics: squeeze, way: bits, level: 3}
+  median: {dynamics: squeeze, way: median, level: 2}
 """
 ROLLED = (
     "  rolled: {dynamics: reconstruction, chains: 2, steps: 2, walk: 2, iterations: 2, rate: 0.2, tau: 0.3}\n"
@@ -91,9 +93,9 @@ def test_on_exported_graphs_they_are_the_reference(world: Bundle, exported: dict
 
 def test_a_reconstruction_needs_pytorch_and_auto_knows(world: Bundle, exported: dict[str, bytes]) -> None:
     setting = rolled(world).settings["rolled"]
-    kind = kind_of(setting)
+    kind = setting.dynamics.kind
     assert kind is not None
-    batch = Batch(IMAGES, [(0, 0), (0, 1)], [0, 0], [parameters_of(setting)] * 2)
+    batch = Batch(IMAGES, [(0, 0), (0, 1)], [0, 0], [setting.dynamics.row(flagged=False)] * 2)
     with pytest.raises(RuntimeError, match="no derivative of a score, which reconstruction needs: choose"):
         OnnxRunner(exported, threads=1).advance(kind, batch, 1)
     threads = torch.get_num_threads()

@@ -1,7 +1,5 @@
 """The promise of the policy, in a simulation on the engine's own clock."""
 
-from dataclasses import replace
-
 from metastable.engine.engine import Limits
 from metastable.engine.job import Answer, Job
 from tests.engine.worlds import LONG, SHORT, job, run_out, world
@@ -56,7 +54,7 @@ def test_a_long_request_gets_its_share_however_many_short_ones_come() -> None:
 def test_requests_of_one_kind_take_turns() -> None:
     engine, *_ = world()
     for i in range(3):
-        engine.submit(job(f"r{i}", replace(LONG, steps=5), seed=i))
+        engine.submit(job(f"r{i}", LONG.moving(steps=5), seed=i))
     order = []
     while engine.held:
         engine.advance()

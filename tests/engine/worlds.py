@@ -8,20 +8,23 @@ import torch
 from torch import Tensor
 
 from metastable import noise
+from metastable.dynamics.adp import Ascent
+from metastable.dynamics.base import Kind
+from metastable.dynamics.drift import Drift
 from metastable.engine.costs import CLASSIFY, Costs
 from metastable.engine.engine import Engine, Limits
 from metastable.engine.job import Job
-from metastable.engine.runners import Abilities, Batch, Kind
+from metastable.engine.runners import Abilities, Batch
 from metastable.settings import Setting
 
 SHAPE = (1, 2, 2)
-KINDS = (Kind("langevin", "energy"), Kind("adp", "score"))
+KINDS = (Drift("energy"), Ascent("score"))
 STEP, LOOK = 1e-3, 2e-3  # seconds of a chain-step and of a classification
 
-SHORT = Setting(name="short", dynamics="langevin", network="energy", chains=4, steps=2, tau=0.1)
-LONG = Setting(name="long", dynamics="langevin", network="energy", chains=60, steps=20, tau=0.1)
-ADP = Setting(name="adp", dynamics="adp", chains=6, steps=3, sigma=0.3, step_bounds=(0.1, 1.0), stop=0.05)
-NONE = Setting(name="none", dynamics="none")
+SHORT = Setting.of("short", "langevin", network="energy", chains=4, steps=2, tau=0.1)
+LONG = Setting.of("long", "langevin", network="energy", chains=60, steps=20, tau=0.1)
+ADP = Setting.of("adp", "adp", chains=6, steps=3, sigma=0.3, step_bounds=(0.1, 1.0), stop=0.05)
+NONE = Setting.of("none", "none")
 SETTINGS = (SHORT, LONG, ADP, NONE)
 
 
@@ -61,7 +64,7 @@ class Walk:
             raise RuntimeError("the device is gone")
         x = batch.x.clone()
         moved = torch.full((size,), steps)
-        if kind.dynamics == "langevin":
+        if isinstance(kind, Drift):
             tau = torch.tensor([row[0] for row in batch.parameters]).view(-1, 1, 1, 1)
             for t in range(steps):
                 x += tau * noise.normal(batch.keys, [first + t for first in batch.steps], tuple(x.shape[1:]))

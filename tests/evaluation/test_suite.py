@@ -195,7 +195,7 @@ def test_controls_find_an_attack_that_leaves_its_ball_and_a_judge_of_another_def
     assert rows[0]["found"].startswith("0 of ")
     assert "| yes |" in controls.markdown(rows)
     # An attacker who knows another noise level attacks another defense.
-    weak = dataclasses.replace(tiny.settings["fast"], sigma=0.02, sigma_unflagged=0.01)
+    weak = tiny.settings["fast"].moving(sigma=0.02, sigma_unflagged=0.01)
     known = robust.white_box(tiny, "fast")
     monkeypatch.setattr(robust, "white_box", lambda *_: dataclasses.replace(known, setting=weak))
     assert controls.agreement(tiny, test_set, "fast") > 5

@@ -9,6 +9,8 @@ from export import fused
 from metastable import noise
 from metastable.bundle import Bundle
 from metastable.defense import purify
+from metastable.dynamics.adp import Adp
+from metastable.dynamics.langevin import Langevin
 
 X = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(4))
 KEYS = [(7, chain) for chain in range(len(X))]
@@ -30,13 +32,14 @@ def test_a_graph_is_the_reference_with_its_noise(
 ) -> None:
     chosen, x, keys = tiny.settings[setting], X[:size], KEYS[:size]
     shape = tiny.shape
-    columns = {
-        "sigma": chosen.sigma, "fraction": chosen.step_fraction, "low": chosen.step_bounds[0],
-        "high": chosen.step_bounds[1], "stop": chosen.stop,
-    }  # fmt: skip
+    moves = chosen.dynamics
     z = noise.normal(keys, 0, shape)
-    if chosen.dynamics == "langevin":
-        columns = {"tau": chosen.tau}
+    if isinstance(moves, Adp):
+        fraction, low, high, stop = moves.row(flagged=True)
+        columns = {"sigma": moves.sigma, "fraction": fraction, "low": low, "high": high, "stop": stop}
+    else:
+        assert isinstance(moves, Langevin)
+        columns = {"tau": moves.tau}
         z = torch.stack([noise.normal(keys, t, shape) for t in range(chosen.steps)])
     inputs = {"x": x, "noise": z} | {k: torch.full((size,), v) for k, v in columns.items()}
     session = ort.InferenceSession(tiny_steps[name])

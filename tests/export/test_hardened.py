@@ -9,6 +9,7 @@ import torch
 from export import __main__ as command
 from export import hardened, runs
 from metastable import bundle, datasets, defense, noise, settings
+from metastable.dynamics.adp import Adp
 from metastable.engine.local import engine_on
 from metastable.errors import BundleError
 from metastable.training import harden
@@ -102,9 +103,11 @@ def test_the_shipped_settings_make_one_evaluation_and_spare_no_image(root: Path)
     assert shipped.names == ("none", "fast", "balanced", "accurate")
     for name in shipped.names[1:]:
         one = shipped[name]
-        assert (one.dynamics, one.network, one.steps, one.sigma) == ("adp", "purifier", 1, 0.05)
-        assert (one.step_fraction, one.step_bounds, one.stop) == (1.0, (1.0, 1.0), 0.0)
-        assert one.sigma_unflagged is None
+        moves = one.dynamics
+        assert isinstance(moves, Adp)
+        assert (moves.network, moves.steps, moves.sigma) == ("purifier", 1, 0.05)
+        assert (moves.step_fraction, moves.step_bounds, moves.stop) == (1.0, (1.0, 1.0), 0.0)
+        assert moves.sigma_unflagged is None
 
 
 def test_a_part_of_the_run_builds_an_ordinary_bundle_too(run: Path, tmp_path: Path) -> None:

@@ -9,46 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from metastable.dynamics.base import Kind, Row
 from metastable.noise import ChainKey
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What chains must share to be advanced in one batch.
-
-    Attributes:
-        dynamics: `langevin`; `adp`; `drift`, a share of the score and a share of noise, which is MALADE
-            and Langevin dynamics with noise of another strength; `noise` alone; `reconstruction`.
-        network: name of the bundle's network that gives the score; empty for `noise`.
-        adaptive: of `adp`: whether the step size adapts (else it is the upper bound).
-        walk, iterations: of `reconstruction`: Langevin steps of its generator, and of gradient descent.
-    """
-
-    dynamics: Literal["langevin", "adp", "drift", "noise", "reconstruction"]
-    network: str
-    adaptive: bool = True
-    walk: int = 0
-    iterations: int = 0
-
-    @property
-    def differentiates(self) -> bool:
-        """Whether its steps need the derivative of the score, which exported graphs do not have."""
-        return self.dynamics == "reconstruction"
-
-
-PROBES: dict[str, tuple[float, ...]] = {
-    "langevin": (1e-3,),
-    "adp": (1.0, 1e-3, 1.0, 0.0),
-    "drift": (1e-3, 1e-3),
-    "noise": (1e-3,),
-    "reconstruction": (1e-3, 1e-3, 1e-3),
-}
-"""Parameters of a chain of each dynamics that goes nowhere, to measure a step with."""
 
 
 @dataclass
@@ -58,10 +25,8 @@ class Batch:
     Attributes:
         x: states, float32 [B, C, H, W] in [0, 1] units.
         keys: (request seed, chain number) of every row.
-        steps: number of the next step of every row: noise is keyed by it.  ADP injects with step 0
-            before the first update, so its updates need no noise.
-        parameters: of every row: (tau,) for `langevin`; (lambda, low, high, stop) for `adp`; for `drift`
-            the factors of score and noise; (sigma,) for `noise`; (rate, tau, eta) for `reconstruction`.
+        steps: number of the next step of every row: noise is keyed by it.
+        parameters: of every row, as its dynamics gives them.
         packed: keys and steps once more, as `cuda_noise.pack` makes them, on the CPU; None where nobody
             has packed them yet.  Thousands of keys take longer to pack than some steps of their chains.
     """
@@ -69,7 +34,7 @@ class Batch:
     x: Tensor
     keys: Sequence[ChainKey]
     steps: Sequence[int]
-    parameters: Sequence[tuple[float, ...]]
+    parameters: Sequence[Row]
     packed: Tensor | None = None
 
     def part(self, start: int, size: int) -> Batch:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from metastable.engine.graphs import Precision
+from metastable.engine.precision import Precision
 from metastable.engine.runners import Runner
 from metastable.engine.runners.artifacts import EIGHT, GRAPHS, PACKAGES, Artifacts
 from metastable.errors import EngineFailure, MissingPackage, SettingsError

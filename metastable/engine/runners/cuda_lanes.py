@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from metastable import cuda_noise
-from metastable.engine.graphs import AdpUpdate, columns
-from metastable.engine.runners import Batch, Kind
+from metastable.dynamics.base import Kind, columns
+from metastable.engine.runners import Batch
 from metastable.engine.runners.cuda_graphs import Recording
 from metastable.engine.runners.cuda_networks import Network
-from metastable.engine.runners.stepping import Score
 
 SEGMENT = 16  # steps of the longer graph
 Record = Callable[[Callable[[], None]], Recording]
@@ -24,7 +23,7 @@ class Lane:
 
     Args:
         network: gives the score.
-        ahead: of `graphs.AdpUpdate`.
+        ahead: how far an adaptive step looks ahead, as in `Kind.step`.
         x: the buffer of states, [size, C, H, W], channels last.
         record: makes a Recording.
     """
@@ -32,10 +31,13 @@ class Lane:
     def __init__(self, kind: Kind, network: Network, ahead: float | None, x: Tensor, record: Record) -> None:
         self._kind, self._x, self._network = kind, x, network
         self._rows = torch.zeros(cuda_noise.FIELDS, len(x), dtype=torch.int64, device=x.device)
-        width = 4 if kind.dynamics == "adp" else 2
+        width = len(_kept(kind, columns([kind.probe]), network.scale))
         self._columns = torch.zeros(width, len(x), device=x.device)
         self._moved = torch.zeros(len(x), device=x.device)
-        self._adp = AdpUpdate(Score(network), adaptive=kind.adaptive, ahead=ahead)
+        # Where a step is a drift, one kernel draws the noise and makes it.
+        self._drifts, self._ahead = kind.factors(columns([kind.probe])) is not None, ahead
+        if not self._drifts and kind.draws:
+            raise RuntimeError(f"no kernel draws the noise of {kind.name}: choose the runner torch")
         # Both at once: what is measured when an engine starts is all that it will ever need.
         self._graphs = {length: record(partial(self._advance, length)) for length in (1, SEGMENT)}
 
@@ -49,7 +51,8 @@ class Lane:
         packed = cuda_noise.pack(batch.keys, batch.steps) if batch.packed is None else batch.packed
         self._x[:size] = batch.x.to(device)
         self._rows[:, :size] = packed.to(device)
-        self._columns[:, :size] = _factors(self._kind, batch, self._network.scale).to(device)
+        kept = _kept(self._kind, columns(batch.parameters), self._network.scale)
+        self._columns[:, :size] = kept.to(device)
         self._moved.zero_()
 
     def run(self, steps: int) -> None:
@@ -67,15 +70,15 @@ class Lane:
     def _advance(self, steps: int) -> None:
         """What a graph repeats."""
         for t in range(steps):
-            if self._kind.dynamics == "adp":
-                x, going = self._adp(self._x, *self._columns)
-                self._x.copy_(x)
-                self._moved += going
+            if self._drifts:
+                cuda_noise.update(self._x, self._network.raw(self._x), self._columns, self._rows, t)
+                if self._kind.clips:
+                    self._x.clamp_(0, 1)
                 continue
-            cuda_noise.update(self._x, self._network.raw(self._x), self._columns, self._rows, t)
-            if self._kind.dynamics == "noise":
-                self._x.clamp_(0, 1)
-        if self._kind.dynamics != "adp":
+            x, moved = self._kind.step(self._x, self._network, list(self._columns), _none, ahead=self._ahead)
+            self._x.copy_(x)
+            self._moved += moved
+        if self._drifts:
             self._moved += steps
         self._rows[3] += steps
 
@@ -112,19 +115,17 @@ def returned(x: Tensor, device: torch.device) -> Tensor:
     return host
 
 
-def _factors(kind: Kind, batch: Batch, scale: float) -> Tensor:
-    """What a lane keeps of chains, [width, B]: ADP's parameters, or the factors of `cuda_noise.update`.
+def _kept(kind: Kind, given: list[Tensor], scale: float) -> Tensor:
+    """What a lane keeps of chains, [width, B]: the factors of `cuda_noise.update`, else their parameters.
 
-    Those are of a score that comes `scale` times too large.
+    The factors are of a score that comes `scale` times too large.
     """
-    given = columns(batch.parameters)
-    match kind.dynamics:
-        case "adp":
-            return torch.stack(given)
-        case "langevin":
-            share, strength = 0.5 * given[0] ** 2, given[0]
-        case "noise":
-            share, strength = torch.zeros_like(given[0]), given[0]
-        case _:
-            share, strength = given
+    factors = kind.factors(given)
+    if factors is None:
+        return torch.stack(given)
+    share, strength = factors
     return torch.stack([share / scale, strength])
+
+
+def _none(draw: int) -> Tensor:
+    raise AssertionError("a lane without a kernel for noise was made for a kind that draws it")

@@ -16,8 +16,9 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from metastable.engine.graphs import AHEAD
-from metastable.engine.runners import Abilities, Batch, Kind
+from metastable.dynamics.base import Kind
+from metastable.engine.precision import AHEAD
+from metastable.engine.runners import Abilities, Batch
 from metastable.engine.runners.cuda_graphs import LARGEST, SIZES, Recording, fitting
 from metastable.engine.runners.cuda_lanes import Lane, Pass
 from metastable.engine.runners.cuda_networks import (
@@ -30,6 +31,7 @@ from metastable.engine.runners.cuda_networks import (
     scoring,
 )
 from metastable.engine.runners.exported import CLASSIFIER
+from metastable.engine.runners.stepping import Stepper
 
 SLOTS = 4 * SIZES[-1]  # chains that an engine should hold at a time
 
@@ -85,6 +87,7 @@ class CudaRunner:
             self._networks[CLASSIFIER] = forward(classifier, self.device, precision, wrap)
         else:
             self._uncaptured = copy.deepcopy(classifier).eval()
+        self._plain = Stepper(torch.zeros_like)  # of kinds that no graph can hold, and that have no score
         self._lanes: dict[tuple[Kind, int], Lane] = {}
         self._passes: dict[tuple[str, int], Pass] = {}
 
@@ -92,9 +95,12 @@ class CudaRunner:
     def advance(self, kind: Kind, batch: Batch, steps: int) -> tuple[Tensor, Tensor]:
         if kind.differentiates:
             raise RuntimeError(
-                f"runner {self.name} has no derivative of a score, which {kind.dynamics} needs: "
+                f"runner {self.name} has no derivative of a score, which {kind.name} needs: "
                 "choose the runner torch"
             )
+        if not kind.captures:
+            x, moved = self._plain.advance(kind, batch, steps, batch.x.to(self.device))
+            return x.to(batch.x.device), moved
         done = []
         for start in range(0, len(batch.x), LARGEST):
             part = batch.part(start, LARGEST)
@@ -151,7 +157,7 @@ class CudaRunner:
 
     @property
     def _ahead(self) -> float | None:
-        """As `graphs.ahead_of`: tf32 has 10 bits behind the point, too few for ADP's own distance."""
+        """As `precision.ahead_of`: tf32 has 10 bits behind the point, too few for ADP's own distance."""
         return None if self._precision == "f32" else AHEAD
 
     def _record(self, work: Callable[[], None]) -> Recording:

@@ -8,7 +8,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from metastable.engine.runners import Abilities, Batch, Kind
+from metastable.dynamics.base import Kind
+from metastable.engine.runners import Abilities, Batch
 from metastable.engine.runners.stepping import Call, Stepper
 
 CLASSIFIER = "classifier"
@@ -68,7 +69,7 @@ class ExportedRunner(Generic[G]):
     def advance(self, kind: Kind, batch: Batch, steps: int) -> tuple[Tensor, Tensor]:
         if kind.differentiates:
             raise RuntimeError(
-                f"runner {self.name} has no derivative of a score, which {kind.dynamics} needs: "
+                f"runner {self.name} has no derivative of a score, which {kind.name} needs: "
                 "choose the runner torch"
             )
         if kind.network not in self._steppers:

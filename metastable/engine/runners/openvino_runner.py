@@ -9,7 +9,7 @@ import openvino as ov
 import torch
 from torch import Tensor
 
-from metastable.engine.graphs import Precision, ahead_of
+from metastable.engine.precision import Precision, ahead_of
 from metastable.engine.runners.exported import ExportedRunner
 from metastable.engine.runners.stepping import Call
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from metastable.engine.graphs import Precision, ahead_of
-from metastable.engine.runners import Abilities, Batch, Kind
+from metastable.dynamics.base import Kind
+from metastable.engine.precision import Precision, ahead_of
+from metastable.engine.runners import Abilities, Batch
 from metastable.engine.runners.stepping import Call, Stepper
 
 

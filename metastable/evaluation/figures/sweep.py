@@ -39,7 +39,7 @@ def varied(
     if whole != value or whole < 1:
         raise DataError(f"{what} must be a whole number from 1, not {value}")
     if what == "K":
-        return dataclasses.replace(setting, steps=whole), config
+        return setting.moving(steps=whole), config
     if what == "H_def":
         chains = dataclasses.replace(setting, chains=whole, delta=None)
         return chains, dataclasses.replace(config, check=whole)

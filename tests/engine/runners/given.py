@@ -6,15 +6,21 @@ import torch
 from torch import Tensor
 
 from metastable import noise
-from metastable.engine.runners import Kind
+from metastable.dynamics.drift import Drift
+from metastable.dynamics.langevin import Langevin
 
-LANGEVIN = Kind("langevin", "energy")
+LANGEVIN = Drift("energy")
 SIZE = 11
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def images(size: int = SIZE) -> Tensor:
     return torch.rand(size, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+
+
+def row_of(tau: float) -> tuple[float, ...]:
+    """The parameters of a Langevin chain."""
+    return Langevin(network="energy", steps=1, tau=tau).row(flagged=False)
 
 
 def keys(size: int = SIZE) -> list[noise.ChainKey]:

@@ -9,15 +9,18 @@ from hypothesis import strategies as st
 
 from metastable import cuda_noise
 from metastable.bundle import Bundle
+from metastable.dynamics.drift import Drift
+from metastable.dynamics.gaussian import Noisy
 from metastable.dynamics.langevin import langevin
-from metastable.engine.runners import Batch, Kind, choose
+from metastable.dynamics.reconstruction import Rolls
+from metastable.engine.runners import Batch, choose
 from metastable.engine.runners.cuda_graphs import LARGEST, SIZES, fitting
 from metastable.engine.runners.cuda_lanes import SEGMENT
 from metastable.engine.runners.cuda_networks import compiled
 from metastable.engine.runners.cuda_runner import CudaRunner
 from metastable.errors import MissingPackage
 from metastable.networks.onnx_classifier import OnnxClassifier
-from tests.engine.runners.given import DEVICE, LANGEVIN, SIZE, images, keys, off
+from tests.engine.runners.given import DEVICE, LANGEVIN, SIZE, images, keys, off, row_of
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def test_langevin_is_the_reference_with_rows_at_different_steps(runner: CudaRunn
     """Over a whole segment and some steps more, so that graphs of both lengths take part."""
     x, first, count = images(), [i % 4 for i in range(SIZE)], SEGMENT + 2
     taus = [0.005 + 0.001 * i for i in range(SIZE)]
-    got, moved = runner.advance(LANGEVIN, Batch(x, keys(), first, [(tau,) for tau in taus]), count)
+    got, moved = runner.advance(LANGEVIN, Batch(x, keys(), first, [row_of(tau) for tau in taus]), count)
     assert moved.tolist() == [count] * SIZE
     wanted = torch.cat(
         [
@@ -66,7 +69,7 @@ def test_admissions_record_nothing_new_and_secrets_do_not_stay(tiny: Bundle) -> 
     runner = CudaRunner(tiny.networks, tiny.classifier, device=DEVICE, precision="f32")
 
     def admit(seed: int, size: int) -> None:
-        batch = Batch(images(size), [(seed, c) for c in range(size)], [0] * size, [(0.01,)] * size)
+        batch = Batch(images(size), [(seed, c) for c in range(size)], [0] * size, [row_of(0.01)] * size)
         runner.advance(LANGEVIN, batch, 2)
 
     for size in (1, 2, 4):
@@ -83,7 +86,7 @@ def test_bf16_is_near_and_its_states_are_float32(tiny: Bundle) -> None:
     runner = CudaRunner(tiny.networks, tiny.classifier, device=DEVICE, precision="bf16")
     x = images()
     assert 1e-5 < off(runner.score("score", x), tiny.scores["score"](x)).median() < 0.1
-    got, _ = runner.advance(LANGEVIN, Batch(x, keys(), [0] * SIZE, [(0.01,)] * SIZE), 1)
+    got, _ = runner.advance(LANGEVIN, Batch(x, keys(), [0] * SIZE, [row_of(0.01)] * SIZE), 1)
     assert got.dtype == torch.float32
 
 
@@ -94,7 +97,7 @@ def test_float16_moves_as_float32_does(tiny: Bundle) -> None:
     x = images()
     assert made._known("energy").scale == 2.0**-8
     assert off(made.score("energy", x), tiny.scores["energy"](x)).median() < 0.02
-    for kind, row in ((LANGEVIN, (0.5,)), (Kind("drift", "energy"), (0.4, 0.01))):
+    for kind, row in ((LANGEVIN, row_of(0.5)), (Drift("energy"), (0.4, 0.01))):
         batch = Batch(x, keys(), [0] * SIZE, [row] * SIZE)
         got, wanted = made.advance(kind, batch, 1)[0], exact.advance(kind, batch, 1)[0]
         assert off(got - x, wanted - x).median() < 0.02
@@ -102,12 +105,12 @@ def test_float16_moves_as_float32_does(tiny: Bundle) -> None:
 
 def test_drift_and_noise_are_their_equations(runner: CudaRunner, tiny: Bundle) -> None:
     x, z = images(), cuda_noise.normal(cuda_noise.pack(keys(), [0] * SIZE), (3, 32, 32))
-    got, _ = runner.advance(Kind("drift", "score"), Batch(x, keys(), [0] * SIZE, [(0.3, 0.2)] * SIZE), 1)
+    got, _ = runner.advance(Drift("score"), Batch(x, keys(), [0] * SIZE, [(0.3, 0.2)] * SIZE), 1)
     assert off(got, x + 0.3 * tiny.scores["score"](x) + 0.2 * z).median() < 1e-5
-    got, _ = runner.advance(Kind("noise", ""), Batch(x, keys(), [0] * SIZE, [(0.2,)] * SIZE), 1)
+    got, _ = runner.advance(Noisy(), Batch(x, keys(), [0] * SIZE, [(0.2,)] * SIZE), 1)
     assert torch.allclose(got, (x + 0.2 * z).clamp(0, 1), atol=1e-5)
     with pytest.raises(RuntimeError, match="choose the runner torch"):
-        runner.advance(Kind("reconstruction", "energy"), Batch(x, keys(), [0] * SIZE, [(1, 1, 1)] * SIZE), 1)
+        runner.advance(Rolls("energy", 1, 1), Batch(x, keys(), [0] * SIZE, [(1, 1, 1)] * SIZE), 1)
 
 
 def test_what_is_not_there_is_named(runner: CudaRunner, tiny: Bundle) -> None:
@@ -151,7 +154,7 @@ def test_only_float32_is_exact(tiny: Bundle, seen: str) -> None:
 
 def test_packed_keys_are_the_keys(runner: CudaRunner) -> None:
     x, steps = images(), [i % 4 for i in range(SIZE)]
-    rows = [(0.01,)] * SIZE
+    rows = [row_of(0.01)] * SIZE
     wanted, _ = runner.advance(LANGEVIN, Batch(x, keys(), steps, rows), 2)
     packed = cuda_noise.pack(keys(), steps)
     nobody = [(0, 0)] * SIZE  # what was packed is not packed again

@@ -12,12 +12,12 @@ from torch import Tensor
 from metastable import cuda_noise, noise
 from metastable.bundle import Bundle
 from metastable.dynamics import ScoreFunction, score_norm
-from metastable.dynamics.adp import adp
+from metastable.dynamics.adp import Ascent, adp
 from metastable.dynamics.langevin import langevin
-from metastable.engine.runners import Batch, Kind, Runner
+from metastable.engine.runners import Batch, Runner
 from metastable.engine.runners.cuda_runner import CudaRunner
 from metastable.engine.runners.torch_runner import TorchRunner
-from tests.engine.runners.given import DEVICE, LANGEVIN, SIZE, images, keys, off
+from tests.engine.runners.given import DEVICE, LANGEVIN, SIZE, images, keys, off, row_of
 
 
 @pytest.fixture(scope="module", params=["torch", "openvino", "onnx", "cuda"])
@@ -61,7 +61,7 @@ def test_scores_and_logits_are_the_networks_own(runner: Runner, tiny: Bundle) ->
 def test_langevin_is_the_reference_with_rows_at_different_steps(runner: Runner, tiny: Bundle) -> None:
     x, steps = images(), [i % 4 for i in range(SIZE)]
     taus = [0.005 + 0.001 * i for i in range(SIZE)]
-    got, moved = runner.advance(LANGEVIN, Batch(x, keys(), steps, [(tau,) for tau in taus]), 3)
+    got, moved = runner.advance(LANGEVIN, Batch(x, keys(), steps, [row_of(tau) for tau in taus]), 3)
     assert moved.tolist() == [3] * SIZE
     wanted = torch.cat(
         [
@@ -86,9 +86,7 @@ def test_adp_is_the_reference_with_a_setting_a_row(runner: Runner, tiny: Bundle,
     stop = float(score_norm(score(x)).median()) * 1.0001
     rows = [(0.1 + 0.05 * i, 0.01 if adaptive else 0.1 * i, 0.1 * i + 0.02, stop) for i in range(SIZE)]
     rows = [(a, low if adaptive else high, high, s) for a, low, high, s in rows]
-    got, moved = runner.advance(
-        Kind("adp", "score", adaptive=adaptive), Batch(x, keys(), [0] * SIZE, rows), 3
-    )
+    got, moved = runner.advance(Ascent("score", adaptive=adaptive), Batch(x, keys(), [0] * SIZE, rows), 3)
     results = [
         adp(x[i : i + 1], score, steps=3, lambda_=a, bounds=(low, high), stop=s)
         for i, (a, low, high, s) in enumerate(rows)
@@ -122,8 +120,8 @@ def test_a_path_is_the_chains_own(runner: Runner, order: list[int], size: int, f
 def test_the_callers_state_is_left_alone(runner: Runner) -> None:
     x = images(3)
     before = x.clone()
-    runner.advance(LANGEVIN, Batch(x, keys(3), [0] * 3, [(0.1,)] * 3), 1)
-    runner.advance(Kind("adp", "score"), Batch(x, keys(3), [0] * 3, [(0.5, 0.1, 1.0, 0.0)] * 3), 1)
+    runner.advance(LANGEVIN, Batch(x, keys(3), [0] * 3, [row_of(0.1)] * 3), 1)
+    runner.advance(Ascent("score"), Batch(x, keys(3), [0] * 3, [(0.5, 0.1, 1.0, 0.0)] * 3), 1)
     assert torch.equal(x, before)
     assert torch.is_grad_enabled()
 

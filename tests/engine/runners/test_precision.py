@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from metastable.bundle import Bundle
-from metastable.engine.graphs import AHEAD, DELTA, AdpUpdate, ahead_of, columns
-from metastable.engine.runners import Batch, Kind, Runner
-from metastable.engine.runners.stepping import Score
+from metastable.dynamics.adp import DELTA, Ascent
+from metastable.dynamics.base import columns
+from metastable.dynamics.drift import Drift
+from metastable.engine.precision import AHEAD, ahead_of
+from metastable.engine.runners import Batch, Runner
 from metastable.engine.runners.torch_runner import TorchRunner
+from tests.engine.runners.given import row_of
 
 X = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 KEYS = [(9, chain) for chain in range(len(X))]
@@ -28,7 +31,7 @@ def bf16(request: pytest.FixtureRequest, tiny: Bundle) -> Runner:
 
 def test_bfloat16_is_near_float32(bf16: Runner, tiny: Bundle) -> None:
     exact = TorchRunner(tiny.networks, tiny.classifier)
-    for kind, rows in ((Kind("langevin", "energy"), [(0.1,)] * len(X)), (Kind("adp", "score"), ADP)):
+    for kind, rows in ((Drift("energy"), [row_of(0.1)] * len(X)), (Ascent("score"), ADP)):
         got, moved = bf16.advance(kind, Batch(X, KEYS, [0] * len(X), rows), 2)
         wanted, expected = exact.advance(kind, Batch(X, KEYS, [0] * len(X), rows), 2)
         assert got.dtype == torch.float32
@@ -46,8 +49,8 @@ def test_the_step_size_survives_scores_rounded_to_bfloat16() -> None:
 
     def error(ahead: float | None) -> float:
         x = 0.5 + 0.05 * (X - 0.5)
-        update = AdpUpdate(Score(rounded), ahead=ahead)
-        after, _ = update(x, *columns([(0.5, 1e-6, 10.0, 0.0)] * len(X)))
+        given = columns([(0.5, 1e-6, 10.0, 0.0)] * len(X))
+        after, _ = Ascent("score").step(x, rounded, given, ahead=ahead)
         alpha = ((after - x) / rounded(x)).flatten(1).nanmedian(1).values
         return float((alpha - 0.5).abs().max())
 
@@ -64,5 +67,5 @@ def test_the_look_ahead_is_never_shorter_than_the_published_one() -> None:
         looked.append(float((x - X).flatten(1).norm(dim=1).max()))
         return torch.full_like(x, 1e4)
 
-    AdpUpdate(Score(score), ahead=AHEAD)(X, *columns(ADP))
+    Ascent("score").step(X, score, columns(ADP), ahead=AHEAD)
     assert looked[1] == pytest.approx(DELTA * 1e4 * (3 * 32 * 32) ** 0.5, rel=1e-3)

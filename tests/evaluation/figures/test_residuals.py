@@ -30,7 +30,7 @@ def test_a_defense_that_does_nothing_leaves_the_attack_and_noise_hides_it() -> N
     kept = residuals.correlations(idle, images, labels, **shared)  # type: ignore[arg-type]
     assert kept.shape == (4, 3)
     assert float(kept.min()) > 0.999
-    loud = dataclasses.replace(idle, setting=dataclasses.replace(idle.setting, tau=0.5))
+    loud = dataclasses.replace(idle, setting=idle.setting.moving(tau=0.5))
     hidden = residuals.correlations(loud, images, labels, **shared)  # type: ignore[arg-type]
     assert float(hidden.abs().max()) < 0.4
 

@@ -14,7 +14,7 @@ from metastable.evaluation.robust import RobustConfig
 from metastable.evaluation.robust_rows import Row
 from metastable.settings import Setting
 
-SETTING = Setting(name="s", dynamics="adp", chains=4, steps=2, sigma=0.1, delta=0.01)
+SETTING = Setting.of("s", "adp", chains=4, steps=2, sigma=0.1, delta=0.01)
 
 
 def test_one_parameter_is_varied_and_nothing_else() -> None:
