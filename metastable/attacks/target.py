@@ -231,12 +231,14 @@ class Eot:
         if setting.steps <= KEPT_STEPS or not dynamics.differentiable:
             # The activations of a few evaluations fit; of many, only states are kept.
             return walk(x, keys, dynamics, self._network, flags, hold=hold)[0]
+        # Many steps: segments of sqrt(K) that are computed again, one by one, on the way back; in long ones
+        # each evaluation once more.
+        span = math.ceil(setting.steps**0.5)
+        score = self._network if span <= KEPT_STEPS else self._score
 
         def segment(state: Tensor, first: int, steps: int) -> Tensor:
-            return walk(state, keys, dynamics, self._score, flags, first=first, steps=steps, hold=hold)[0]
+            return walk(state, keys, dynamics, score, flags, first=first, steps=steps, hold=hold)[0]
 
-        # Many steps: segments of sqrt(K) that are computed again, one by one, on the way back.
-        span = math.ceil(setting.steps**0.5)
         for first in range(0, setting.steps, span):
             x = _recompute(segment, x, first, min(span, setting.steps - first))
         return x

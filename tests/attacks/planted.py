@@ -65,8 +65,10 @@ def energy_network(seed: int = 0) -> EnergyNetwork:
 def box(classifier: nn.Module, **fields: object) -> WhiteBox:
     """A defense of the tiny score network, with a detector: ADP, unless `fields` of its setting say else."""
     dynamics = str(fields.pop("dynamics", "adp"))
-    own = {"sigma": 0.05, "step_fraction": 0.5} if dynamics == "adp" else {}
-    setting = Setting.of("planted", dynamics, **({"steps": 2} | own | fields))
+    own: dict[str, object] = {} if dynamics == "none" else {"steps": 2}
+    if dynamics == "adp":
+        own |= {"sigma": 0.05, "step_fraction": 0.5}
+    setting = Setting.of("planted", dynamics, **(own | fields))
     score = score_network().score
     return WhiteBox(setting, classifier, score, (Detector(score, 1.0),))
 

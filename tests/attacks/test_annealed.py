@@ -152,7 +152,7 @@ def test_the_attacked_chains_are_mirrored_by_halves_where_the_classifier_average
     attacked, _ = Annealed(samples=4, bf16=True, levels="mixed").on(target, 3)
     assert isinstance(attacked, Eot)
     assert (attacked.mirror, attacked.samples, attacked.bf16, attacked.levels) == (True, 4, True, "mixed")
-    bare = Eot(box(Prototypes(), dynamics="none", steps=0), samples=1, gradient="exact")
+    bare = Eot(box(Prototypes(), dynamics="none"), samples=1, gradient="exact")
     alone, looks = Annealed(samples=4).on(bare, 3)
     assert isinstance(alone, Eot)
     assert (alone.mirror, alone.samples, looks) == (False, 1, 1)

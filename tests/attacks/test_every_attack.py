@@ -112,9 +112,9 @@ def test_a_plan_says_how_many_chains_answer_and_confirm() -> None:
     # The strongest gradient of this defense, whose step sizes are adaptive.
     assert says["autoattack-rand"] == ("held", 20, 9)
     assert says["annealed-ce"] == says["joint"] == ("held", 5, None)
-    undefended = plan("exact", box(Prototypes(), dynamics="none", steps=0), options)
+    undefended = plan("exact", box(Prototypes(), dynamics="none"), options)
     assert (undefended.samples, undefended.check) == (1, None)
-    assert plan("square", box(Prototypes(), dynamics="none", steps=0), options).samples == 1
+    assert plan("square", box(Prototypes(), dynamics="none"), options).samples == 1
     climbing = plan("pgd", defense, Options(loss="margin", restarts=3)).attack
     assert isinstance(climbing, Pgd)
     assert (climbing.loss, climbing.restarts) == ("margin", 3)

@@ -160,8 +160,8 @@ def test_the_exact_gradient_is_plain_autograd_through_the_steps() -> None:
     images, labels = model.images(2)
     images = images.double()
     keys: list[Any] = []
-    original = target._segment
-    object.__setattr__(target, "_segment", lambda x, k, *rest: keys.append(k) or original(x, k, *rest))
+    original = target._purify
+    object.__setattr__(target, "_purify", lambda x, k, *rest: keys.append(k) or original(x, k, *rest))
     found = gradient_of(target, images, labels)
     x = images.clone().requires_grad_(True)
     walked, _ = purify(x, keys[0], setting, score, torch.ones(2) > 0)
@@ -171,11 +171,18 @@ def test_the_exact_gradient_is_plain_autograd_through_the_steps() -> None:
     assert torch.allclose(found, wanted, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("dynamics", ["langevin", "malade"])
-def test_segments_of_many_steps_are_the_defenses_chain(dynamics: str) -> None:
+@pytest.mark.parametrize(
+    ("dynamics", "fields"),
+    [
+        ("langevin", {"steps": 7, "tau": 0.1, "eta": 0.7}),
+        ("malade", {"steps": 40, "alpha": 0.1, "kick": 0.05}),
+        ("adp", {"steps": 7, "sigma": 0.1, "step_bounds": (0.1, 1.0)}),
+    ],
+)
+def test_segments_of_many_steps_are_the_defenses_chain(dynamics: str, fields: dict[str, object]) -> None:
     """With autograd on the steps go in segments; the noise of each step must stay that step's."""
     model = Prototypes()
-    defense = box(model, dynamics=dynamics, steps=7, alpha=0.1, kick=0.05, tau=0.1, eta=0.7)
+    defense = box(model, dynamics=dynamics, **fields)
     images, _ = model.images(2)
     target = Eot(defense, samples=2, gradient="exact", seed=3)
     with torch.no_grad():

@@ -91,7 +91,7 @@ def test_an_answer_does_not_depend_on_company_or_order(rng: random.Random, slots
 def test_chains_of_different_requests_share_a_batch() -> None:
     engine, runner, _ = world()
     for i in range(4):
-        engine.submit(job(f"r{i}", replace(SHORT, tau=0.1 + 0.1 * i), seed=i))
+        engine.submit(job(f"r{i}", SHORT.moving(tau=0.1 + 0.1 * i), seed=i))
     run_out(engine)
     assert max(size for _, size, _ in runner.batches) > SHORT.chains
     spreads = [a.result.outputs[0, :, 0].std() for _, a in sorted(answers(engine).items())]

@@ -107,7 +107,7 @@ def test_adp_is_the_reference_with_a_setting_a_row(runner: Runner, tiny: Bundle,
 )
 def test_a_path_is_the_chains_own(runner: Runner, order: list[int], size: int, first: int) -> None:
     """Not of its neighbours, its place, the batch's size, or the steps that a call takes."""
-    x, rows = images(), [(0.01 * (i + 1),) for i in range(SIZE)]
+    x, rows = images(), [row_of(0.01 * (i + 1)) for i in range(SIZE)]
     alone, _ = runner.advance(LANGEVIN, Batch(x, keys(), [0] * SIZE, rows), 5)
     picked = order[:size]
     part = Batch(x[picked], [keys()[i] for i in picked], [0] * size, [rows[i] for i in picked])
