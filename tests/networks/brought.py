@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import warnings
+from pathlib import Path
 
 import onnx
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metastable import bundle
 from metastable.networks.onnx_classifier import OnnxClassifier
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
@@ -93,3 +95,11 @@ def exported(network: nn.Module, size: int, *, dynamo: bool = False) -> bytes:
 def classifier(graph: bytes | onnx.ModelProto, size: int) -> OnnxClassifier:
     raw = graph if isinstance(graph, bytes) else graph.SerializeToString()
     return OnnxClassifier(raw, size=size, mean=MEAN, std=STD, file="it.onnx")
+
+
+def write_bundle(folder: Path, base: Path, graph: bytes, *, size: int, to: int) -> Path:
+    """The bundle `base` of images of size `to` with a graph of `size` in the place of its classifier."""
+    stored = bundle.stored_onnx(graph, size=size, mean=MEAN, std=STD, to=to)
+    classes = bundle.load(base).classes
+    bundle.rewrite(base, folder, stored, name="mine", classes=classes, provenance=bundle.Provenance())
+    return folder
