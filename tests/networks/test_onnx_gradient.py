@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from metastable.errors import MissingPackage, NoGradient
 from metastable.networks.classifier import WideResNet
 from metastable.networks.compact import CompactResNet
-from metastable.networks.onnx_gradient import Differentiable
+from metastable.networks.onnx_gradient import PACKAGE, Differentiable
 from tests.networks.brought import MEAN, STD, Separable, Vit, classifier, exported, seen
 
 pytest.importorskip("onnx2fx")
@@ -207,6 +208,11 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, images: Ten
     monkeypatch.setitem(sys.modules, "onnx2fx", None)
     with pytest.raises(MissingPackage, match=r"pip install --no-deps onnx2fx==0\.0\.1"):
         Differentiable(classifier(graph(("Identity", ["f"], ["h"], {})), SIZE), images)
+
+
+@pytest.mark.parametrize("name", ["requirements-dev.txt", "requirements.lock"])
+def test_the_package_that_is_named_is_the_one_that_is_pinned(root: Path, name: str) -> None:
+    assert PACKAGE in (root / name).read_text().splitlines()
 
 
 def test_a_server_does_not_import_the_package() -> None:
