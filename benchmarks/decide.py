@@ -39,6 +39,8 @@ from metastable.engine.engine import Engine, Limits
 from metastable.engine.job import Answer, Job
 from metastable.engine.runners import Runner
 from metastable.errors import DataError, MetastableError
+from metastable.evaluation.robust import attackable
+from metastable.networks.onnx_gradient import IMAGES
 from metastable.settings import Setting
 from metastable.stopping import Stopping
 
@@ -111,8 +113,9 @@ def _chunk(
     images = datasets.to_float(test.images[start : start + CHUNK])
     labels = test.labels[start : start + CHUNK]
     found: dict[str, np.ndarray] = {}
+    classifier = attackable(bundle, images[:IMAGES]).classifier
     for kind in KINDS:
-        x = images if kind == "natural" else pgd(bundle.classifier, images, labels, seed=start)
+        x = images if kind == "natural" else pgd(classifier, images, labels, seed=start)
         flagged = _flags(bundle, x)
         outputs = _outputs(bundle, x, flagged, _fixed(bundle, config, REFERENCE), kind, start)
         for field, value in zip(_FIELDS, (x, flagged, outputs), strict=True):

@@ -19,7 +19,7 @@ from metastable import datasets
 from metastable.attacks.ascent import Misclassify, autograd_slope
 from metastable.attacks.target import Eot, Gradient
 from metastable.bundle import Bundle
-from metastable.evaluation.robust import white_box
+from metastable.evaluation.robust import attackable, white_box
 
 WAYS: tuple[tuple[Gradient, bool], ...] = (("exact", False), ("held", False), ("exact", True), ("held", True))
 
@@ -31,8 +31,8 @@ def measure(
 
     `time` is over that of the exact gradient in float32, in rounds that run them one after another.
     """
-    box = white_box(bundle, setting)
     images = datasets.to_float(some.images)
+    box = white_box(attackable(bundle, images), setting)
     rows, seconds, first = [], {way: list[float]() for way in WAYS}, torch.empty(0)
     for turn in range(rounds):
         for way in WAYS:

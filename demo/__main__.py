@@ -29,6 +29,7 @@ from metastable.attacks.pgd import pgd
 from metastable.datasets import CIFAR10_CLASSES
 from metastable.defense import defend
 from metastable.errors import MetastableError
+from metastable.evaluation.robust import attackable
 from metastable.images import decode
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     clean = torch.stack([decode((SAMPLES / f"{n}.png").read_bytes()).pixels for n in names])
     labels = torch.tensor([loaded.classes.index(n) for n in names])
     print(f"attacking {len(names)} images: PGD on the bare classifier, 8/255, {args.steps} steps")
-    attacked = pgd(loaded.classifier, clean, labels, steps=args.steps)
+    attacked = pgd(attackable(loaded, clean).classifier, clean, labels, steps=args.steps)
     print(
         f"\n{'truth':<11}{'image':<9}{'bare says':<12}{'purified':<12}{'score':>7}  {'anomaly':<8}"
         f"{'chains':>6}{'ms':>9}"

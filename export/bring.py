@@ -17,11 +17,12 @@ from export import runs
 from export.tidy import encode, tidy
 from metastable import bundle
 from metastable.bundle import architectures, files, weights
-from metastable.errors import BundleError, DataError, MetastableError
+from metastable.errors import BundleError, DataError, MetastableError, MissingPackage, NoGradient
 from metastable.evaluation.stats import wilson
 from metastable.images import decode
 from metastable.networks import onnx_classifier
 from metastable.networks.classifier import Normalize
+from metastable.networks.onnx_gradient import Differentiable
 
 TORCH_EXPORT = (
     "a program of torch.export is not taken: loading one unpickles its constants and evaluates its size "
@@ -99,7 +100,19 @@ def bring(
         "resized": newcomer.size != old.shape[1],
         "checks": checks,
         "natural": accuracy,
+        "gradients": gradients(network, images),
     }
+
+
+def gradients(network: nn.Module, images: Tensor) -> str:
+    """Whether white-box attacks and hardening can use it, in words.  A graph is converted for it."""
+    if not isinstance(network, onnx_classifier.OnnxClassifier):
+        return "its own"
+    try:
+        Differentiable(network, images)
+    except (NoGradient, MissingPackage) as error:
+        return f"none: {error}"
+    return "by conversion to PyTorch, which agrees with ONNX Runtime"
 
 
 def class_names(path: Path) -> list[str]:

@@ -19,7 +19,8 @@ from metastable.attacks.catalogue import Options, Plan, plan
 from metastable.bundle import Bundle
 from metastable.errors import DataError, SettingsError
 from metastable.evaluation.outcomes import same_run
-from metastable.evaluation.robust import white_box
+from metastable.evaluation.robust import attackable, white_box
+from metastable.networks.onnx_gradient import IMAGES
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ def make(bundle: Bundle, test: datasets.ImageSet, order: Order, out: Path) -> At
     if order.attack != CLEAN:
         if order.setting not in bundle.settings.names:
             raise SettingsError(f"there is no setting {order.setting!r}: choose from {bundle.settings.names}")
-        made = plan(order.attack, white_box(bundle, order.setting), order.options)
+        made = plan(
+            order.attack, white_box(attackable(bundle, images[:IMAGES]), order.setting), order.options
+        )
         parts.mkdir(parents=True, exist_ok=True)
         same_run(parts / "order.json", dataclasses.replace(order, bundle=bundle.digest, data=test.digest()))
         images, success = _attacked(made, images, test.labels, order, parts)

@@ -75,6 +75,15 @@ def data_root(given: str | Path | None = None) -> Path:
     return Path(value)
 
 
+def check_labels(found: ImageSet, classes: int, whose: str) -> None:
+    """DataError if labels are none of the first `classes` classes, those that `whose` classifier knows."""
+    if (most := int(found.labels.max())) >= classes:
+        raise DataError(
+            f"{whose} knows {classes} classes, and {found.name} has labels up to {most}: give it images of "
+            "its own classes, in the format of that data set"
+        )
+
+
 def load(name: str, root: Path, split: str) -> ImageSet:
     """Load `cifar10` or `mnist`, split `train` or `test`; DataError if absent or damaged."""
     loaders = {"cifar10": _load_cifar10, "mnist": _load_mnist}

@@ -95,3 +95,10 @@ def test_a_part_of_the_training_split_is_taken_as_it_is(root_folder: Path) -> No
     packed.unlink()
     with pytest.raises(DataError, match="none of data_batch_1"):
         datasets.load("cifar10", root_folder, "train")
+
+
+def test_labels_that_a_classifier_does_not_know_are_refused() -> None:
+    found = datasets.ImageSet("few", "test", torch.zeros(2, 3, 4, 4), torch.tensor([0, 3]), ["a"] * 4)
+    datasets.check_labels(found, 4, "it")
+    with pytest.raises(DataError, match="it knows 3 classes, and few has labels up to 3"):
+        datasets.check_labels(found, 3, "it")

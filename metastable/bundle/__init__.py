@@ -29,7 +29,7 @@ from metastable.bundle.folder import (
     write,
     write_stored,
 )
-from metastable.bundle.manifest import SCHEMA, NetworkPart, Provenance
+from metastable.bundle.manifest import SCHEMA, NetworkPart, OnnxPart, Provenance, parsed_part
 
 ARCHIVE_FOLDER = "bundle"
 """Where a TorchServe archive keeps its bundle."""
@@ -45,12 +45,14 @@ __all__ = [
     "SETTINGS",
     "Bundle",
     "NetworkPart",
+    "OnnxPart",
     "Provenance",
     "Stored",
     "file_names",
     "load",
     "module_of",
     "network",
+    "parsed_part",
     "rewrite",
     "set_anomaly",
     "set_settings",

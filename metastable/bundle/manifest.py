@@ -164,7 +164,7 @@ def parse(raw: bytes) -> Manifest:
         version=checks.plain_name(found["version"], "version"),
         classes=classes,
         shape=(channels, height, width),
-        parts={name: _part(name, value, (channels, height, width)) for name, value in parts.items()},
+        parts={name: parsed_part(name, value, (channels, height, width)) for name, value in parts.items()},
         settings_sha256=checks.sha256(found["settings_sha256"], "settings_sha256"),
         anomaly=None if found["anomaly"] is None else _anomaly(found["anomaly"]),
         provenance=_provenance(found["provenance"]),
@@ -182,7 +182,8 @@ def _own_digest(raw: dict[str, Any]) -> str:
     return files.digest(json.dumps(raw, sort_keys=True, separators=(",", ":")).encode())
 
 
-def _part(name: str, value: Any, shape: tuple[int, int, int]) -> Part:
+def parsed_part(name: str, value: Any, shape: tuple[int, int, int]) -> Part:
+    """A part of a bundle for images of `shape`, as bundle.json has it; BundleError for a wrong field."""
     where = f"parts.{name}"
     kind = value.get("kind") if isinstance(value, dict) else None
     if kind == NetworkPart.kind:

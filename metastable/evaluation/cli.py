@@ -52,13 +52,14 @@ def chosen_settings(names: str | None, loaded: bundle.Bundle) -> tuple[str, ...]
 
 
 def test_images(args: argparse.Namespace, loaded: bundle.Bundle) -> datasets.ImageSet:
-    """The test split of --dataset; DataError if the bundle is for images of another shape."""
+    """The test split of --dataset; DataError if the bundle is for another shape or for fewer classes."""
     test = datasets.load(args.dataset, datasets.data_root(args.data), "test")
     if tuple(test.images.shape[1:]) != loaded.shape:
         raise DataError(
             f"the bundle {loaded.name} is for images of {loaded.shape}, {args.dataset} has "
             f"{tuple(test.images.shape[1:])}: name another --bundle or --dataset"
         )
+    datasets.check_labels(test, len(loaded.classes), f"the bundle {loaded.name}")
     return test
 
 

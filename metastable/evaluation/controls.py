@@ -106,7 +106,7 @@ def agreement(bundle: Bundle, some: datasets.ImageSet, setting: str) -> float:
     threshold, step or average shows here, whatever the configuration says.
     """
     images, chosen = datasets.to_float(some.images), bundle.settings[setting]
-    box = robust.white_box(bundle, setting)
+    box = robust.white_box(robust.attackable(bundle, images), setting)
     theirs = Eot(box, samples=CHAINS, gradient="bpda", seed=1, mirror=True)(images)
     always = dataclasses.replace(chosen, chains=CHAINS if chosen.random else 1, delta=None)
     flagged = torch.zeros(len(images), dtype=torch.bool)

@@ -44,6 +44,8 @@ from metastable.errors import DataError
 from metastable.evaluation.outcomes import Outcome, judge, read_outcomes, same_attack, same_run
 from metastable.evaluation.robust_rows import NATURAL, Row, summarize_row
 from metastable.networks.energy import EnergyNetwork
+from metastable.networks.onnx_classifier import OnnxClassifier
+from metastable.networks.onnx_gradient import IMAGES, Differentiable
 from metastable.settings import Setting
 
 
@@ -77,13 +79,14 @@ def measure(
     """Run what is missing of the rows in folder `out`, on the first images of `test`, and sum them up.
 
     Raises DataError if there are fewer images than a row asks for, or none, or `out` holds a run of another
-    configuration.
+    configuration; what `attackable` raises.
     """
     if not rows or min(row.n for row in rows) < 1 or max(row.n for row in rows) > len(test):
         raise DataError(f"every row needs 1 to {len(test)} images: change --n, --rows or --skip")
     if device != "cpu":
         bundle = moved(bundle, device)
-    plans = {row: planned(bundle, row.setting, row.attack, config) for row in rows}
+    attacker = attackable(bundle, datasets.to_float(test.images[:IMAGES]), device)
+    plans = {row: planned(attacker, row.setting, row.attack, config) for row in rows}
     out.mkdir(parents=True, exist_ok=True)
     for name in dict.fromkeys(row.setting for row in rows):
         of_setting = dataclasses.replace(config, setting=said(bundle, bundle.settings[name]))
@@ -108,12 +111,12 @@ def measure(
 
 
 def planned(bundle: Bundle, setting: str, attack: str, config: RobustConfig) -> Plan:
-    """The named attack on a setting of the bundle, by an attacker who knows all of it but its seeds."""
+    """The named attack on a setting of an `attackable` bundle, knowing all of it but its seeds."""
     return plan(attack, white_box(bundle, setting), config)
 
 
 def white_box(bundle: Bundle, setting: str) -> WhiteBox:
-    """A setting of the bundle as the attacker knows it."""
+    """A setting of an `attackable` bundle as the attacker knows it."""
     chosen = bundle.settings[setting]
     detectors: tuple[Detector, ...] = ()
     if bundle.anomaly is not None:
@@ -249,6 +252,25 @@ def moved(bundle: Bundle, device: str) -> Bundle:
     for network in (classifier, *networks.values()):
         network.to(device)
     return dataclasses.replace(bundle, classifier=classifier, networks=networks)
+
+
+def attackable(bundle: Bundle, images: Tensor, device: str = "cpu") -> Bundle:
+    """The bundle as its attacker differentiates it: a classifier that came as an ONNX graph becomes PyTorch.
+
+    What judges and answers keeps the graph.  Any other bundle is returned as it is.
+
+    Args:
+        images: float32 [N, C, H, W] in [0, 1] of the bundle's kind, on which both are compared.
+        device: where the bundle's networks are.
+
+    Raises NoGradient or MissingPackage where that cannot be (metastable.networks.onnx_gradient).
+    """
+    if not isinstance(bundle.classifier, OnnxClassifier):
+        return bundle
+    classifier = Differentiable(bundle.classifier, images.cpu())
+    if device != "cpu":
+        classifier.to(device).check(images)
+    return dataclasses.replace(bundle, classifier=classifier)
 
 
 def said(bundle: Bundle, setting: Setting) -> str:

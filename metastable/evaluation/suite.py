@@ -31,8 +31,10 @@ from metastable.bundle import Bundle
 from metastable.engine.local import engine_on
 from metastable.errors import DataError
 from metastable.evaluation.outcomes import same_run
-from metastable.evaluation.robust import Outcomes, RobustConfig, moved, planned, said
+from metastable.evaluation.robust import Outcomes, RobustConfig, attackable, moved, planned, said
 from metastable.evaluation.stats import wilson
+from metastable.networks.onnx_classifier import OnnxClassifier
+from metastable.networks.onnx_gradient import IMAGES, Differentiable
 from metastable.settings import Setting
 
 FLAG_AWARE = "joint"
@@ -71,11 +73,13 @@ def measure(
         members: attacks, in their order.
 
     Returns a summary (see `summarize`) for each setting and radius.  Raises DataError for no images, a bundle
-    without a calibrated flag, or a folder with another configuration.
+    without a calibrated flag, or a folder with another configuration, and what
+    `attackable` raises.
     """
     if not len(test) or not radii or not members:
         raise DataError("a suite needs at least one image, radius and attack")
-    attacker = bundle if device == "cpu" else moved(bundle, device)
+    some = datasets.to_float(test.images[:IMAGES])
+    attacker = attackable(bundle if device == "cpu" else moved(bundle, device), some, device)
     # One engine for all, of these settings only: it measures what their chains cost.
     only = dataclasses.replace(bundle.settings, by_name={name: bundle.settings[name] for name in settings})
     engine = engine_on("cpu", dataclasses.replace(bundle, settings=only))
@@ -209,7 +213,10 @@ def check_same(plans: dict[str, Plan], attacker: Bundle, judge: Bundle, setting:
             raise DataError(f"{name} attacks another setting than {setting} as it is judged")
     for part, network in {"classifier": judge.classifier, **judge.networks}.items():
         theirs = attacker.classifier if part == "classifier" else attacker.networks[part]
-        if isinstance(network, nn.Module) and isinstance(theirs, nn.Module):
+        if isinstance(network, OnnxClassifier):
+            if not (isinstance(theirs, Differentiable) and theirs.source.model == network.model):
+                raise DataError("the attacks know another classifier than the judge uses")
+        elif isinstance(network, nn.Module) and isinstance(theirs, nn.Module):
             pairs = zip(network.state_dict().values(), theirs.state_dict().values(), strict=True)
             if not all(torch.equal(a.cpu(), b.cpu()) for a, b in pairs):
                 raise DataError(f"the attacks know another {part} than the judge uses")

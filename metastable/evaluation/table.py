@@ -26,7 +26,9 @@ from metastable.engine.local import LocalEngine
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import DataError
 from metastable.evaluation.outcomes import Outcome, judge, read_outcomes, same_run
+from metastable.evaluation.robust import attackable
 from metastable.evaluation.stats import auroc, wilson
+from metastable.networks.onnx_gradient import IMAGES
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,12 @@ def _attacked(
     path = out / "pgd.npy"
     if path.exists():
         return torch.from_numpy(np.load(path, allow_pickle=False))
-    pieces = []
+    pieces, classifier = [], attackable(bundle, images[:IMAGES]).classifier
     for start in tqdm(range(0, len(images), batch), desc="PGD on the bare classifier", mininterval=2):
         pick = slice(start, start + batch)
         pieces.append(
             pgd(
-                bundle.classifier,
+                classifier,
                 images[pick],
                 labels[pick],
                 eps=config.eps,

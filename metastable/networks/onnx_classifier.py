@@ -75,20 +75,31 @@ class OnnxClassifier(nn.Module):
         """
         if torch.is_grad_enabled() and x.requires_grad:
             raise NoGradient(
-                f"{self.file} gives no gradients: attack a surrogate (a network trained for the same "
-                "classes) and transfer its images"
+                f"{self.file} is run by ONNX Runtime, which gives no gradients: differentiate its conversion "
+                "(metastable.networks.onnx_gradient.Differentiable)"
             )
-        images = x.detach().to("cpu", torch.float32)
-        if images.shape[-2:] != (self.size, self.size):
-            images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
-        images = ((images - self._mean) / self._std).contiguous()
+        images = self.prepared(x.detach().to("cpu", torch.float32), self._mean, self._std).contiguous()
         try:
             logits = torch.from_numpy(self._session.run(None, {self._input: images.numpy()})[0])
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            raise BundleError(f"{self.file} failed on images {list(images.shape)}: {_short(error)}") from None
+            raise BundleError(f"{self.file} failed on images {list(images.shape)}: {short(error)}") from None
         if logits.dtype != torch.float32 or logits.ndim != 2 or len(logits) != len(x):
             raise BundleError(f"{self.file} must make float32 [{len(x)}, classes], not {list(logits.shape)}")
         return logits.to(x.device)
+
+    @property
+    def normalization(self) -> tuple[Tensor, Tensor]:
+        """mean and std, float32 [1, C, 1, 1]."""
+        return self._mean, self._std
+
+    def prepared(self, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """What the graph is given of float32 images [B, C, H, W]: resized and normalised, on their device.
+
+        mean and std are those of `normalization`, on the same device.
+        """
+        if x.shape[-2:] != (self.size, self.size):
+            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+        return (x - mean) / std
 
     def whole_graph(self, image_size: int) -> bytes:
         """The same as one ONNX graph, for runtimes that take nothing else: resizing and normalising included.
@@ -162,7 +173,7 @@ def check_graph(model: bytes, *, channels: int, size: int, file: str) -> None:
     try:
         onnx.checker.check_model(proto)
     except Exception as error:  # ValidationError, and whatever C++ throws
-        raise BundleError(f"{file} does not pass onnx.checker: {_short(error)}") from None
+        raise BundleError(f"{file} does not pass onnx.checker: {short(error)}") from None
     _check_ends(graph, channels, size, file)
 
 
@@ -172,7 +183,7 @@ def parse_graph(model: bytes, file: str) -> Any:
     try:
         return onnx.ModelProto.FromString(model)
     except Exception as error:  # protobuf's DecodeError
-        raise BundleError(f"{file} is not an ONNX graph: {_short(error)}") from None
+        raise BundleError(f"{file} is not an ONNX graph: {short(error)}") from None
 
 
 def imported(name: str, file: str) -> Any:
@@ -223,8 +234,9 @@ def _session(model: bytes, file: str) -> Any:
     try:
         return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # see `forward`
-        raise BundleError(f"{file} is refused by ONNX Runtime: {_short(error)}") from None
+        raise BundleError(f"{file} is refused by ONNX Runtime: {short(error)}") from None
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
+    """An error of another library as one line."""
     return " ".join(str(error).split())[:300]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from metastable import datasets
+from metastable.errors import MetastableError
 from metastable.training import (
     classifier,
     energy,
@@ -66,6 +67,8 @@ def main() -> None:
             result = train(config, datasets.data_root(args["data"]), args["out"], args["device"])
     except Paused as pause:
         result = {"paused": str(pause)}
+    except MetastableError as error:
+        parser.exit(2, f"{error}\n")
     print(json.dumps(result))
 
 

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 
 from metastable import bundle
 from metastable.bundle import ARCHITECTURES
-from metastable.errors import BundleError
+from metastable.errors import BundleError, DataError
 from metastable.networks.classifier import WhitenedNet
 from metastable.networks.score import ScoreNetwork
+from metastable.training import harden_brought
+from metastable.training.harden_brought import Brought
 from metastable.training.harden_config import HardenConfig
 from metastable.training.harden_pipeline import Dynamics, Pipeline
 
 PARTS_FILE = "parts.json"
-"""Architecture and constructor arguments of every part, beside its fp16 weights."""
+"""What every part is, beside its file: architecture and arguments, or what bundle.json says of a graph."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,13 @@ class Named:
     network: nn.Module
     architecture: str
     arguments: dict[str, Any]
+
+    def described(self) -> dict[str, Any]:
+        """As in PARTS_FILE."""
+        return {"architecture": self.architecture, "arguments": self.arguments}
+
+
+Part = Named | Brought
 
 
 def new_classifier(name: str, classes: int = 10) -> Named:
@@ -78,28 +87,31 @@ def of_bundle(folder: Path, part: str) -> Named:
     """
     stored = bundle.stored_part(folder, part)
     if not isinstance(stored.part, bundle.NetworkPart):
-        raise BundleError(f"{folder}: its {part} is an ONNX graph, which cannot be trained here")
+        raise BundleError(f"{folder}: its {part} is an ONNX graph, whose weights cannot move")
     state = bundle.module_of(stored, part).state_dict()
     network = ARCHITECTURES[stored.part.architecture](**stored.part.arguments)
     network.load_state_dict(state)
     return Named(network, stored.part.architecture, dict(stored.part.arguments))
 
 
-def start(config: HardenConfig, images: Tensor) -> dict[str, Named]:
+def start(config: HardenConfig, images: Tensor) -> dict[str, Part]:
     """The parts of a new run, by name; a function of the configuration's seed.
 
     Args: images: float32 [N, C, H, W] in [0, 1], some of the training images.
 
-    Raises ValueError or BundleError for parts that there are not.
+    Raises ValueError or BundleError for parts that there are not, and what `harden_brought.of_bundle` raises.
     """
     torch.manual_seed(config.seed)
-    parts, folder = {}, Path(config.bundle)
+    parts: dict[str, Part] = {}
+    folder = Path(config.bundle)
     if config.purifies:
         parts["purifier"] = (
             new_purifier(config.purifier, config.purifier_blocks, images.shape[1])
             if config.purifier
             else of_bundle(folder, config.start)
         )
+    if not config.classifier and (brought := harden_brought.of_bundle(config, images)) is not None:
+        return {**parts, "classifier": brought}
     if config.classifier:
         made = new_classifier(config.classifier)
     else:
@@ -121,32 +133,49 @@ def _without_average(part: Named) -> Named:
     return part
 
 
-def pipeline_of(parts: Mapping[str, Named], config: HardenConfig) -> Pipeline:
+def check_same(folder: Path, parts: Mapping[str, Part]) -> None:
+    """DataError if the run in a folder has another classifier: its bundle is not what it was."""
+    path = folder / PARTS_FILE
+    if path.exists() and json.loads(path.read_text())["classifier"] != _plain(parts)["classifier"]:
+        raise DataError(f"{folder} holds a run of another classifier: choose another --out")
+
+
+def pipeline_of(parts: Mapping[str, Part], config: HardenConfig) -> Pipeline:
     purifier = parts["purifier"].network if "purifier" in parts else None
     dynamics = Dynamics(config.sigma, config.unroll, config.unroll_step, config.unroll_noise)
     return Pipeline(parts["classifier"].network, purifier, dynamics, config.moves)
 
 
-def put_half(folder: Path, pipeline: Pipeline, parts: Mapping[str, Named]) -> list[Path]:
+def put_half(folder: Path, pipeline: Pipeline, parts: Mapping[str, Part]) -> list[Path]:
     """Write `<part>.fp16.safetensors` of the pipeline's weights, and PARTS_FILE; returns the files.
 
-    Weights of two and more dimensions are float16, the rest float32, as in a bundle.
+    Weights of two and more dimensions are float16, the rest float32, as in a bundle.  A classifier that came
+    as a graph is that graph to the byte, `classifier.onnx`.
     """
     written = []
     for name, network in pipeline.parts().items():
-        data = bundle.stored_network(network, parts[name].arguments, half=True).data
-        written.append(_put(folder / f"{name}.fp16.safetensors", data))
-    text = json.dumps(
-        {k: {"architecture": v.architecture, "arguments": v.arguments} for k, v in parts.items()}, indent=2
-    )
+        part = parts[name]
+        if isinstance(part, Brought):
+            written.append(_put(folder / f"{name}.onnx", part.network.source.model))
+        else:
+            data = bundle.stored_network(network, part.arguments, half=True).data
+            written.append(_put(folder / f"{name}.fp16.safetensors", data))
+    text = json.dumps(_plain(parts), indent=2)
     written.append(_put(folder / PARTS_FILE, (text + "\n").encode()))
     return written
 
 
 def of_files(folder: Path) -> dict[str, Named]:
-    """The parts that `put_half` left in a folder, in eval mode; BundleError if absent or damaged."""
+    """The parts that `put_half` left in a folder, in eval mode.
+
+    Raises BundleError where they are absent or damaged, or one is a graph: `export harden` reads that.
+    """
     try:
         described = json.loads((folder / PARTS_FILE).read_text())
+        if graphs := [name for name, fields in described.items() if "architecture" not in fields]:
+            raise BundleError(
+                f"{folder}: {graphs} came as an ONNX graph: make a bundle of it (export harden)"
+            )
         data = {name: (folder / f"{name}.fp16.safetensors").read_bytes() for name in described}
     except OSError as error:
         raise BundleError(f"{folder} holds no hardened parts: {error.strerror} ({error.filename})") from None
@@ -158,15 +187,16 @@ def of_files(folder: Path) -> dict[str, Named]:
     return made
 
 
-def put_whole(folder: Path, pipeline: Pipeline, parts: Mapping[str, Named], dataset: str) -> None:
-    """Write a folder for every part, like a trainer's: `config.json` and float32 `weights.safetensors`."""
+def put_whole(folder: Path, pipeline: Pipeline, parts: Mapping[str, Part], dataset: str) -> None:
+    """Write a folder for every part, like a trainer's: `config.json` and float32 `weights.safetensors`.
+
+    A classifier that came as a graph has none: no trainer made it.
+    """
     for name, network in pipeline.parts().items():
+        if isinstance(part := parts[name], Brought):
+            continue
         (folder / name).mkdir(exist_ok=True)
-        config = {
-            "dataset": dataset,
-            "architecture": parts[name].architecture,
-            "arguments": parts[name].arguments,
-        }
+        config = {"dataset": dataset, **part.described()}
         (folder / name / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
         save_file(tensors, folder / name / "weights.safetensors")
@@ -181,6 +211,12 @@ def copy(files: list[Path], to: str) -> None:
                 part = Path(to) / f"{file.name}.part"
                 shutil.copyfile(file, part)
                 part.replace(Path(to) / file.name)
+
+
+def _plain(parts: Mapping[str, Part]) -> dict[str, Any]:
+    """What PARTS_FILE says of parts, as JSON has it."""
+    found: dict[str, Any] = json.loads(json.dumps({name: part.described() for name, part in parts.items()}))
+    return found
 
 
 def _put(path: Path, data: bytes) -> Path:

@@ -16,6 +16,7 @@ from metastable.errors import DataError
 from metastable.networks import channels_last
 from metastable.training import harden_health, harden_parts
 from metastable.training.harden_attack import judge
+from metastable.training.harden_brought import Brought
 from metastable.training.harden_config import HardenConfig
 from metastable.training.harden_data import Batches
 from metastable.training.harden_guard import Guard
@@ -52,7 +53,7 @@ class Session:
     config: HardenConfig
     run: Run
     device: torch.device
-    parts: dict[str, harden_parts.Named]
+    parts: dict[str, harden_parts.Part]
     batches: Batches
     held: tuple[Tensor, Tensor]
     update: Update
@@ -126,12 +127,19 @@ class Session:
 def begin(config: HardenConfig, data: Path, out: Path, device: str) -> Session:
     """The session of a new or resumed run, at its first update or that of the checkpoint."""
     began = time.monotonic()
-    run, dev = Run(out, config, every_s=config.every_s), device_of(device)
+    dev = device_of(device)
     if dev.type == "cuda":
         torch.backends.cudnn.benchmark = True  # few shapes, many updates
     learned, held = split(config, data)
-    parts = harden_parts.start(config, datasets.to_float(learned.images[:5000]))
+    some = datasets.to_float(learned.images[:5000])
+    parts = harden_parts.start(config, some)
+    if isinstance(brought := parts["classifier"], Brought):
+        datasets.check_labels(learned, brought.classes, f"the classifier of {config.bundle}")
+    harden_parts.check_same(out, parts)
+    run = Run(out, config, every_s=config.every_s)  # what was refused above leaves no folder behind
     pipeline = channels_last(harden_parts.pipeline_of(parts, config).to(dev))
+    if isinstance(brought, Brought):
+        brought.check(some, dev)
     optimizer = optimizer_of(pipeline, config, dev)
     average = DeviceEma(pipeline, config.ema)
     guard = Guard(config.attack_steps)

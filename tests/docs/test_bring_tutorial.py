@@ -69,6 +69,18 @@ def test_the_bundle_says_what_was_found(checkout: Path) -> None:
     assert str(checkout).encode() not in (checkout / "mine" / "shapes" / "classifier.onnx").read_bytes()
 
 
+@pytest.mark.timeout(2 * PATIENCE)
+def test_it_is_attacked_and_its_purifier_hardened(checkout: Path) -> None:
+    lines = (checkout / "printed").read_text().splitlines()
+    [found] = [json.loads(line) for line in lines if line.startswith('{"command": "robust"')]
+    assert [(one["setting"], one["n"]) for one in found["suites"]] == [("none", 2), ("fast", 2)]
+    assert found["suites"][0]["attacks"][0]["gradient"] == "bare"
+    mine, hardened = (bundle.load(checkout / "mine" / name) for name in ("shapes", "hardened"))
+    assert hardened.parts["classifier"] == mine.parts["classifier"]
+    assert hardened.classes == mine.classes
+    assert set(hardened.networks) == {"purifier", "score"}
+
+
 @pytest.mark.timeout(3 * PATIENCE)
 def test_the_server_answers_with_its_class_names(checkout: Path) -> None:
     serve, ask = shlex.split(one("sh serve")), shlex.split(one("sh ask"))

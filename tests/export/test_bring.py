@@ -78,6 +78,7 @@ def test_a_graph_behind_the_networks_of_the_base(
 ) -> None:
     found = bring.bring(newcomer(graph, names), tiny_folder, tmp_path / "out", name="mine")
     assert (found["classifier"], found["classes"], found["resized"]) == ("onnx", 3, False)
+    assert found["gradients"] == "by conversion to PyTorch, which agrees with ONNX Runtime"
     made = bundle.load(tmp_path / "out")
     assert (made.name, made.classes, made.anomaly) == ("mine", NAMES, tiny.anomaly)
     assert made.settings == tiny.settings

@@ -116,7 +116,7 @@ def test_a_part_of_the_run_builds_an_ordinary_bundle_too(run: Path, tmp_path: Pa
     runs.build(folders, tmp_path / "settings.yaml", "hard", tmp_path / "made")
     made = bundle.load(tmp_path / "made")
     assert set(made.networks) == {"purifier"}
-    assert made.parts["purifier"] == hardened.stored(run)["purifier"].part.sha256
+    assert made.parts["purifier"] == hardened.stored(run, made.shape)["purifier"].part.sha256
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, tiny_folder: Path, run: Path) -> None:

@@ -84,7 +84,7 @@ def test_the_whole_graph_computes_the_same(image: int, size: int) -> None:
 
 def test_an_attack_is_told_that_there_is_no_gradient() -> None:
     x = torch.rand(2, 3, 8, 8)
-    with pytest.raises(NoGradient, match="surrogate"):
+    with pytest.raises(NoGradient, match="differentiate its conversion"):
         pgd(made(graph()), x, torch.zeros(2, dtype=torch.int64), steps=1)
 
 

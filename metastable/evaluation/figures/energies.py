@@ -18,8 +18,10 @@ from metastable import datasets
 from metastable.attacks.pgd import Pgd
 from metastable.errors import DataError
 from metastable.evaluation import cli
+from metastable.evaluation.robust import attackable
 from metastable.evaluation.stats import auroc
 from metastable.networks.energy import EnergyNetwork
+from metastable.networks.onnx_gradient import IMAGES
 
 KINDS = {"natural": "#4477aa", "adversarial": "#ee6677", "noise": "#777777"}
 
@@ -74,7 +76,8 @@ def run(args: argparse.Namespace) -> cli.Summary:
     natural = datasets.to_float(test.images)
     attack = Pgd(eps=args.eps, step=args.eps / 4, steps=args.steps)
     batches = zip(torch.split(natural, 50), torch.split(test.labels, 50), strict=True)
-    pieces = [attack(loaded.classifier, x, y, seed=args.seed + i).images for i, (x, y) in enumerate(batches)]
+    classifier = attackable(loaded, natural[:IMAGES]).classifier
+    pieces = [attack(classifier, x, y, seed=args.seed + i).images for i, (x, y) in enumerate(batches)]
     noise = torch.rand(natural.shape, generator=torch.Generator().manual_seed(args.seed))
     made = {"natural": natural, "adversarial": torch.cat(pieces), "noise": noise}
     found = {kind: energies(network, images) for kind, images in made.items()}

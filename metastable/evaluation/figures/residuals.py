@@ -21,7 +21,8 @@ from metastable.attacks.ascent import Misclassify, autograd_slope
 from metastable.attacks.ball import Ball
 from metastable.attacks.target import Eot, WhiteBox
 from metastable.evaluation import cli
-from metastable.evaluation.robust import white_box
+from metastable.evaluation.robust import attackable, white_box
+from metastable.networks.onnx_gradient import IMAGES
 
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
@@ -84,14 +85,14 @@ def run(args: argparse.Namespace) -> cli.Summary:
     loaded = cli.load_bundle(args)
     test = cli.test_images(args, loaded).take(args.n)
     images, ball = datasets.to_float(test.images), Ball("linf", args.eps)
-    sizes = args.step_sizes
+    attacked, sizes = attackable(loaded, images[:IMAGES]), args.step_sizes
     jobs = [(name, size) for name in cli.chosen_settings(args.settings, loaded) for size in sizes]
     rows = []
     for name, size in tqdm(jobs, desc="settings and steps", mininterval=2):
         shared: dict[str, Any] = {"ball": ball, "step": size, "steps": args.steps, "samples": args.samples}
         batches = zip(torch.split(images, args.batch), torch.split(test.labels, args.batch), strict=True)
         found = [
-            correlations(white_box(loaded, name), x, y, seed=args.seed + place, **shared)
+            correlations(white_box(attacked, name), x, y, seed=args.seed + place, **shared)
             for place, (x, y) in enumerate(batches)
         ]
         mean = [round(float(value), 4) for value in torch.cat(found, dim=1).mean(1)]
