@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from metastable.bundle import Bundle
 from metastable.datasets import ImageSet, to_float
-from metastable.defense import begin
+from metastable.defense import begin, viewed
 from metastable.dynamics import score_norm
 from metastable.engine.runners import Batch, Runner
 from metastable.errors import DataError
@@ -83,5 +83,6 @@ def outputs(runner: Runner, setting: Setting, chains: int, images: Tensor, flagg
         x = begin(x, keys, setting.dynamics, flags)
         batch = Batch(x, keys, [0] * len(x), [setting.dynamics.row(flag) for flag in flags])
         x, _ = runner.advance(kind, batch, setting.steps)
-        found.append(runner.classify(x).view(len(part), chains, -1))
+        seen = viewed(x, [chain for _, chain in keys], setting)
+        found.append(runner.classify(seen).view(len(part), chains, -1))
     return torch.cat(found)

@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from metastable.defense import CHAINS_AT_ONCE, Classifier, purify
+from metastable.defense import CHAINS_AT_ONCE, Classifier, purify, viewed
 from metastable.dynamics import ScoreFunction
 from metastable.errors import SettingsError
 from metastable.settings import Setting
@@ -88,14 +88,16 @@ def votes(
 ) -> Tensor:
     """How many of chains `first` to `first + n` of a setting give each label, int64 [classes].
 
-    The image is [C, H, W] in [0, 1]; one run of a chain is one draw of the smoothing noise.
+    The image is [C, H, W] in [0, 1]; one run of a chain is one draw of the smoothing noise.  Where a setting
+    mirrors every second chain, votes are of two kinds, as many of one as of the other: binomial bounds
+    of their mean probability hold for them too (Hoeffding 1956).
     """
     counts = torch.zeros(0, dtype=torch.int64)
     for start in range(first, first + n, CHAINS_AT_ONCE):
         keys = [(seed, chain) for chain in range(start, min(start + CHAINS_AT_ONCE, first + n))]
         flagged = torch.ones(len(keys), dtype=torch.bool)
         x, _ = purify(image.expand(len(keys), *image.shape), keys, setting, score, flagged)
-        logits = classifier(x)
+        logits = classifier(viewed(x, [chain for _, chain in keys], setting))
         found = torch.bincount(logits.argmax(1), minlength=logits.shape[1])
         counts = found if not len(counts) else counts + found
     return counts

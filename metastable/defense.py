@@ -143,6 +143,18 @@ def score_of(scores: Mapping[str, ScoreFunction], setting: Setting) -> ScoreFunc
     return scores[setting.network] if setting.network else torch.zeros_like
 
 
+def viewed(x: Tensor, chains: Sequence[int], setting: Setting) -> Tensor:
+    """What the classifier sees of states x [B, C, H, W] of chains with these numbers."""
+    return mirrored(x, [setting.mirror and chain % 2 == 1 for chain in chains])
+
+
+def mirrored(x: Tensor, which: Sequence[bool]) -> Tensor:
+    """Images [B, C, H, W], those of them mirrored."""
+    if not any(which):
+        return x
+    return torch.where(torch.tensor(which, device=x.device).view(-1, 1, 1, 1), x.flip(3), x)
+
+
 @torch.inference_mode()
 def defend(
     images: Tensor,
@@ -172,10 +184,11 @@ def defend(
     score = score_of(scores, setting)
     for start in range(0, len(owner), CHAINS_AT_ONCE):
         rows = owner[start : start + CHAINS_AT_ONCE]
-        x, taken = purify(images[rows], keys[start : start + len(rows)], setting, score, flagged[rows])
+        here = keys[start : start + len(rows)]
+        x, taken = purify(images[rows], here, setting, score, flagged[rows])
         share = (start + len(rows)) / len(owner)
         between("purify", share)
-        made.append(classifier(x).float())
+        made.append(classifier(viewed(x, [chain for _, chain in here], setting)).float())
         steps.append(taken)
         purified.index_add_(0, rows, x / h)
         between("classify", share)

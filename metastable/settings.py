@@ -39,6 +39,8 @@ class Setting:
             probabilities: it differs by a number a chain), or `softmax` (ADP, eq. 13).
         delta: stop as soon as the label is settled at this error a request (metastable.stopping);
             None always spends all chains.
+        mirror: classify the mirror image of every second chain, where the classifier itself looks at one
+            view: the same mean as if each chain were classified twice, for the price of once.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Setting:
     chains: int = 1
     average: Average = "logits"
     delta: float | None = None
+    mirror: bool = False
 
     def __post_init__(self) -> None:
         self._require(self.name.isidentifier() and self.name.isascii(), "name", "letters, digits and _")
@@ -53,6 +56,7 @@ class Setting:
         self._require(whole(self.chains) and self.chains >= 1, "chains", "a whole number from 1")
         delta = self.delta
         self._require(delta is None or (real(delta) and 0 < delta < 1), "delta", "in (0, 1)")
+        self._require(isinstance(self.mirror, bool), "mirror", "true or false")
 
     @classmethod
     def of(cls, name: str, dynamics: str, /, **fields: Any) -> Setting:
@@ -121,7 +125,7 @@ class Setting:
         return self.chains if self.random else 1
 
 
-OWN = {"chains", "average", "delta"}
+OWN = {"chains", "average", "delta", "mirror"}
 """The fields of a setting that every dynamics has."""
 
 

@@ -124,7 +124,7 @@ class Annealed:
             return target, 1
         random = target.defense.setting.random
         samples = self.samples if random else 1  # where chains do not differ there is nothing to average
-        if random and target.defense.averages_mirrors:
+        if random and (target.defense.averages_mirrors or target.defense.setting.mirror):
             samples += samples % 2  # as many mirrored as not
         given = dataclasses.replace(
             target,

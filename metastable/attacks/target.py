@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from metastable import noise
-from metastable.defense import Classifier, as_averaged, begin, purify, walk
+from metastable.defense import Classifier, as_averaged, begin, mirrored, purify, walk
 from metastable.dynamics import ScoreFunction, score_norm
 from metastable.settings import Setting
 
@@ -198,10 +198,12 @@ class Eot:
         return pairs.bool().repeat(len(images))
 
     def _classifier(self, state: Tensor, keys: Sequence[noise.ChainKey]) -> Tensor:
-        if not (self.mirror and self.defense.averages_mirrors):
+        apart = self.mirror and self.defense.averages_mirrors
+        if not (apart or self.defense.setting.mirror):
             return self.defense.classifier(state)
-        odd = torch.tensor([chain % self.samples % 2 == 1 for _, chain in keys], device=state.device)
-        view = torch.where(odd.view(-1, 1, 1, 1), state.flip(3), state)
+        view = mirrored(state, [chain % self.samples % 2 == 1 for _, chain in keys])
+        if not apart:
+            return self.defense.classifier(view)
         logits: Tensor = self.defense.classifier.single_view(view)  # type: ignore[attr-defined]
         return logits
 

@@ -277,6 +277,12 @@ def _settings(text: bytes, manifest: Manifest) -> settings_module.Settings:
     used: set[str] = {one.network for one in settings.by_name.values() if one.network}
     if manifest.anomaly is not None:
         used.add(manifest.anomaly.network)
+    averages = bool(getattr(manifest.parts["classifier"], "arguments", {}).get("flip_average"))
+    if twice := sorted(one.name for one in settings.by_name.values() if one.mirror and averages):
+        raise BundleError(
+            f"the settings {twice} mirror every second chain, and the classifier averages both views: "
+            "leave mirror out"
+        )
     if missing := sorted(used - set(manifest.parts)):
         raise BundleError(f"the settings or the anomaly flag need {missing}, which the bundle does not have")
     return settings

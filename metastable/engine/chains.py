@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from metastable import cuda_noise
-from metastable.defense import begin
+from metastable.defense import begin, mirrored
 from metastable.dynamics.base import Kind
 from metastable.engine.costs import CLASSIFY, Costs
 from metastable.engine.job import Finished, Request
@@ -131,7 +131,8 @@ class Chains:
         size = len(slots)
         x = self._x.index_select(0, torch.tensor(slots, device=self._x.device))
         started = self._clock()
-        outputs = self._runner.classify(x).float()
+        odd = [self._owned(slot).job.setting.mirror and self._key[slot][1] % 2 == 1 for slot in slots]
+        outputs = self._runner.classify(mirrored(x, odd)).float()
         spent = self._clock() - started
         self._costs.observe(CLASSIFY, size, spent)
         finite, made = outputs.isfinite().all(1).tolist(), self._packed[STEP, slots].tolist()

@@ -10,6 +10,7 @@ import torch
 from export import graphs
 from handlers.runner import runner_for
 from metastable import settings
+from metastable.attacks.target import Eot, WhiteBox
 from metastable.bundle import Bundle
 from metastable.defense import Defended, defend
 from metastable.engine.local import LocalEngine
@@ -105,3 +106,28 @@ def test_a_reconstruction_needs_pytorch_and_auto_knows(world: Bundle, exported: 
 def test_the_flag_chooses_the_noise(world: Bundle) -> None:
     spread = (reference(world, "noise").purified - IMAGES).flatten(1).std(1)
     assert float(spread[0] / spread[1]) > 4
+
+
+class Sides(torch.nn.Module):
+    """Brightness of the left and of the right half: mirroring an image exchanges its two outputs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([half.flatten(1).mean(1) for half in x.chunk(2, dim=3)], 1)
+
+
+def test_every_second_chain_is_classified_mirrored(world: Bundle) -> None:
+    text = "default: a\ncaps: {chains: 8, steps: 8}\nsettings:\n"
+    line = "  %s: {dynamics: noise, steps: 1, sigma: 0.1, chains: 5, mirror: %s}\n"
+    bundle = dataclasses.replace(
+        world,
+        classifier=Sides(),
+        settings=settings.parse(text + line % ("a", "true") + line % ("b", "false")),
+    )
+    seen, plain = reference(bundle, "a").outputs, reference(bundle, "b").outputs
+    assert torch.equal(seen[:, ::2], plain[:, ::2])
+    assert torch.allclose(seen[:, 1::2], plain[:, 1::2].flip(2))
+    check(bundle, TorchRunner(bundle.networks, bundle.classifier))
+    box = WhiteBox(bundle.settings["a"], bundle.classifier, torch.zeros_like)
+    both = Eot(box, samples=400, gradient="exact")(IMAGES)
+    assert float((both[:, 0] - both[:, 1]).abs().max()) < 0.002  # as bright on either side, on average
+    assert float((plain[:, :, 0] - plain[:, :, 1]).mean(1).abs().max()) > 0.002
