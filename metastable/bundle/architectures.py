@@ -6,6 +6,7 @@ thousand million layers takes for ever to build even where nothing is allocated.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -105,6 +106,13 @@ def build(name: str, architecture: str, arguments: dict[str, Any], tensors: dict
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise BundleError(f"{name}: the weights do not fit {architecture}: {checks.short(error)}") from None
     return channels_last(network).eval().requires_grad_(False)
+
+
+def averages_views(architecture: str, arguments: dict[str, Any]) -> bool:
+    """Whether such a classifier answers with the mean over an image and its mirror image."""
+    known = inspect.signature(ARCHITECTURES[architecture]).parameters
+    default = known["flip_average"].default if "flip_average" in known else False
+    return bool(arguments.get("flip_average", default))
 
 
 def check_network(

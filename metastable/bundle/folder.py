@@ -277,8 +277,13 @@ def _settings(text: bytes, manifest: Manifest) -> settings_module.Settings:
     used: set[str] = {one.network for one in settings.by_name.values() if one.network}
     if manifest.anomaly is not None:
         used.add(manifest.anomaly.network)
-    averages = bool(getattr(manifest.parts["classifier"], "arguments", {}).get("flip_average"))
-    if twice := sorted(one.name for one in settings.by_name.values() if one.mirror and averages):
+    twice = sorted(one.name for one in settings.by_name.values() if one.mirror)
+    part = manifest.parts["classifier"]
+    if (
+        twice
+        and isinstance(part, NetworkPart)
+        and architectures.averages_views(part.architecture, part.arguments)
+    ):
         raise BundleError(
             f"the settings {twice} mirror every second chain, and the classifier averages both views: "
             "leave mirror out"
