@@ -277,13 +277,9 @@ def _settings(text: bytes, manifest: Manifest) -> settings_module.Settings:
     used: set[str] = {one.network for one in settings.by_name.values() if one.network}
     if manifest.anomaly is not None:
         used.add(manifest.anomaly.network)
-    twice = sorted(one.name for one in settings.by_name.values() if one.mirror)
     part = manifest.parts["classifier"]
-    if (
-        twice
-        and isinstance(part, NetworkPart)
-        and architectures.averages_views(part.architecture, part.arguments)
-    ):
+    both = isinstance(part, NetworkPart) and architectures.averages_views(part.architecture, part.arguments)
+    if twice := [one.name for one in settings.by_name.values() if one.mirror and both]:
         raise BundleError(
             f"the settings {twice} mirror every second chain, and the classifier averages both views: "
             "leave mirror out"
