@@ -4,6 +4,7 @@ decide   chains and milliseconds of a decided answer beside a fixed H = 150
 load     latency of cheap requests beside dear ones, through the real server
 steps    nanoseconds of a chain-step on every runner beside the published code; labels of low precision
 gradients direction and cost of an attack's gradients, exact, held and in bfloat16
+price    what one evaluation a step and one view a chain save, and their accuracy
 resend   what large bodies cost that are sent again at every segment
 all      `steps` and `decide`, short: under a quarter of an hour on 2 cores; their ratios in one line
 """
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import agreement, contenders, decide, gradients, load, resend, steps
+from benchmarks import agreement, contenders, decide, gradients, load, price, resend, steps
 from metastable import bundle, datasets
 from metastable.engine.runners import Runner
 from metastable.errors import MetastableError
@@ -94,6 +95,17 @@ def run_gradients(args: argparse.Namespace) -> dict[str, Any]:
     loaded = bundle.load(args.bundle)
     train = datasets.load("cifar10", datasets.data_root(args.data), "train").take(args.n)
     return {"rows": gradients.measure(loaded, train, args.setting, args.samples, args.rounds)}
+
+
+def run_price(args: argparse.Namespace) -> dict[str, Any]:
+    """Accuracy is that of the last training images, which `training harden` holds out."""
+    loaded = bundle.load(args.bundle)
+    if args.setting not in loaded.settings.names:
+        raise MetastableError(f"--setting must be one of {', '.join(loaded.settings.names)}")
+    whole = datasets.load("cifar10", datasets.data_root(args.data), "train")
+    held = whole.take(args.n, skip=len(whole) - args.n)
+    runner = contenders.make(loaded, (args.runner,), torch.empty(0, *loaded.shape))[args.runner]
+    return {"rows": price.measure(loaded, runner, args.setting, args.chains, held, args.rounds)}
 
 
 def run_all(args: argparse.Namespace) -> dict[str, Any]:
@@ -175,6 +187,15 @@ def main() -> None:
     one.add_argument("--samples", type=int, default=16, help="chains of a gradient")
     one.add_argument("--rounds", type=int, default=5)
     one.set_defaults(run=run_gradients)
+
+    one = commands.add_parser("price", parents=[common])
+    one.add_argument("--data", type=Path, help="folder of the data sets (default: METASTABLE_DATA)")
+    one.add_argument("--setting", default="fast")
+    one.add_argument("--chains", type=int, default=8, help="of an answer; both for times and for accuracy")
+    one.add_argument("--n", type=int, default=500, help="held-out training images whose labels are judged")
+    one.add_argument("--rounds", type=int, default=15, help="samples of each time")
+    one.add_argument("--runner", default="openvino", help=f"of {', '.join(contenders.NAMES)}")
+    one.set_defaults(run=run_price, bundle=Path("model_store/cifar10-hardened"))
 
     one = commands.add_parser("all", parents=[common])
     add_decide(one, n=60, timed=3, work="runs/decide-short")
