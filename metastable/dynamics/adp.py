@@ -36,7 +36,7 @@ def adaptive_step_size(
     shrink along itself the quotient is negative or huge; the paper's code bounds alpha, and so does this.
     Numbers may be tensors [B].
     """
-    delta = torch.as_tensor(delta, dtype=x.dtype, device=x.device).expand(len(x))
+    delta = torch.as_tensor(delta, dtype=x.dtype, device=x.device)
     flat, there = s.flatten(1), score(x + wide(delta) * s).flatten(1)
     # 1 - <s, s'>/|s|^2 as <s, s - s'>/|s|^2: the difference first, or float32 loses it all.
     shrink = (flat * (flat - there)).sum(1) / flat.square().sum(1).clamp_min(1e-30)

@@ -138,7 +138,11 @@ def test_the_judges_noise_is_not_the_attackers(
     def spy(keys, *where):  # type: ignore[no-untyped-def]
         import sys
 
-        caller = "engine" if "engine" in sys._getframe(1).f_code.co_filename else "attacks"
+        frame, callers = sys._getframe(1), []
+        while frame is not None:
+            callers.append(frame.f_code.co_filename)
+            frame = frame.f_back  # type: ignore[assignment]
+        caller = "engine" if any("/engine/" in name for name in callers) else "attacks"
         drawn[caller] |= {seed for seed, _ in keys}
         return original(keys, *where)
 

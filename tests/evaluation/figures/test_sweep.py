@@ -2,6 +2,7 @@ import dataclasses
 import json
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,15 +23,13 @@ def test_one_parameter_is_varied_and_nothing_else() -> None:
 
     def changed(what: str, value: str) -> tuple[dict[str, object], dict[str, object]]:
         setting, attack = sweep.varied(what, Fraction(value), SETTING, config)
-        pairs = ((SETTING, setting), (config, attack))
-        return tuple(  # type: ignore[return-value]
-            {
-                f.name: getattr(new, f.name)
-                for f in dataclasses.fields(old)  # type: ignore[arg-type]
-                if getattr(new, f.name) != getattr(old, f.name)
-            }
-            for old, new in pairs
-        )
+        pairs = ((flat(SETTING), flat(setting)), (flat(config), flat(attack)))
+        return tuple({k: v for k, v in new.items() if v != old[k]} for old, new in pairs)  # type: ignore[return-value]
+
+    def flat(one: Any) -> dict[str, object]:
+        """Its fields, those of a setting's dynamics among them."""
+        fields = {f.name: getattr(one, f.name) for f in dataclasses.fields(one)}
+        return fields | (flat(moves) if (moves := fields.pop("dynamics", None)) else {})
 
     assert changed("K", "7") == ({"steps": 7}, {})
     assert changed("eps", "2/255") == ({}, {"eps": 2 / 255})
