@@ -156,5 +156,5 @@ def test_the_demo_without_a_server_says_what_to_do() -> None:
     command = [sys.executable, "-m", "demo", "--images", "cat", "--steps", "1"]
     command += ["--url", "http://127.0.0.1:9/predictions/metastable"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "run `make serve` first" in done.stderr
