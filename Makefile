@@ -3,6 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
 PY := $(VENV)/bin/python
+COMMAND := $(VENV)/bin/metastable
 READY := $(VENV)/.installed
 BUNDLE := model_store/cifar10
 ARTIFACTS := model_store/artifacts/cifar10
@@ -12,7 +13,7 @@ SOURCES := $(shell find metastable handlers export -name '*.py' 2>/dev/null)
 .PHONY: serve test check demo bench archive install format clean
 
 serve: $(READY) $(ARCHIVE)
-	@$(PY) -m deploy.serve --archive $(ARCHIVE) --sample samples/cat.png $(ARGS)
+	@$(COMMAND) serve --archive $(ARCHIVE) --sample samples/cat.png $(ARGS)
 
 test: $(READY)
 	@$(PY) -m pytest $(ARGS)
@@ -24,25 +25,27 @@ check: $(READY)
 	@$(VENV)/bin/lint-imports
 
 demo: $(READY)
-	@$(PY) -m demo $(ARGS)
+	@$(COMMAND) demo $(ARGS)
 
 # Needs the data sets in METASTABLE_DATA and a machine with nothing else to do.
 bench: $(READY)
-	@$(PY) -m benchmarks all $(ARGS)
+	@$(COMMAND) bench all $(ARGS)
 
 archive: $(ARCHIVE)
 
 $(ARCHIVE): $(READY) $(SOURCES) $(wildcard $(BUNDLE)/* $(ARTIFACTS)/*/*) model-config.yaml
-	@$(PY) -m export mar --bundle $(BUNDLE) --artifacts $(ARTIFACTS) --out $@
+	@$(COMMAND) export mar --bundle $(BUNDLE) --artifacts $(ARTIFACTS) --out $@
 
 install: $(READY)
 
-# PyTorch first and alone, so that no other package chooses another build of it.
-$(READY): requirements.lock
+# PyTorch first and alone, so that no other package chooses another build of it; last this project itself, for
+# the command `metastable`.
+$(READY): requirements.lock pyproject.toml
 	@echo "installing the pinned dependencies into $(VENV) (once)"
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.lock)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@$(PY) -c "from deploy import java; java.find(print)"
 	@touch $@
 

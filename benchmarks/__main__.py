@@ -1,26 +1,17 @@
-"""Command line of the benchmarks.  Each prints one line of JSON last.
-
-decide   chains and milliseconds of a decided answer beside a fixed H = 150
-load     latency of cheap requests beside dear ones, through the real server
-steps    nanoseconds of a chain-step on every runner beside the published code; labels of low precision
-gradients direction and cost of an attack's gradients, exact, held and in bfloat16
-price    what one evaluation a step and one view a chain save, and their accuracy
-resend   what large bodies cost that are sent again at every segment
-all      `steps` and `decide`, short: under a quarter of an hour on 2 cores; their ratios in one line
-"""
+"""Measure speed, as ratios.  Each benchmark prints one line of JSON last."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import agreement, contenders, decide, gradients, load, price, resend, steps
-from metastable import bundle, datasets
+from benchmarks.gpu import __main__ as gpu
+from metastable import bundle, console, datasets
 from metastable.engine.runners import Runner
 from metastable.errors import MetastableError
 from metastable.evaluation.cli import machine
@@ -122,12 +113,12 @@ def run_all(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_decide(one: argparse.ArgumentParser, n: int, timed: int, work: str) -> None:
     one.add_argument("--data", type=Path, help="folder of the data sets (default: METASTABLE_DATA)")
-    one.add_argument("--skip", type=int, default=2000)
+    one.add_argument("--skip", type=int, default=2000, help="leave out the first images of the fixed order")
     one.add_argument("--work", type=Path, default=Path(work), help="keeps the recording")
-    one.add_argument("--setting", default="balanced")
+    one.add_argument("--setting", default="balanced", help="whose chains are counted")
     one.add_argument("--n", type=int, default=n, help="test images, natural and attacked")
-    one.add_argument("--delta", type=float, default=Stopping.delta)
-    one.add_argument("--least", type=int, default=Stopping.least)
+    one.add_argument("--delta", type=float, default=Stopping.delta, help="chance of another label")
+    one.add_argument("--least", type=int, default=Stopping.least, help="chains before the first decision")
     one.add_argument("--caps", default="24,48,96,150", help="most chains a request may have")
     one.add_argument("--timed", type=int, default=timed, help="images of each kind that are timed")
     one.add_argument("--runner", default="openvino", help=f"of {', '.join(contenders.NAMES)}")
@@ -143,76 +134,94 @@ def add_steps(one: argparse.ArgumentParser, rounds: int) -> None:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def fill(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of the benchmarks."""
+    parser.description = __doc__
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"))
-    common.add_argument("--out", type=Path, help="write the JSON line here as well, and a picture beside it")
-    commands = parser.add_subparsers(required=True)
+    common.add_argument(
+        "--bundle", type=Path, default=Path("model_store/cifar10"), help="folder of the bundle"
+    )
+    console.add_out(common, "write the JSON line here as well, and a picture beside it")
+    common.set_defaults(run=_run)
+    commands = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
 
-    one = commands.add_parser("decide", parents=[common])
+    def add(name: str, summary: str, measure: Callable[[argparse.Namespace], dict[str, Any]]) -> Any:
+        one = commands.add_parser(name, parents=[common], help=summary)
+        one.set_defaults(measure=measure)
+        return one
+
+    one = add("decide", "chains and milliseconds of a decided answer beside a fixed H = 150", run_decide)
     add_decide(one, n=500, timed=10, work="runs/decide")
-    one.set_defaults(run=run_decide)
 
-    one = commands.add_parser("load", parents=[common])
-    one.add_argument("--images", type=Path, default=Path("samples"))
+    one = add("load", "latency of cheap requests beside dear ones, through the real server", run_load)
+    one.add_argument("--images", type=Path, default=Path("samples"), help="folder of what is asked")
     one.add_argument("--work", type=Path, default=Path("runs/load"), help="folders of the servers")
-    one.add_argument("--rounds", type=int, default=3)
+    one.add_argument("--rounds", type=int, default=3, help="turns of every phase")
     one.add_argument("--seconds", type=float, default=60.0, help="of a phase")
     one.add_argument("--utilisation", type=float, default=0.35, help="of the machine by the cheap stream")
     one.add_argument("--share", type=float, default=0.1, help="dear requests for every cheap one")
-    one.set_defaults(run=run_load)
 
-    one = commands.add_parser("resend", parents=[common])
-    one.add_argument("--image", type=Path, default=Path("samples/cat.png"))
+    one = add("resend", "what large bodies cost that are sent again at every segment", run_resend)
+    one.add_argument("--image", type=Path, default=Path("samples/cat.png"), help="what is asked")
     one.add_argument("--work", type=Path, default=Path("runs/resend"), help="folder of the server")
     one.add_argument("--together", type=int, default=8, help="requests at once")
-    one.add_argument("--rounds", type=int, default=5)
-    one.set_defaults(run=run_resend)
+    one.add_argument("--rounds", type=int, default=5, help="turns of every body")
 
-    one = commands.add_parser("steps", parents=[common])
+    one = add(
+        "steps",
+        "nanoseconds of a chain-step on every runner beside the published code; labels of low precision",
+        run_steps,
+    )
     one.add_argument("--data", type=Path, help="folder of the data sets (default: METASTABLE_DATA)")
     add_steps(one, rounds=15)
     one.add_argument("--n", type=int, default=500, help="test images whose labels are compared; 0 for none")
-    one.add_argument("--skip", type=int, default=6000)
+    one.add_argument("--skip", type=int, default=6000, help="leave out the first images of the fixed order")
     one.add_argument("--chains", default="energy=8,fast=24", help="settings and chains of that comparison")
-    one.set_defaults(run=run_steps)
 
-    one = commands.add_parser("gradients", parents=[common])
+    one = add(
+        "gradients",
+        "direction and cost of an attack's gradients, exact, held and in bfloat16",
+        run_gradients,
+    )
     one.add_argument("--data", type=Path, help="folder of the data sets (default: METASTABLE_DATA)")
-    one.add_argument("--setting", default="fast")
+    one.add_argument("--setting", default="fast", help="what is attacked")
     one.add_argument("--n", type=int, default=8, help="training images")
     one.add_argument("--samples", type=int, default=16, help="chains of a gradient")
-    one.add_argument("--rounds", type=int, default=5)
-    one.set_defaults(run=run_gradients)
+    one.add_argument("--rounds", type=int, default=5, help="times that each is measured")
 
-    one = commands.add_parser("price", parents=[common])
+    one = add(
+        "price",
+        "what one evaluation a step and one view a chain save, and their accuracy",
+        run_price,
+    )
     one.add_argument("--data", type=Path, help="folder of the data sets (default: METASTABLE_DATA)")
-    one.add_argument("--setting", default="fast")
+    one.add_argument("--setting", default="fast", help="of the bundle, with dynamics adp")
     one.add_argument("--chains", type=int, default=8, help="of an answer; both for times and for accuracy")
     one.add_argument("--n", type=int, default=500, help="held-out training images whose labels are judged")
     one.add_argument("--rounds", type=int, default=15, help="samples of each time")
     one.add_argument("--runner", default="openvino", help=f"of {', '.join(contenders.NAMES)}")
-    one.set_defaults(run=run_price, bundle=Path("model_store/cifar10-hardened"))
+    one.set_defaults(bundle=Path("model_store/cifar10-hardened"))
 
-    one = commands.add_parser("all", parents=[common])
+    one = add(
+        "all",
+        "`steps` and `decide`, short: under a quarter of an hour on 2 cores; their ratios in one line",
+        run_all,
+    )
     add_decide(one, n=60, timed=3, work="runs/decide-short")
     add_steps(one, rounds=5)
-    one.set_defaults(run=run_all)
+    gpu.fill(commands.add_parser("gpu", help="the work of docs/gpu.md"))
 
-    args = parser.parse_args()
-    try:
-        result = {"command": args.run.__name__.removeprefix("run_"), **args.run(args), "machine": machine()}
-    except (MetastableError, ValueError) as error:
-        sys.exit(str(error))
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure, and print the rows."""
+    result = {"command": args.benchmark, **args.measure(args), "machine": machine()}
     for row in (*result.get("rows", []), *result.get("agreement", []), *result.get("targets", [])):
         print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
-    line = json.dumps(result)
-    if args.out:
-        args.out.write_text(line + "\n")
-    print(line)
+    return result
+
+
+def main() -> None:
+    console.main(fill, "python -m benchmarks")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Attack the shipped sample images on the spot and ask the running server about them.
 
-    python -m demo                      # needs `make serve` in another terminal
-    python -m demo --images cat,ship --setting fast
+    metastable demo                      # needs `make serve` in another terminal
+    metastable demo --images cat,ship --setting fast
 
 The attack is PGD on the bare classifier, 8/255, which does not know the defense.  The verdicts
 come from the server; the picture's purified images and logits are computed here with the same
@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,10 @@ import torch
 from torch import Tensor
 
 from demo import picture
-from metastable import bundle, noise
+from metastable import bundle, console, noise
 from metastable.anomaly import score_norms
 from metastable.attacks.pgd import pgd
+from metastable.cli.client import ask
 from metastable.datasets import CIFAR10_CLASSES
 from metastable.defense import defend
 from metastable.errors import MetastableError
@@ -40,19 +39,6 @@ def npy_bytes(image: Tensor) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, image.numpy())
     return buffer.getvalue()
-
-
-def ask(client: httpx.Client, url: str, image: Tensor, setting: str) -> dict[str, Any]:
-    """The server's verdict; raises MetastableError with its message for any other answer."""
-    headers = {"Content-Type": "application/octet-stream", "X-Metastable-Setting": setting}
-    try:
-        reply = client.post(url, content=npy_bytes(image), headers=headers)
-    except httpx.HTTPError as error:
-        raise MetastableError(f"no server answers at {url} ({error}): run `make serve` first") from None
-    if reply.status_code != 200:
-        raise MetastableError(f"the server answered {reply.status_code}: {reply.text[:300]}")
-    verdict: dict[str, Any] = reply.json()
-    return verdict
 
 
 def line(truth: str, kind: str, verdict: dict[str, Any]) -> str:
@@ -81,10 +67,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         f"{'chains':>6}{'ms':>9}"
     )
     counts = {"clean_right": 0, "attacked_right": 0, "bare_attacked_right": 0, "attacked_flagged": 0}
-    with httpx.Client(timeout=120) as client:
+    with httpx.Client(timeout=120, trust_env=False) as http:
         for i, name in enumerate(names):
-            first = ask(client, args.url, clean[i], args.setting)
-            second = ask(client, args.url, attacked[i], args.setting)
+            first = ask(http, args.url, npy_bytes(clean[i]), {"setting": args.setting})
+            second = ask(http, args.url, npy_bytes(attacked[i]), {"setting": args.setting})
             print(line(name, "clean", first), line(name, "attacked", second), sep="\n")
             counts["clean_right"] += first["class"] == name
             counts["attacked_right"] += second["class"] == name
@@ -104,26 +90,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {"command": "demo", "images": len(names), "setting": args.setting, **counts}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def fill(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of the demonstration."""
+    parser.description = __doc__
+    parser.add_argument(
+        "--url", default="http://127.0.0.1:8080/predictions/metastable", help="where the server predicts"
     )
-    parser.add_argument("--url", default="http://127.0.0.1:8080/predictions/metastable")
-    parser.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"))
-    parser.add_argument("--images", default=",".join(CIFAR10_CLASSES))
-    parser.add_argument("--setting", default="balanced")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"), help="what is attacked")
+    parser.add_argument("--images", default=",".join(CIFAR10_CLASSES), help="names of samples")
+    parser.add_argument("--setting", default="balanced", help="of the server")
+    parser.add_argument("--steps", type=int, default=20, help="of PGD")
     parser.add_argument("--rows", type=int, default=4, help="images in the picture")
-    parser.add_argument("--picture", type=Path, default=Path("demo.png"))
-    parser.add_argument("--out", type=Path, help="write the JSON line here as well")
-    args = parser.parse_args()
-    try:
-        text = json.dumps(run(args))
-    except MetastableError as error:
-        sys.exit(str(error))
-    if args.out:
-        args.out.write_text(text + "\n")
-    print(text)
+    parser.add_argument("--picture", type=Path, default=Path("demo.png"), help="file to write")
+    console.add_out(parser)
+    parser.set_defaults(run=run)
+
+
+def main() -> None:
+    console.main(fill, "python -m demo")
 
 
 if __name__ == "__main__":

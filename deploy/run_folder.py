@@ -27,11 +27,13 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
+from metastable.errors import MetastableError
+
 SOCKET_PATH_LIMIT = 100  # bytes; Linux allows 107, macOS 103
 _LONGEST_SOCKET_NAME = "/management.sock"
 
 
-class Refused(Exception):
+class Refused(MetastableError):
     """The server cannot be started as asked; the message is one line that says what to do."""
 
 

@@ -1,7 +1,7 @@
 """Start the server on this machine, wait until it predicts, stop it cleanly.
 
-    python -m deploy.serve                  # until Ctrl-C
-    python -m deploy.serve --check          # start, predict once, stop: for continuous integration
+    metastable serve                  # until Ctrl-C
+    metastable serve --check          # start, predict once, stop: for continuous integration
 
 Exit status: 0 after a stop that was asked for, 1 if the server failed, 2 if it cannot be started
 as asked.
@@ -28,6 +28,7 @@ from deploy import java
 from deploy.process import ServerGroup
 from deploy.readiness import Failed, Prober
 from deploy.run_folder import Addresses, Refused, RunFolder
+from metastable import console
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROGRESS_SECONDS = 5.0
@@ -55,21 +56,21 @@ class StopRequests:
         self._event.set()
 
 
-def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; exits with 2 by itself where it makes no sense."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.serve", description="Serve Metastable.")
+def fill(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of this command."""
+    parser.description = __doc__
     add = parser.add_argument
-    add("--port", type=int, default=8080, help="predictions (default %(default)s)")
-    add("--metrics-port", type=int, default=8083, help="metrics of Metastable (default %(default)s)")
-    add("--torchserve-metrics-port", type=int, default=8082, help="TorchServe's own (default %(default)s)")
-    add("--host", default="127.0.0.1", help="IPv4 address for predictions (default %(default)s)")
+    add("--port", type=int, default=8080, help="port of the predictions")
+    add("--metrics-port", type=int, default=8083, help="port of Metastable's metrics")
+    add("--torchserve-metrics-port", type=int, default=8082, help="port of TorchServe's own metrics")
+    add("--host", default="127.0.0.1", help="IPv4 address for predictions")
     add("--allow-remote", action="store_true", help="let --host be an address that others can reach")
-    add("--run-dir", type=Path, default=Path(".run"), help="logs and temporary files (default %(default)s)")
-    add("--archive", type=Path, default=Path("model_store/metastable.mar"), help="default %(default)s")
+    add("--run-dir", type=Path, default=Path(".run"), help="folder of logs and temporary files")
+    add("--archive", type=Path, default=Path("model_store/metastable.mar"), help="what is served")
     add("--sample", type=Path, help="image for the first prediction (default: a generated one)")
-    add("--ready-timeout", type=float, default=180.0, help="in seconds (default %(default)s)")
+    add("--ready-timeout", type=float, default=180.0, help="seconds until the first prediction")
     add("--check", action="store_true", help="start, predict once, stop")
-    return parser.parse_args(arguments)
+    parser.set_defaults(run=serve, tells=True)
 
 
 def check_archive(archive: Path) -> Path:
@@ -262,11 +263,9 @@ def complain(text: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    try:
-        return serve(options(arguments))
-    except (Refused, java.JavaError) as refusal:
-        complain(str(refusal))
-        return 2
+    parser = console.Parser(prog="python -m deploy.serve")
+    fill(parser)
+    return console.run(parser, arguments)
 
 
 if __name__ == "__main__":

@@ -1,83 +1,82 @@
-"""Command line of export.
-
-bundle     write a bundle from training runs
-harden     write a bundle from a run of the trainer `harden` and a bundle with a detector
-bring      write a bundle with a classifier of your own
-settings   put other settings into a bundle
-all        write every artifact of a bundle that can exist here, each compared with float64
-mar        write a TorchServe archive from a bundle
-"""
+"""Write bundles from trained networks, and from bundles what serves them."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from export import artifacts, bring, hardened, mar, real_images, runs
 from export.kinds import KINDS, Source
-from metastable import bundle
-from metastable.errors import BundleError, MetastableError, SettingsError
+from metastable import bundle, console
+from metastable.errors import BundleError, SettingsError
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
+SHIPPED = Path("model_store/cifar10")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    first = commands.add_parser("bundle", help="write a bundle from training runs")
+def fill(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of all commands."""
+    parser.description = __doc__
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (filled, summary) in COMMANDS.items():
+        filled(commands.add_parser(name, help=summary))
+
+
+def fill_bundle(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of `bundle`."""
     for part in runs.PARTS:
-        first.add_argument(
-            f"--{part.replace('_', '-')}", type=Path, required=part == "classifier", help="run folder"
+        required = part == "classifier"
+        parser.add_argument(
+            f"--{part.replace('_', '-')}", type=Path, required=required, help=f"run folder of the {part}"
         )
-    first.add_argument("--settings", type=Path, required=True)
-    first.add_argument("--name", default="cifar10")
-    first.add_argument("--out", type=Path, required=True)
-    second = commands.add_parser("mar", help="write a TorchServe archive from a bundle")
-    second.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"))
-    second.add_argument("--config", type=Path, default=Path("model-config.yaml"))
-    second.add_argument(
+    parser.add_argument("--settings", type=Path, required=True, help="YAML file of the settings")
+    parser.add_argument("--name", default="cifar10", help="of the bundle")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.set_defaults(run=_bundle)
+
+
+def _bundle(args: argparse.Namespace) -> dict[str, Any]:
+    folders = {part: getattr(args, part) for part in runs.PARTS if getattr(args, part)}
+    runs.build(folders, args.settings, args.name, args.out)
+    return {"command": "bundle", "out": str(args.out), "parts": list(folders)}
+
+
+def fill_mar(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of `mar`."""
+    parser.add_argument("--bundle", type=Path, default=SHIPPED, help="folder of the bundle")
+    parser.add_argument("--config", type=Path, default=Path("model-config.yaml"), help="of the model")
+    parser.add_argument(
         "--artifacts", type=Path, help="folder that `all` wrote, for runners that read more than ONNX graphs"
     )
-    second.add_argument("--out", type=Path, default=Path("model_store/metastable.mar"))
-    _add_all(commands.add_parser("all", help="write every artifact of a bundle that can exist here"))
-    _add_bring(commands.add_parser("bring", help="write a bundle with a classifier of your own"))
-    third = commands.add_parser("settings", help="put other settings into a bundle")
-    third.add_argument("--bundle", type=Path, required=True)
-    third.add_argument("--settings", type=Path, required=True)
-    _add_harden(commands.add_parser("harden", help="write a bundle from a run of the trainer `harden`"))
-    args = parser.parse_args()
-    result: dict[str, Any]
-    try:
-        if args.command == "bundle":
-            folders = {part: getattr(args, part) for part in runs.PARTS if getattr(args, part)}
-            runs.build(folders, args.settings, args.name, args.out)
-            result = {"command": "bundle", "out": str(args.out), "parts": list(folders)}
-        elif args.command == "harden":
-            sizes = hardened.build(args.run, args.base, args.settings, args.name or args.out.name, args.out)
-            result = {"command": "harden", "out": str(args.out), "bytes": sizes}
-        elif args.command == "bring":
-            result = {"command": "bring", "out": str(args.out), **_bring(args)}
-        elif args.command == "settings":
-            bundle.set_settings(args.bundle, _text(args.settings))
-            result = {"command": "settings", "bundle": str(args.bundle)}
-        elif args.command == "all":
-            result = {"command": "all", "out": str(args.out), **_all(args)}
-        else:
-            digest = mar.build(args.bundle, args.config, args.out, args.artifacts)
-            result = {"command": "mar", "out": str(args.out), "sha256": digest}
-    except MetastableError as error:
-        parser.exit(2, f"{error}\n")
-    print(json.dumps(result))
+    parser.add_argument(
+        "--out", type=Path, default=Path("model_store/metastable.mar"), help="archive to write"
+    )
+    parser.set_defaults(run=_mar)
 
 
-def _add_all(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"))
+def _mar(args: argparse.Namespace) -> dict[str, Any]:
+    digest = mar.build(args.bundle, args.config, args.out, args.artifacts)
+    return {"command": "mar", "out": str(args.out), "sha256": digest}
+
+
+def fill_settings(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of `settings`."""
+    parser.add_argument("--bundle", type=Path, required=True, help="folder of the bundle to change")
+    parser.add_argument("--settings", type=Path, required=True, help="YAML file of the settings")
+    parser.set_defaults(run=_settings)
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    bundle.set_settings(args.bundle, _text(args.settings))
+    return {"command": "settings", "bundle": str(args.bundle)}
+
+
+def fill_all(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of `all`."""
+    parser.add_argument("--bundle", type=Path, default=SHIPPED, help="folder of the bundle")
     parser.add_argument("--out", type=Path, default=Path("artifacts"), help="each kind has a folder in it")
     parser.add_argument(
         "--only", default=",".join(KINDS), help="kinds, with commas between (default: all of them)"
@@ -88,9 +87,8 @@ def _add_all(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("METASTABLE_DATA"),
         help="data folder, or folder of pictures: for 8 bits, and to judge by (default: METASTABLE_DATA)",
     )
-    parser.add_argument(
-        "--images", type=int, default=200, help="real images to judge by (default %(default)s)"
-    )
+    parser.add_argument("--images", type=int, default=200, help="real images to judge by")
+    parser.set_defaults(run=_all)
 
 
 def _all(args: argparse.Namespace) -> dict[str, Any]:
@@ -106,20 +104,35 @@ def _all(args: argparse.Namespace) -> dict[str, Any]:
         seconds = f"built in {one.build_seconds:.1f} s, judged in {one.judge_seconds:.1f} s"
         told = {"skipped": one.reason, "kept": "as it was", "made": seconds}[one.state]
         print(f"{one.kind:20} {one.state:8} {one.bytes / 1e6:6.1f} MB  {told}")
-    return {"images": len(real), "artifacts": [dataclasses.asdict(one) for one in outcomes]}
+    return {
+        "command": "all",
+        "out": str(args.out),
+        "images": len(real),
+        "artifacts": [dataclasses.asdict(one) for one in outcomes],
+    }
 
 
-def _add_harden(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", type=Path, required=True, help="run folder, or its copies")
+def fill_harden(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of `harden`."""
     parser.add_argument(
-        "--base", type=Path, default=Path("model_store/cifar10"), help="a bundle with a detector"
+        "--run", dest="run_folder", type=Path, required=True, help="run folder, or its copies"
     )
-    parser.add_argument("--settings", type=Path, default=Path("model_store/hardened-settings.yaml"))
+    parser.add_argument("--base", type=Path, default=SHIPPED, help="a bundle with a detector")
+    parser.add_argument(
+        "--settings", type=Path, default=Path("model_store/hardened-settings.yaml"), help="YAML file"
+    )
     parser.add_argument("--name", help="of the new bundle (default: that of its folder)")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.set_defaults(run=_harden)
 
 
-def _add_bring(parser: argparse.ArgumentParser) -> None:
+def _harden(args: argparse.Namespace) -> dict[str, Any]:
+    sizes = hardened.build(args.run_folder, args.base, args.settings, args.name or args.out.name, args.out)
+    return {"command": "harden", "out": str(args.out), "bytes": sizes}
+
+
+def fill_bring(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of `bring`."""
     kinds = parser.add_mutually_exclusive_group(required=True)
     kinds.add_argument("--onnx", type=Path, help="graph of float32 [batch, channels, size, size] to logits")
     kinds.add_argument("--state-dict", type=Path, help="safetensors weights of --network")
@@ -128,14 +141,13 @@ def _add_bring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", type=Path, required=True, help="text file, one class name a line")
     parser.add_argument("--size", type=int, required=True, help="height and width of its images")
     parser.add_argument("--mean", type=_numbers, required=True, help="by channel, of images in [0, 1]")
-    parser.add_argument("--std", type=_numbers, required=True)
-    parser.add_argument(
-        "--base", type=Path, default=Path("model_store/cifar10"), help="a bundle that purifies"
-    )
+    parser.add_argument("--std", type=_numbers, required=True, help="by channel, as --mean")
+    parser.add_argument("--base", type=Path, default=SHIPPED, help="a bundle that purifies")
     parser.add_argument("--name", help="of the new bundle (default: that of its folder)")
     parser.add_argument("--check-images", type=Path, help="folder of images for the natural accuracy")
     parser.add_argument("--check-labels", type=Path, help="their CSV file, with the columns file and label")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.set_defaults(run=_bring)
 
 
 def _bring(args: argparse.Namespace) -> dict[str, Any]:
@@ -152,7 +164,8 @@ def _bring(args: argparse.Namespace) -> dict[str, Any]:
         std=args.std,
     )
     labelled = (args.check_images, args.check_labels) if args.check_images else None
-    return bring.bring(newcomer, args.base, args.out, name=args.name or args.out.name, labelled=labelled)
+    found = bring.bring(newcomer, args.base, args.out, name=args.name or args.out.name, labelled=labelled)
+    return {"command": "bring", "out": str(args.out), **found}
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -164,6 +177,20 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} cannot be read: {error}") from None
+
+
+COMMANDS = {
+    "bundle": (fill_bundle, "write a bundle from training runs"),
+    "harden": (fill_harden, "write a bundle from a run of the trainer `harden` and a bundle with a detector"),
+    "bring": (fill_bring, "write a bundle with a classifier of your own"),
+    "settings": (fill_settings, "put other settings into a bundle"),
+    "all": (fill_all, "write every artifact of a bundle that can exist here, each compared with float64"),
+    "mar": (fill_mar, "write a TorchServe archive from a bundle"),
+}
+
+
+def main() -> None:
+    console.main(fill, "python -m export")
 
 
 if __name__ == "__main__":

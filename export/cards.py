@@ -87,7 +87,7 @@ def packed(
     if not (folder / CARD).is_file():
         raise BundleError(
             f"there is no artifact {kind} in {folder.parent}: make it with "
-            f"`python -m export all --only {kind} --out {folder.parent}`"
+            f"`metastable export all --only {kind} --out {folder.parent}`"
         )
     card = read(folder)
     if card.get("artifact") != kind or card.get("weights") != weights:

@@ -1,4 +1,4 @@
-"""Build a bundle from a run of `python -m metastable.training harden`."""
+"""Build a bundle from a run of `metastable train harden`."""
 
 from __future__ import annotations
 

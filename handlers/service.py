@@ -20,7 +20,6 @@ import torch
 from handlers import options as options_module
 from handlers.metrics import Metrics
 from handlers.options import Options, Policy
-from handlers.verdict import verdict
 from metastable import noise
 from metastable.anomaly import score_norms
 from metastable.bundle import Bundle
@@ -28,6 +27,7 @@ from metastable.engine import costs
 from metastable.engine.engine import Engine
 from metastable.engine.engine import Limits as EngineLimits
 from metastable.engine.job import Answer, Job
+from metastable.engine.reply import reply
 from metastable.engine.runners import Runner
 from metastable.errors import MetastableError, Overloaded, RequestError
 from metastable.images import DecodedImage, Limits, decode
@@ -202,10 +202,10 @@ class Service:
         )
 
     def _succeed(self, held: _Held, answer: Answer) -> Response:
-        body = verdict(
+        body = reply(
             self._bundle,
             answer,
-            options=held.options,
+            top_k=held.options.top_k,
             image=held.image,
             score=held.score,
             flagged=held.flagged,

@@ -1,10 +1,4 @@
-"""Command line of the load tests.  Each command prints one line of JSON last.
-
-make      an attack set against a bundle, or clean images
-check     whether a set is whole and its images are in their balls
-run       arms under load: latency, accuracy, detection; report.html, report.json, requests.jsonl
-sweep     the highest rate of every arm that meets a latency target
-compare   what changed from one report to another, and whether it may be noise
+"""Load a running server, and measure what it answers.  Each command prints one line of JSON last.
 
 Exit status: 0 for a VALID run without failures, 1 if a --fail-if condition holds, 2 for wrong input,
 3 for an INVALID run.
@@ -25,12 +19,14 @@ from loadtest.client import require_loopback
 from loadtest.make import Order, make
 from loadtest.schedule import SCENARIOS, Load
 from loadtest.summary import QUANTILES
-from metastable import bundle
+from metastable import bundle, console
 from metastable.attacks.catalogue import NAMES, Options
 from metastable.errors import MetastableError
 from metastable.evaluation import cli
 
-FAILED, WRONG, INVALID = 1, 2, 3
+FAILED, INVALID = 1, 3
+ARM = "a setting, or NAME:setting=fast,version=2.0,url=http://127.0.0.1:9000; one --arm for each"
+CONDITION = "such as p99>500 or fast.robust<0.4, ms and shares: the status is then 1; one --fail-if for each"
 
 
 def run_make(args: argparse.Namespace) -> dict[str, Any]:
@@ -45,11 +41,11 @@ def run_make(args: argparse.Namespace) -> dict[str, Any]:
         batch=args.batch,
         seed=args.seed,
     )
-    return _told(args.out, make(loaded, test, order, args.out))
+    return {"command": "make"} | _told(args.out, make(loaded, test, order, args.out))
 
 
 def run_check(args: argparse.Namespace) -> dict[str, Any]:
-    return _told(args.set, sets.load(args.set))
+    return {"command": "check"} | _told(args.set, sets.load(args.set))
 
 
 def _told(path: Path, one: sets.AttackSet) -> dict[str, Any]:
@@ -95,6 +91,7 @@ def run_run(args: argparse.Namespace) -> dict[str, Any]:
     kept = ("verdict", "reasons", "machine", "load")
     shown = ("arm", "n", "answered", "achieved_rate", "latency_ms", "goodput", "natural", "robust")
     return {
+        "command": "run",
         **{name: whole[name] for name in kept},
         "arms": [{name: arm[name] for name in shown} for arm in whole["arms"]],
         "report": str(args.out / "report.html"),
@@ -107,7 +104,12 @@ def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
     load = Load(scenario=args.scenario, **{name: getattr(args, name) for name in _SHARED})
     target = sweeping.Target(args.quantile, args.target, args.low, args.high, args.probes)
     found, taken = sweeping.sweep(chosen, sources, drawn, load, target, warmup=args.warmup, seed=args.seed)
-    result = {**found, "machine": cli.machine(), "started": datetime.datetime.now(datetime.UTC).isoformat()}
+    result = {
+        "command": "sweep",
+        **found,
+        "machine": cli.machine(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(),
+    }
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "sweep.json").write_text(json.dumps(result) + "\n")
     records.write(args.out / "requests.jsonl", taken)
@@ -125,7 +127,7 @@ def run_compare(args: argparse.Namespace) -> dict[str, Any]:
     failures = [failure for condition in conditions for failure in condition.failures(second)]
     for line in failures:
         print(line, file=sys.stderr)
-    return {**found, "verdict": second["verdict"], "failures": failures}
+    return {"command": "compare", **found, "verdict": second["verdict"], "failures": failures}
 
 
 _SHARED = ("concurrency", "seconds", "timeout")
@@ -150,14 +152,13 @@ def _offered(
 
 
 def _add_make(commands: Any) -> None:
-    one = commands.add_parser("make", help="write an attack set")
-    one.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"))
-    one.add_argument("--data", help="folder of the data sets (default: METASTABLE_DATA)")
-    one.add_argument("--dataset", default="cifar10", choices=("cifar10", "mnist"))
+    one = commands.add_parser("make", help="an attack set against a bundle, or clean images")
+    one.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"), help="what is attacked")
+    cli.add_data(one)
     one.add_argument("--out", type=Path, required=True, help="the .npz file to write")
-    one.add_argument("--attack", default=sets.CLEAN, choices=(sets.CLEAN, *NAMES))
-    one.add_argument("--setting", default="balanced", help="what is attacked")
-    one.add_argument("--n", type=int, default=100)
+    one.add_argument("--attack", default=sets.CLEAN, choices=(sets.CLEAN, *NAMES), help="clean for none")
+    one.add_argument("--setting", default="balanced", help="of the bundle")
+    one.add_argument("--n", type=int, default=100, help="test images")
     cli.attack_arguments(one)
     one.set_defaults(run=run_make)
 
@@ -166,7 +167,7 @@ def _load_arguments() -> argparse.ArgumentParser:
     """What `run` and `sweep` share."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--url", default="http://127.0.0.1:8080", help="of the server")
-    shared.add_argument("--arm", action="append", required=True, help=arms.parse_arm.__doc__)
+    shared.add_argument("--arm", action="append", required=True, help=ARM)
     shared.add_argument("--images", required=True, help="clean:0.9,pgd:0.1, or paths of sets or folders")
     shared.add_argument("--sets", type=Path, default=Path("runs/sets"), help="folder of the sets")
     shared.add_argument("--n", type=int, help="images; default: all")
@@ -174,61 +175,68 @@ def _load_arguments() -> argparse.ArgumentParser:
     shared.add_argument("--seconds", type=float, default=Load.seconds, help="most time of a block")
     shared.add_argument("--timeout", type=float, default=Load.timeout, help="seconds of a request")
     shared.add_argument("--warmup", type=int, default=5, help="requests before each block's measured ones")
-    shared.add_argument("--seed", type=int, default=0)
+    shared.add_argument("--seed", type=int, default=0, help="of order and times")
     shared.add_argument("--allow-remote", action="store_true", help="other hosts than this machine")
     shared.add_argument("--out", type=Path, required=True, help="folder of the report")
     return shared
 
 
 def _add_run(commands: Any, shared: argparse.ArgumentParser) -> None:
-    one = commands.add_parser("run", parents=[shared], help="load a server and write a report")
-    one.add_argument("--scenario", default=Load.scenario, choices=SCENARIOS)
+    one = commands.add_parser(
+        "run", parents=[shared], help="arms under load: latency, accuracy, detection, in a report"
+    )
+    one.add_argument("--scenario", default=Load.scenario, choices=SCENARIOS, help="how requests come")
     one.add_argument("--rate", type=float, default=Load.rate, help="requests a second of an open loop")
     one.add_argument("--rounds", type=int, default=3, help="turns of every arm")
     one.add_argument("--objective", type=float, default=1000.0, help="ms that a good answer may take")
     one.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"), help="for the gallery")
-    one.add_argument("--fail-if", action="append", default=[], help=compare.parse_condition.__doc__)
-    one.set_defaults(run=run_run)
+    one.add_argument("--fail-if", action="append", default=[], help=CONDITION)
+    one.set_defaults(run=run_run, status=_status)
 
 
 def _add_sweep(commands: Any, shared: argparse.ArgumentParser) -> None:
-    one = commands.add_parser("sweep", parents=[shared], help="find the highest rate for a latency")
-    one.add_argument("--scenario", default="poisson", choices=("poisson", "constant"))
-    one.add_argument("--quantile", default="p95", choices=tuple(QUANTILES))
-    one.add_argument("--target", type=float, default=1000.0, help="ms")
+    one = commands.add_parser(
+        "sweep", parents=[shared], help="the highest rate of every arm that meets a latency target"
+    )
+    one.add_argument(
+        "--scenario", default="poisson", choices=("poisson", "constant"), help="how requests come"
+    )
+    one.add_argument("--quantile", default="p95", choices=tuple(QUANTILES), help="of the latency")
+    one.add_argument("--target", type=float, default=1000.0, help="most ms of that")
     one.add_argument("--low", type=float, default=1.0, help="first rate, requests/s")
     one.add_argument("--high", type=float, default=64.0, help="highest rate")
     one.add_argument("--probes", type=int, default=8, help="most rates tried of an arm")
     one.set_defaults(run=run_sweep)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m loadtest", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
+def fill(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of the load tests."""
+    parser.description = __doc__
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_make(commands)
-    one = commands.add_parser("check", help="check a set")
-    one.add_argument("set", type=Path)
+    one = commands.add_parser("check", help="whether a set is whole and its images are in their balls")
+    one.add_argument("set", type=Path, help="the .npz file")
     one.set_defaults(run=run_check)
     shared = _load_arguments()
     _add_run(commands, shared)
     _add_sweep(commands, shared)
-    one = commands.add_parser("compare", help="compare two reports")
-    one.add_argument("first", type=Path)
-    one.add_argument("second", type=Path)
-    one.add_argument("--fail-if", action="append", default=[], help=compare.parse_condition.__doc__)
-    one.set_defaults(run=run_compare)
-    args = parser.parse_args()
-    try:
-        result = {"command": args.command, **args.run(args)}
-    except (MetastableError, ValueError) as error:
-        parser.exit(WRONG, f"{error}\n")
-    print(json.dumps(result))
-    if result.get("failures"):
-        sys.exit(FAILED)
-    if result.get("verdict") == "INVALID":
-        sys.exit(INVALID)
+    one = commands.add_parser(
+        "compare", help="what changed from one report to another, and whether it may be noise"
+    )
+    one.add_argument("first", type=Path, help="report.json of the one")
+    one.add_argument("second", type=Path, help="report.json of the other")
+    one.add_argument("--fail-if", action="append", default=[], help=CONDITION)
+    one.set_defaults(run=run_compare, status=_status)
+
+
+def _status(result: dict[str, Any]) -> int:
+    if result["failures"]:
+        return FAILED
+    return INVALID if result["verdict"] == "INVALID" else 0
+
+
+def main() -> None:
+    console.main(fill, "python -m loadtest")
 
 
 if __name__ == "__main__":

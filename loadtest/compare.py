@@ -88,7 +88,7 @@ def load(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     if not isinstance(report, dict) or report.get("format") != FORMAT:
-        raise DataError(f"{path} is no report of `python -m loadtest run`")
+        raise DataError(f"{path} is no report of `metastable loadtest run`")
     return report
 
 

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 url=${1:-http://127.0.0.1:8080}
 out=${2:-runs/loadtest}
 sets=${SETS:-runs/sets}
-loadtest=(.venv/bin/python -m loadtest)
+loadtest=(.venv/bin/metastable loadtest)
 images=(--n 100 --skip 7000 --seed 0)
 
 test -e "$sets/clean.npz" || "${loadtest[@]}" make "${images[@]}" --out "$sets/clean.npz"

@@ -143,7 +143,7 @@ def load(path: Path) -> AttackSet:
             arrays = {name: file[name] for name in ARRAYS}
             about = _about(json.loads(str(file["about"])))
     except FileNotFoundError:
-        raise DataError(f"there is no attack set {path}: `python -m loadtest make` writes one") from None
+        raise DataError(f"there is no attack set {path}: `metastable loadtest make` writes one") from None
     except _DAMAGE as error:
         raise DataError(f"{path} is not an attack set: {error}") from None
     try:

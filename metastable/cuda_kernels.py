@@ -1,7 +1,7 @@
 """Triton kernels of a noisy step: noise drawn where it is added.
 
 Needs the package triton, so `cuda_noise` imports this only where tensors are on a GPU.  With
-TRITON_INTERPRET=1 in the environment the same code runs on the CPU, slowly (`benchmarks.gpu.correct`
+TRITON_INTERPRET=1 in the environment the same code runs on the CPU, slowly (`metastable bench gpu correct`
 proves its bits so).
 """
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,import-untyped,misc"

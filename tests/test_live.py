@@ -152,9 +152,26 @@ def test_the_demo_runs_against_it(server: Launched, tmp_path: Path) -> None:
     assert (tmp_path / "demo.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.timeout(2 * PATIENCE)
+def test_ask_asks_it(server: Launched, client: httpx.Client) -> None:
+    command = [sys.executable, "-m", "metastable", "ask", "samples/cat.png", "samples/ship.png"]
+    command += ["--url", f"http://127.0.0.1:{server.ports[0]}", "--setting", "none", "--top-k", "4"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["answered_by"] == f"the server at {command[7]}"
+    assert found["verdicts"][0]["class"] == predict(client, CAT, setting="none").json()["class"]
+    assert [len(one["top"]) for one in found["verdicts"]] == [4, 4]
+    refused = subprocess.run(
+        [*command, "--deadline-ms", "0"], cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert refused.returncode == 2
+    assert "answered 422: deadline_ms must be a whole number" in refused.stderr
+
+
 def test_the_demo_without_a_server_says_what_to_do() -> None:
     command = [sys.executable, "-m", "demo", "--images", "cat", "--steps", "1"]
     command += ["--url", "http://127.0.0.1:9/predictions/metastable"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "run `make serve` first" in done.stderr

@@ -25,10 +25,10 @@ Work = Callable[[], object]
 Rows = list[dict[str, Any]]
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
+def add_arguments(made: argparse.ArgumentParser, doc: str | None) -> None:
     """The arguments of every script."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"))
+    made.description = doc
+    made.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"), help="folder of the bundle")
     made.add_argument("--device", default="auto", help="cuda, cpu; auto takes CUDA where there is one")
     made.add_argument("--tiny", action="store_true", help="the dry run: everything, at a size for a CPU")
     made.add_argument(
@@ -36,7 +36,6 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
         type=Path,
         help="JSON file, written after every part; by default in the folder that $OUT names",
     )
-    return made
 
 
 def save(args: argparse.Namespace, result: dict[str, Any], *, finished: bool = False) -> str:

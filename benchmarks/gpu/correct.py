@@ -1,6 +1,6 @@
 """Item 1: is what runs on the GPU right?
 
-    python -m benchmarks.gpu.correct --out runs/gpu/correct.json
+    metastable bench gpu correct --out runs/gpu/correct.json
 
 Kernels against the NumPy reference, scores and dynamics against float64, noise against the normal
 distribution, chains against themselves in other batches and inside an engine, and memory over a thousand
@@ -12,10 +12,10 @@ installed.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import importlib.util
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ from scipy import stats
 from torch import Tensor
 
 from benchmarks.gpu import common
-from metastable import cuda_noise
+from metastable import console, cuda_noise
 from metastable.bundle import Bundle
 from metastable.dynamics import ScoreFunction
 from metastable.dynamics.adp import Ascent, adp
@@ -265,10 +265,15 @@ PARTS: dict[str, Callable[[Bundle, torch.device, Size], list[Check]]] = {
 }
 
 
-def main() -> None:
-    parser = common.parser(__doc__)
+def fill(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of this script."""
+    common.add_arguments(parser, __doc__)
     parser.add_argument("--only", choices=tuple(PARTS), help="one part")
-    args = parser.parse_args()
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The whole script; its exit status."""
     device = device_of(args.device)
     loaded = common.load(args.bundle, device)
     rows: list[Check] = []
@@ -281,7 +286,11 @@ def main() -> None:
                 rows.append({"check": f"{name}: {common.said(error)}", "ok": False})
             common.save(args, result)
     common.finish(args, result, ("check", "value", "bound", "ok"))
-    sys.exit(0 if all(row["ok"] for row in rows) else 1)
+    return 0 if all(row["ok"] for row in rows) else 1
+
+
+def main() -> None:
+    console.main(fill, "python -m benchmarks.gpu.correct")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Item 2: microseconds of a Langevin step at every batch size, beside the published code and the machine.
 
-    python -m benchmarks.gpu.fast --out runs/gpu/fast.json
+    metastable bench gpu fast --out runs/gpu/fast.json
 
 The sizes that the targets are about come first, and what was found is written after every size.
 A row is one contender at one number of chains: the median of samples taken in turn, its ratio to eager
@@ -12,6 +12,7 @@ error for a row; the others go on.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from benchmarks.gpu import common
 from benchmarks.gpu.contenders import EAGER, NETWORK, STEPS, Contenders
 from benchmarks.targets import Target, judge
+from metastable import console
 from metastable.bundle import Bundle
 from metastable.training.run import device_of
 
@@ -172,11 +174,16 @@ def draw(rows: common.Rows, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
-    parser = common.parser(__doc__)
+def fill(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of this script."""
+    common.add_arguments(parser, __doc__)
     parser.add_argument("--sizes", help="numbers of chains, separated by commas")
     parser.add_argument("--only", help="names of contenders, separated by semicolons")
-    args = parser.parse_args()
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The whole script; its exit status."""
     device = device_of(args.device)
     sizes = tuple(int(s) for s in args.sizes.split(",")) if args.sizes else (1, 3) if args.tiny else SIZES
     loaded = common.load(args.bundle, device)
@@ -188,6 +195,11 @@ def main() -> None:
     common.finish(args, result, columns)
     if path := common.out_path(args, result["command"]):
         draw(result["rows"], path.with_suffix(".png"))
+    return 0
+
+
+def main() -> None:
+    console.main(fill, "python -m benchmarks.gpu.fast")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Item 6: how fast hardening trains, a hardened pipeline, and what it holds against.
 
-    python -m benchmarks.gpu.harden --data DIR --out DIR --minutes M [-- flags of the trainer]
-    python -m benchmarks.gpu.harden speed --data DIR --out DIR
-    python -m benchmarks.gpu.harden train --data DIR --out DIR --minutes M [-- flags of the trainer]
+    metastable bench gpu harden --data DIR --out DIR --minutes M [-- flags of the trainer]
+    metastable bench gpu harden speed --data DIR --out DIR
+    metastable bench gpu harden train --data DIR --out DIR --minutes M [-- flags of the trainer]
 
 `speed` measures updates a second of candidates; one that fails or takes too long has its error for a row,
 and the others go on.  `train` trains for the minutes that are left, with the small files that outlive the
@@ -20,7 +20,6 @@ import dataclasses
 import json
 import multiprocessing
 import queue
-import sys
 import time
 import traceback
 from pathlib import Path
@@ -30,11 +29,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu import common
-from metastable import datasets
+from metastable import console, datasets
 from metastable.errors import DataError
 from metastable.networks import channels_last
 from metastable.training import harden, harden_parts
-from metastable.training.__main__ import add_fields
+from metastable.training.fields import add_fields
 from metastable.training.harden_attack import judge
 from metastable.training.harden_config import HardenConfig
 from metastable.training.harden_data import Batches
@@ -69,21 +68,32 @@ def fast(device: torch.device) -> None:
         torch.backends.cuda.matmul.allow_tf32 = True
 
 
-def main() -> None:
-    own, theirs = _split(sys.argv[1:])
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def fill(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of this script."""
+    parser.description = __doc__
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=("all", "speed", "train"),
+        default="all",
+        help="one of the two (default: all)",
     )
-    parser.add_argument("what", nargs="?", choices=("all", "speed", "train"), default="all")
     parser.add_argument("--data", help="folder of the data sets (default: METASTABLE_DATA)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the small files")
-    parser.add_argument("--run", type=Path, default=Path("runs/gpu/harden"), help="folder of the run")
+    parser.add_argument(
+        "--run", dest="run_folder", type=Path, default=Path("runs/gpu/harden"), help="folder of the run"
+    )
     parser.add_argument("--minutes", type=float, default=9.0, help="for all of it, the start included")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds for each candidate of `speed`")
     parser.add_argument("--candidates", help="of `speed`: classifier:way:batch, with commas between")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help="cuda, cpu; auto takes CUDA where there is one")
     parser.add_argument("--tiny", action="store_true", help="the dry run: everything, at a size for a CPU")
-    args = parser.parse_args(own)
+    parser.set_defaults(run=run, rest=[], resumes="run_folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    """The whole script; its exit status."""
+    theirs: list[str] = args.rest
     until = time.monotonic() + 60 * args.minutes
     args.out.mkdir(parents=True, exist_ok=True)
     root = datasets.data_root(args.data)
@@ -98,7 +108,7 @@ def main() -> None:
         config = flags(theirs, args.out, tiny=args.tiny)
         if not {"--compile", "--no-compile"} & set(theirs):
             config = dataclasses.replace(config, compile=compiles(rows, config, until - time.monotonic()))
-        results = [train(config, root, args.run, args.device, until)]
+        results = [train(config, root, args.run_folder, args.device, until)]
         told(args.out, results[0])
         results.append(tested(args.out, config, root, device, tiny=args.tiny))
         told(args.out, results[1])
@@ -107,6 +117,7 @@ def main() -> None:
     for result in results:
         print(common.table([{"what": k, "value": v} for k, v in result.items()], ("what", "value")))
     print(json.dumps({"command": "gpu harden", "speed": rows, "results": results, "tiny": args.tiny}))
+    return 0
 
 
 def told(out: Path, result: dict[str, Any]) -> None:
@@ -114,11 +125,6 @@ def told(out: Path, result: dict[str, Any]) -> None:
     with (out / "results.jsonl").open("a") as file:
         file.write(json.dumps(result) + "\n")
     print(json.dumps(result), flush=True)
-
-
-def _split(given: list[str]) -> tuple[list[str], list[str]]:
-    at = given.index("--") if "--" in given else len(given)
-    return given[:at], given[at + 1 :]
 
 
 def flags(given: list[str], out: Path, *, tiny: bool) -> HardenConfig:
@@ -130,7 +136,7 @@ def flags(given: list[str], out: Path, *, tiny: bool) -> HardenConfig:
         small = {"classifier": "compact-4-6-8", "purifier": "4,4,4", "attack_steps": 1, "batch": 8}
         sizes = {"check_images": 8, "check_steps": 1, "check_eot": 1, "held_out": 16, "check_every": 4}
         base = dataclasses.replace(base, **small, **sizes, log_every=2, bf16=False)  # type: ignore[arg-type]
-    parser = argparse.ArgumentParser(prog="flags of the trainer")
+    parser = console.Parser(prog="flags of the trainer")
     add_fields(parser, HardenConfig, base)
     return HardenConfig(**vars(parser.parse_args(given)))
 
@@ -264,6 +270,10 @@ def tested(
 
 def _on(device: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(device) for t in tensors)
+
+
+def main() -> None:
+    console.main(fill, "python -m benchmarks.gpu.harden")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """Item 4: the papers' tables with our models, in pieces of a few minutes.
 
-    python -m benchmarks.gpu.judge --table hill --minutes 9 --work runs/gpu/judge --out runs/gpu/hill.json
+    metastable bench gpu judge --table hill --minutes 9 --work runs/gpu/judge --out runs/gpu/hill.json
 
-Runs `python -m metastable.evaluation robust` on the defenses of papers.yaml.  Every image's outcome is
+Runs `metastable evaluate robust` on the defenses of papers.yaml.  Every image's outcome is
 kept in --work, so that a piece that ran out of time goes on with the same command; the last piece
 prints the table.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import common
+from metastable import console
 from metastable.evaluation.outcomes import read_outcomes
 from metastable.training.run import device_of
 
@@ -54,7 +56,7 @@ def command(args: Any, rows: tuple[str, ...], out: Path) -> list[str]:
     return made + (["--steps", "1", "--samples", "2", "--check", "2"] if args.tiny else [])
 
 
-def run(made: list[str], minutes: float) -> bool:
+def ended(made: list[str], minutes: float) -> bool:
     """Whether the command ended by itself; raises RuntimeError if it failed."""
     child = subprocess.Popen(made, stdout=subprocess.DEVNULL)
     try:
@@ -93,25 +95,35 @@ def judged(rows: common.Rows) -> common.Rows:
     return found
 
 
-def main() -> None:
-    parser = common.parser(__doc__)
-    parser.add_argument("--table", choices=tuple(TABLES), required=True)
-    parser.add_argument("--settings-file", type=Path, default=SETTINGS)
+def fill(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of this script."""
+    common.add_arguments(parser, __doc__)
+    parser.add_argument("--table", choices=tuple(TABLES), required=True, help="which table")
+    parser.add_argument("--settings-file", type=Path, default=SETTINGS, help="the defenses")
     parser.add_argument("--data", help="folder of the data sets (default: METASTABLE_DATA)")
     parser.add_argument("--work", type=Path, required=True, help="folder of the outcomes; resumed")
     parser.add_argument("--batch", type=int, default=64, help="images attacked together")
     parser.add_argument("--minutes", type=float, default=9.0, help="of this piece")
-    args = parser.parse_args()
+    parser.set_defaults(run=run, resumes="work")
+
+
+def run(args: argparse.Namespace) -> int:
+    """The whole script; its exit status."""
     rows = TABLES[args.table]
     if args.tiny:
         rows = tuple(f"{row.rpartition(':')[0]}:1" for row in rows if "1500" not in row and "2000" not in row)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "robust.json"
-        finished = run(command(args, rows, out), args.minutes)
+        finished = ended(command(args, rows, out), args.minutes)
         found = json.loads(out.read_text())["rows"] if finished else progress(rows, args.work)
     columns = ("setting", "attack", "n", "natural", "robust", "unbroken", "seconds", "done")
     result = {"command": f"gpu judge {args.table}", "finished": finished, "rows": found}
     common.finish(args, {**result, "targets": judged(found)}, columns)
+    return 0
+
+
+def main() -> None:
+    console.main(fill, "python -m benchmarks.gpu.judge")
 
 
 if __name__ == "__main__":

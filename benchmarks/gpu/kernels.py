@@ -1,6 +1,6 @@
 """Which kernels a Langevin step consists of, and what each takes: by the profiler, at every size.
 
-    python -m benchmarks.gpu.kernels --sizes 100,6000 --out runs/gpu/kernels.json
+    metastable bench gpu kernels --sizes 100,6000 --out runs/gpu/kernels.json
 
 A row is one kernel of one contender at one number of chains: launches and microseconds of a step.  Times
 are of kernels alone, without the gaps between them; the row `all` has their sum.  On the CPU they are of
@@ -9,6 +9,7 @@ PyTorch's operations.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu import common
 from benchmarks.gpu.contenders import STEPS, Contenders
+from metastable import console
 from metastable.bundle import Bundle
 from metastable.training.run import device_of
 
@@ -72,11 +74,16 @@ def profiled(work: Callable[[], object], device: torch.device) -> common.Rows:
     return rows
 
 
-def main() -> None:
-    parser = common.parser(__doc__)
+def fill(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of this script."""
+    common.add_arguments(parser, __doc__)
     parser.add_argument("--sizes", help="numbers of chains, separated by commas")
     parser.add_argument("--only", help="names of contenders, separated by semicolons")
-    args = parser.parse_args()
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The whole script; its exit status."""
     device = device_of(args.device)
     sizes = tuple(int(s) for s in args.sizes.split(",")) if args.sizes else (1, 2) if args.tiny else SIZES
     names = tuple(args.only.split(";")) if args.only else NAMES
@@ -91,6 +98,11 @@ def main() -> None:
     common.finish(
         args, {**head, "rows": rows}, ("chains", "runner", "us", "launches", "share", "kernel", "failed")
     )
+    return 0
+
+
+def main() -> None:
+    console.main(fill, "python -m benchmarks.gpu.kernels")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """One command that spends a loan of a GPU well: the pieces of docs/gpu.md, the most valuable first.
 
-    python -m benchmarks.gpu.loan --minutes 9 --data DIR --out DIR
-    python -m benchmarks.gpu.loan --minutes 9 --data DIR --out DIR --only correct,fast
-    python -m benchmarks.gpu.loan --minutes 5 --data DIR --out DIR --tiny          # the rehearsal, on a CPU
+    metastable bench gpu loan --minutes 9 --data DIR --out DIR
+    metastable bench gpu loan --minutes 9 --data DIR --out DIR --only correct,fast
+    metastable bench gpu loan --minutes 5 --data DIR --out DIR --tiny          # the rehearsal, on a CPU
 
 Every piece is a process with a time limit of its own; one that fails or takes too long stops no other.  What
 there is of its result is in DIR/loan.json within seconds, the end of what it printed in DIR/loan.log, and
@@ -28,6 +28,8 @@ from types import FrameType
 
 from benchmarks.gpu import common
 from benchmarks.gpu.returned import Returned
+from metastable import console
+from metastable.errors import MetastableError
 
 LIBRARY = "eager autograd;graphs f16;graphs bf16;graphs tf32"
 OWN = "eager autograd;graphs f16;own kernels;own kernels, 192 at a time"
@@ -181,27 +183,30 @@ class Loan:
 
 
 def chosen(only: str | None) -> tuple[Piece, ...]:
-    """The pieces of these names, in the order given; all without names.  Raises SystemExit for another."""
+    """The pieces of these names, in the order given, or all.  Raises MetastableError for another name."""
     by_name = {piece.name: piece for piece in PIECES}
     names = only.split(",") if only else list(by_name)
     if unknown := [name for name in names if name not in by_name]:
-        raise SystemExit(f"no piece {', '.join(unknown)}: choose from {', '.join(by_name)}")
+        raise MetastableError(f"no piece {', '.join(unknown)}: choose from {', '.join(by_name)}")
     return tuple(by_name[name] for name in names)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def fill(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of this command."""
+    parser.description = __doc__
     parser.add_argument("--minutes", type=float, required=True, help="for everything")
     parser.add_argument("--data", default=os.environ.get("METASTABLE_DATA", "data"), help="of the data sets")
     parser.add_argument("--out", type=Path, required=True, help="folder of what is handed back")
     parser.add_argument("--work", type=Path, help="folder of runs that go on in the next loan")
-    parser.add_argument("--bundle", default="model_store/cifar10")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--bundle", default="model_store/cifar10", help="folder of the bundle")
+    parser.add_argument("--device", default="auto", help="cuda, cpu; auto takes CUDA where there is one")
     parser.add_argument("--only", help="names of pieces, separated by commas, in this order")
     parser.add_argument("--tiny", action="store_true", help="the rehearsal: everything, at a size for a CPU")
-    args = parser.parse_args()
+    parser.set_defaults(run=run, resumes="work", tells=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Spend the loan; the exit status."""
     started, pieces = time.monotonic(), chosen(args.only)
 
     def told_to_end(number: int, frame: FrameType | None) -> None:
@@ -216,7 +221,11 @@ def main() -> None:
         rows = loan.spend(pieces)
     print(common.table(rows, ("piece", "state", "seconds", "left_out")))
     print("\n".join(returned.findings()))
-    sys.exit(any(str(row["state"]).startswith("failed") for row in rows))
+    return int(any(str(row["state"]).startswith("failed") for row in rows))
+
+
+def main() -> None:
+    console.main(fill, "python -m benchmarks.gpu.loan")
 
 
 if __name__ == "__main__":

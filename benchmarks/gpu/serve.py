@@ -1,6 +1,6 @@
 """Item 5: the server's work on a GPU, without a server: images a second and their latency by setting.
 
-    python -m benchmarks.gpu.serve --out runs/gpu/serve.json
+    metastable bench gpu serve --out runs/gpu/serve.json
 
 `handlers.service` is driven in this process as TorchServe drives it.  First a closed loop holds a fixed
 number of requests and so finds the capacity; its inverse is the cost of a decided answer.  Then images
@@ -9,6 +9,7 @@ arrive at random (Poisson) at shares of that capacity; latency counts from an im
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import time
@@ -22,7 +23,7 @@ from prometheus_client import CollectorRegistry
 from benchmarks.gpu import common
 from handlers.metrics import Metrics
 from handlers.service import Request, Response, Service
-from metastable import bundle
+from metastable import bundle, console
 from metastable.engine.engine import Limits
 from metastable.engine.runners.cuda_networks import CudaPrecision
 from metastable.engine.runners.cuda_runner import SLOTS, CudaRunner
@@ -141,15 +142,22 @@ def measure(
     return rows
 
 
-def main() -> None:
-    parser = common.parser(__doc__)
-    parser.add_argument("--settings", default="fast,balanced,accurate")
+def fill(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of this script."""
+    common.add_arguments(parser, __doc__)
+    parser.add_argument("--settings", default="fast,balanced,accurate", help="names, separated by commas")
     parser.add_argument("--images", type=Path, default=Path("samples"), help="folder of PNG images")
     parser.add_argument("--width", type=int, default=64, help="requests under way in the closed loop")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a phase")
-    parser.add_argument("--precision", default="tf32", choices=get_args(CudaPrecision))
+    parser.add_argument(
+        "--precision", default="tf32", choices=get_args(CudaPrecision), help="of the convolutions"
+    )
     parser.add_argument("--fuse", action="store_true", help="let torch.compile join kernels")
-    args = parser.parse_args()
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """The whole script; its exit status."""
     loaded = bundle.load(args.bundle)
     runner = CudaRunner(
         loaded.networks,
@@ -186,6 +194,11 @@ def main() -> None:
     )
     columns = ("setting", "load", "images_per_s", "p50_ms", "p99_ms", "chains", "ms_an_answer", "refused")
     common.finish(args, result(rows), columns)
+    return 0
+
+
+def main() -> None:
+    console.main(fill, "python -m benchmarks.gpu.serve")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Measurements: `python -m metastable.evaluation --help` lists them."""
+"""Measurements: `metastable evaluate --help` lists them."""

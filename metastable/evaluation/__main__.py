@@ -1,29 +1,16 @@
-"""Command line of the measurements.
-
-calibrate   set the anomaly threshold of a bundle on training-split images
-table       natural and transfer-PGD accuracy of settings, with detection
-robust      accuracy under attacks that know the defense
-controls    what must come out of a suite if attack and judge are what they say
-resubmit    how often an attacked image that was answered rightly is answered wrongly when it is sent again
-honest      how often the flag refuses honest images under benign changes
-corruptions accuracy under common corruptions, CIFAR-10-C's files or generated ones
-figure      the papers' figures, measured here
-latency     milliseconds of one image at a time, without a server
-certify     certified l_2 radii of settings, by randomized smoothing
-sigma       ADP's heuristic noise level, from training images
-"""
+"""Measure what the defense is worth; `calibrate` changes a bundle.  The last line printed is JSON."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from metastable.errors import MetastableError
+from metastable import console
+from metastable.console import beside
 from metastable.evaluation import (
     calibrated,
     certified,
@@ -73,33 +60,40 @@ def make_table(args: argparse.Namespace) -> dict[str, Any]:
         "machine": machine(),
     }
     lines = outcomes.read_outcomes(args.work / "outcomes.jsonl")
-    if (page := cli.beside(args.out, ".md")) and (picture := cli.beside(args.out, ".png")):
+    if (page := beside(args.out, ".md")) and (picture := beside(args.out, ".png")):
         page.write_text(report.markdown(summary))
         report.draw(summary, lines, loaded.anomaly.threshold, picture)
     print(report.markdown(summary))
     return summary
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m metastable.evaluation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def fill(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of the measurements."""
+    parser.description = "Measure what the defense is worth.  The last line printed is JSON."
+    add_measurements(parser)
+
+
+def add_measurements(parser: argparse.ArgumentParser) -> Any:
+    """Add the measurements as subcommands, and return their group."""
     common, chosen = cli.common(), cli.chosen()
-    commands = parser.add_subparsers(dest="command", required=True)
-    calibrated.add(commands, [common])
-    second = commands.add_parser("table", parents=[common, chosen])
-    second.add_argument("--n", type=int, default=1000)
-    second.add_argument("--skip", type=int, default=0, help="leave out the first images of the fixed order")
-    second.add_argument("--attack-steps", type=int, default=20)
-    second.add_argument("--seed", type=int, default=0)
-    second.add_argument("--work", type=Path, required=True, help="folder of the outcomes; resumed")
-    second.set_defaults(run=make_table)
-    third = commands.add_parser("latency", parents=[common, chosen])
-    third.add_argument("--images", type=Path, default=Path("samples"), help="folder of PNG images")
-    third.add_argument("--rounds", type=int, default=5)
-    third.set_defaults(run=measure_latency)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    one = commands.add_parser(
+        "table",
+        parents=[common, chosen],
+        help="natural and transfer-PGD accuracy of settings, with detection",
+    )
+    one.add_argument("--n", type=int, default=1000, help="test images")
+    cli.add_skip(one)
+    one.add_argument("--attack-steps", type=int, default=20, help="of PGD on the bare classifier")
+    one.add_argument("--seed", type=int, default=0, help="of attack and chains")
+    cli.add_work(one)
+    one.set_defaults(run=make_table)
+    one = commands.add_parser(
+        "latency", parents=[common, chosen], help="milliseconds of one image at a time, without a server"
+    )
+    one.add_argument("--images", type=Path, default=Path("samples"), help="folder of PNG images")
+    one.add_argument("--rounds", type=int, default=5, help="times that every image is answered")
+    one.set_defaults(run=measure_latency)
     robust_command.add(commands, [common, chosen])
     controls.add(commands, [common])
     resubmit.add(commands, [common, chosen])
@@ -107,14 +101,16 @@ def main() -> None:
     corrupted.add(commands, [common, chosen])
     figures.add(commands, [common, chosen])
     certified.add(commands, [common, chosen])
-    args = parser.parse_args()
-    try:
-        line = json.dumps(args.run(args))
-    except (MetastableError, ValueError) as error:  # what an attack refuses is a ValueError
-        parser.exit(2, f"{error}\n")
-    if path := cli.beside(args.out, ".json"):
-        path.write_text(line + "\n")
-    print(line)
+    return commands
+
+
+def _fill_all(parser: argparse.ArgumentParser) -> None:
+    parser.description = __doc__
+    calibrated.fill(add_measurements(parser).add_parser("calibrate", help=calibrated.SUMMARY))
+
+
+def main() -> None:
+    console.main(_fill_all, "python -m metastable.evaluation")
 
 
 if __name__ == "__main__":

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import Any
 
 from metastable import anomaly, benign, bundle, datasets
 from metastable.evaluation import cli
 
+SUMMARY = "set the anomaly threshold of a bundle on training-split images"
 
-def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
-    """Add the command; `parents` as of `cli.common`."""
-    parser = commands.add_parser("calibrate", parents=parents)
-    parser.add_argument("--n", type=int, default=5000)
-    parser.add_argument("--false-positive-rate", type=float, default=0.05)
-    parser.add_argument("--network", default="score", choices=("score", "energy"))
+
+def fill(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of this command."""
+    parser.description = SUMMARY
+    cli.add_common(parser)
+    parser.add_argument("--n", type=int, default=5000, help="training images")
+    parser.add_argument("--false-positive-rate", type=float, default=0.05, help="share of them to be flagged")
+    parser.add_argument(
+        "--network", default="score", choices=("score", "energy"), help="whose score's norm is measured"
+    )
     every = ",".join(benign.DEFAULT)
     parser.add_argument(
         "--augment",

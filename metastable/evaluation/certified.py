@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from metastable import datasets
 from metastable.certify import certify, smoothing_noise
+from metastable.console import beside
 from metastable.defense import score_of
 from metastable.evaluation import cli
 from metastable.evaluation.outcomes import read_outcomes, same_run
@@ -75,17 +76,24 @@ def draw(outcomes: list[dict[str, Any]], path: Path) -> None:
 
 def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add both commands; `parents` as of `cli.common` and `cli.chosen`."""
-    first = commands.add_parser("certify", parents=parents)
+    first = commands.add_parser(
+        "certify",
+        parents=parents,
+        help="certified l_2 radii of settings, by randomized smoothing",
+        description=__doc__,
+    )
     first.add_argument("--n", type=int, default=100, help="test images")
-    first.add_argument("--skip", type=int, default=0, help="leave out the first images of the fixed order")
+    cli.add_skip(first)
     first.add_argument("--choose", type=int, default=100, help="chains that choose the label")
     first.add_argument("--chains", type=int, default=1000, help="chains that bound its probability")
     first.add_argument("--alpha", type=float, default=0.001, help="chance that a certificate is wrong")
     first.add_argument("--radii", default="0,0.25,0.5,0.75,1,1.25,1.5", help="of the certified accuracies")
-    first.add_argument("--seed", type=int, default=0)
-    first.add_argument("--work", type=Path, required=True, help="folder of the outcomes; resumed")
+    first.add_argument("--seed", type=int, default=0, help="of the chains")
+    cli.add_work(first)
     first.set_defaults(run=run_certify)
-    second = commands.add_parser("sigma", parents=parents[:1])
+    second = commands.add_parser(
+        "sigma", parents=parents[:1], help="ADP's heuristic noise level, from training images"
+    )
     second.add_argument("--n", type=int, default=5000, help="training images; all their pairs are measured")
     second.set_defaults(run=run_sigma)
 
@@ -134,7 +142,7 @@ def run_certify(args: argparse.Namespace) -> cli.Summary:
         at = {f"{r:g}": certified_accuracy(these, r) for r in map(float, args.radii.split(","))}
         abstained = sum(o["predicted"] < 0 for o in these)
         rows.append({"setting": name, "sigma": noise[name], "certified": at, "abstained": abstained})
-    if picture := cli.beside(args.out, ".png"):
+    if picture := beside(args.out, ".png"):
         draw(outcomes, picture)
     asked = {"n": len(test), "choose": args.choose, "chains": args.chains, "alpha": args.alpha}
     return {"command": "certify", "rows": rows, **asked, "machine": cli.machine()}

@@ -13,17 +13,30 @@ from typing import Any
 
 import torch
 
-from metastable import bundle, datasets, settings
+from metastable import bundle, console, datasets, settings
+from metastable.console import beside
 from metastable.errors import DataError, SettingsError
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Arguments of every command."""
+    parser.add_argument(
+        "--bundle", type=Path, default=Path("model_store/cifar10"), help="folder of the bundle"
+    )
+    add_data(parser)
+    console.add_out(parser, "write the JSON line here as well, tables and pictures beside it")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Arguments that choose a data set."""
+    parser.add_argument("--data", help="folder of the data sets (default: METASTABLE_DATA)")
+    parser.add_argument("--dataset", default="cifar10", choices=("cifar10", "mnist"), help="whose images")
 
 
 def common() -> argparse.ArgumentParser:
     """Arguments of every command, as a parent parser."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"))
-    parser.add_argument("--data", help="folder of the data sets (default: METASTABLE_DATA)")
-    parser.add_argument("--dataset", default="cifar10", choices=("cifar10", "mnist"))
-    parser.add_argument("--out", type=Path, help="write the JSON line here as well")
+    add_common(parser)
     return parser
 
 
@@ -33,6 +46,17 @@ def chosen() -> argparse.ArgumentParser:
     parser.add_argument("--settings", help="names separated by commas (default: all)")
     parser.add_argument("--settings-file", type=Path, help="take settings from here, not from the bundle")
     return parser
+
+
+def add_skip(parser: argparse.ArgumentParser) -> None:
+    """The argument that leaves images to others, such as those that settings were tuned on."""
+    parser.add_argument("--skip", type=count, default=0, help="leave out the first images of the fixed order")
+
+
+def add_work(parser: argparse.ArgumentParser, what: str = "outcomes") -> None:
+    """The run folder of a command that goes on where it stopped."""
+    parser.add_argument("--work", type=Path, required=True, help=f"folder of the {what}; resumed")
+    parser.set_defaults(resumes="work")
 
 
 def load_bundle(args: argparse.Namespace) -> bundle.Bundle:
@@ -111,20 +135,22 @@ def attack_arguments(parser: argparse.ArgumentParser, several_radii: bool = Fals
 
     With `several_radii`, --eps is a list.
     """
-    parser.add_argument("--skip", type=count, default=0, help="leave out the first images of the fixed order")
-    parser.add_argument("--norm", default="linf", choices=("linf", "l2"))
+    add_skip(parser)
+    parser.add_argument("--norm", default="linf", choices=("linf", "l2"), help="of the ball around an image")
     if several_radii:
-        parser.add_argument("--eps", type=fractions, default="8/255", help="radius; several for a suite")
+        parser.add_argument(
+            "--eps", type=fractions, default="8/255", help="radius of the ball; several for a suite"
+        )
     else:
-        parser.add_argument("--eps", type=fraction, default="8/255")
-    parser.add_argument("--step", type=fraction, help="default: eps / 4 (mim: eps / steps)")
-    parser.add_argument("--steps", type=from_one, help="default: the attack's own")
+        parser.add_argument("--eps", type=fraction, default="8/255", help="radius of the ball")
+    parser.add_argument("--step", type=fraction, help="length of a step (default: eps / 4; mim: eps / steps)")
+    parser.add_argument("--steps", type=from_one, help="steps of the attack (default: the attack's own)")
     parser.add_argument(
         "--samples", type=from_one, help="EOT samples, H_adv (default: 16 annealed, 15 others)"
     )
     parser.add_argument("--check", type=from_one, default=150, help="chains that confirm a break, H_def")
     parser.add_argument("--batch", type=from_one, default=4, help="images attacked together")
-    parser.add_argument("--seed", type=count, default=0)
+    parser.add_argument("--seed", type=count, default=0, help="of the attack")
 
 
 def check_device(name: str) -> str:
@@ -141,14 +167,6 @@ def machine(device: str = "cpu") -> str:
     name = names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
     gpu = "" if device == "cpu" else f", {torch.cuda.get_device_name()}"
     return f"{name}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}"
-
-
-def beside(out: Path | None, suffix: str) -> Path | None:
-    """The path of --out with another suffix, its folder made; None without --out."""
-    if out is None:
-        return None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return out.with_suffix(suffix)
 
 
 def publish(out: Path | None, text: str, draw: Callable[[Path], None]) -> None:

@@ -25,6 +25,7 @@ from metastable import datasets
 from metastable.attacks.catalogue import SUITE
 from metastable.attacks.target import Eot
 from metastable.bundle import Bundle
+from metastable.console import beside
 from metastable.engine.local import engine_on
 from metastable.evaluation import cli, robust, suite
 from metastable.evaluation.outcomes import read_outcomes
@@ -144,13 +145,18 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add the command to the subparsers."""
-    parser = commands.add_parser("controls", parents=parents, description=__doc__)
-    parser.add_argument("--setting", default="fast")
-    parser.add_argument("--undefended", default="none")
-    parser.add_argument("--n", type=int, default=50)
+    parser = commands.add_parser(
+        "controls",
+        parents=parents,
+        help="what must come out of a suite if attack and judge are right",
+        description=__doc__,
+    )
+    parser.add_argument("--setting", default="fast", help="the setting that is attacked")
+    parser.add_argument("--undefended", default="none", help="the setting that defends nothing")
+    parser.add_argument("--n", type=int, default=50, help="test images")
     cli.attack_arguments(parser)
     parser.add_argument("--device", default="cpu", help="of the attacks, such as cuda")
-    parser.add_argument("--work", type=Path, required=True, help="folder of the outcomes; resumed")
+    cli.add_work(parser)
     parser.add_argument("--suite", type=Path, help="a suite's --work, to go on with (default: in --work)")
     parser.set_defaults(run=run)
 
@@ -174,7 +180,7 @@ def run(args: argparse.Namespace) -> cli.Summary:
         args.device,
     )
     text = markdown(rows)
-    if page := cli.beside(args.out, ".md"):
+    if page := beside(args.out, ".md"):
         page.write_text(text)
     print(text)
     return {"command": "controls", "rows": rows, "bundle": loaded.digest, "machine": cli.machine(args.device)}

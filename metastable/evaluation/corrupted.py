@@ -1,7 +1,6 @@
 """Accuracy under common corruptions (metastable.corruptions), image by image, resumable.
 
-corruptions            judge settings on a folder of CIFAR-10-C's layout (ADP, Table 4 and 11)
-generate-corruptions   make such a folder of test images, by a package
+A folder of CIFAR-10-C's layout is judged (ADP, Table 4 and 11); `generate-corruptions` makes one.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from metastable import corruptions, datasets
 from metastable.anomaly import score_norms
 from metastable.bundle import Bundle
+from metastable.console import beside
 from metastable.engine.local import LocalEngine
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import DataError
@@ -141,18 +141,31 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add both commands; `parents` as of `cli.common` and `cli.chosen`."""
-    first = commands.add_parser("corruptions", parents=parents)
+    first = commands.add_parser(
+        "corruptions",
+        parents=parents,
+        help="accuracy under common corruptions, of CIFAR-10-C's files or generated ones",
+        description=__doc__,
+    )
     first.add_argument("--corruptions", type=Path, required=True, help="folder of CIFAR-10-C's layout")
-    first.add_argument("--kinds", default=",".join(corruptions.NAMES), help="separated by commas")
-    first.add_argument("--severities", type=cli.whole_numbers, default="1,2,3,4,5")
+    first.add_argument(
+        "--kinds", default=",".join(corruptions.NAMES), help="kinds of corruptions, separated by commas"
+    )
+    first.add_argument(
+        "--severities", type=cli.whole_numbers, default="1,2,3,4,5", help="from 1 to 5, separated by commas"
+    )
     first.add_argument("--n", type=int, default=200, help="images of each kind and severity")
-    first.add_argument("--seed", type=int, default=0)
-    first.add_argument("--work", type=Path, required=True, help="folder of the outcomes; resumed")
+    first.add_argument("--seed", type=int, default=0, help="of the answers")
+    cli.add_work(first)
     first.set_defaults(run=run)
-    second = commands.add_parser("generate-corruptions", parents=parents[:1])
+    second = commands.add_parser(
+        "generate-corruptions",
+        parents=parents[:1],
+        help="make a folder of corrupted test images, by a package",
+    )
     second.add_argument("--corruptions", type=Path, required=True, help="folder to write")
     second.add_argument("--n", type=int, default=200, help="test images")
-    second.add_argument("--seed", type=int, default=0)
+    second.add_argument("--seed", type=int, default=0, help="of the corruptions")
     second.set_defaults(run=run_generate)
 
 
@@ -173,7 +186,7 @@ def run(args: argparse.Namespace) -> cli.Summary:
         made=made,
     )
     rows = measure(loaded, args.corruptions, config, args.work)
-    if (page := cli.beside(args.out, ".md")) and (picture := cli.beside(args.out, ".png")):
+    if (page := beside(args.out, ".md")) and (picture := beside(args.out, ".png")):
         page.write_text(markdown(rows))
         draw(rows, picture)
     print(markdown(rows))

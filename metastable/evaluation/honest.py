@@ -19,6 +19,7 @@ from tqdm import tqdm
 from metastable import benign, datasets
 from metastable.anomaly import score_norms
 from metastable.bundle import Bundle
+from metastable.console import beside
 from metastable.engine.local import LocalEngine
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import DataError
@@ -134,14 +135,21 @@ def _per_cent(share: list[float]) -> str:
 
 def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add the command; `parents` as of `cli.common` and `cli.chosen`."""
-    parser = commands.add_parser("honest", parents=parents)
+    parser = commands.add_parser(
+        "honest",
+        parents=parents,
+        help="how often the flag refuses honest images under benign changes",
+        description=__doc__,
+    )
     parser.add_argument("--n", type=int, default=1000, help="test images whose flag is counted")
     parser.add_argument(
         "--judged", type=int, default=100, help="of them answered by --settings (default: none,fast)"
     )
-    parser.add_argument("--changes", default=",".join(benign.CHANGES), help="names separated by commas")
-    parser.add_argument("--skip", type=int, default=0, help="leave out the first images of the fixed order")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--changes", default=",".join(benign.CHANGES), help="benign changes, names separated by commas"
+    )
+    cli.add_skip(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of changes and answers")
     parser.set_defaults(run=run)
 
 
@@ -162,7 +170,7 @@ def run(args: argparse.Namespace) -> cli.Summary:
     rows = measure(loaded, test, config)
     assert loaded.anomaly is not None
     text = markdown(rows)
-    if (page := cli.beside(args.out, ".md")) and (picture := cli.beside(args.out, ".png")):
+    if (page := beside(args.out, ".md")) and (picture := beside(args.out, ".png")):
         page.write_text(text)
         draw(rows, loaded.anomaly.false_positive_rate, picture)
     print(text)

@@ -155,10 +155,12 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add the command to the subparsers."""
-    parser = commands.add_parser("resubmit", parents=parents, description=__doc__)
+    parser = commands.add_parser(
+        "resubmit", parents=parents, help="what sending an attacked image again gains", description=__doc__
+    )
     parser.add_argument("--work", type=Path, required=True, help="a suite's folder of one radius: .../eps-8")
-    parser.add_argument("--tries", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tries", type=int, default=10, help="times that an image is sent again")
+    parser.add_argument("--seed", type=int, default=0, help="of the answers")
     parser.set_defaults(run=run)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 from typing import Any, get_args
 
 from metastable.attacks.catalogue import NAMES, SUITE
@@ -16,9 +15,9 @@ from metastable.evaluation.robust_rows import Row
 WHOLE = "suite"
 EXAMPLE = f"""One command makes one table; with the same --work it goes on where it stopped:
 
-  python -m metastable.evaluation robust --attack suite --settings fast,balanced --n 100 \\
+  metastable evaluate robust --attack suite --settings fast,balanced --n 100 \\
       --eps 1/255,2/255,4/255,8/255 --work runs/suite --out docs/results/suite.json
-  python -m metastable.evaluation robust --rows fast:transfer,fast:bpda-eot,fast:exact:100 --n 200 \\
+  metastable evaluate robust --rows fast:transfer,fast:bpda-eot,fast:exact:100 --n 200 \\
       --work runs/robust --out docs/results/robust.json
 
 {WHOLE} is several attacks on the same images, and their worst case by image: {", ".join(SUITE)}.
@@ -28,7 +27,7 @@ EXAMPLE = f"""One command makes one table; with the same --work it goes on where
 def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add the command to the subparsers."""
     parser = commands.add_parser(
-        "robust", parents=parents, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+        "robust", parents=parents, epilog=EXAMPLE, help="accuracy under attacks that know the defense"
     )
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument(
@@ -42,8 +41,13 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--restarts", type=cli.from_one, help="runs from different starts (default: the attack's own)"
     )
-    parser.add_argument("--loss", default="ce", choices=("ce", "margin"))
-    parser.add_argument("--members", type=members, default=SUITE, help=f"of a {WHOLE}, in their order")
+    parser.add_argument("--loss", default="ce", choices=("ce", "margin"), help="what the attacks raise")
+    parser.add_argument(
+        "--members",
+        type=members,
+        default=SUITE,
+        help=f"attacks of a {WHOLE}, in their order (default: all of them)",
+    )
     parser.add_argument(
         "--levels",
         default="served",
@@ -51,9 +55,11 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         help="noise that the annealed attacks expect, where the setting has two",
     )
     parser.add_argument("--bf16", action="store_true", help="gradients of the annealed attacks in bfloat16")
-    parser.add_argument("--bits", type=int, default=8, choices=(8, 32), help="of the images that are judged")
+    parser.add_argument(
+        "--bits", type=int, default=8, choices=(8, 32), help="bits a sample of the images that are judged"
+    )
     parser.add_argument("--device", default="cpu", help="of the attacks, such as cuda")
-    parser.add_argument("--work", type=Path, required=True, help="folder of the outcomes; resumed")
+    cli.add_work(parser)
     parser.set_defaults(run=run)
 
 

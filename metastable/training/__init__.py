@@ -1,1 +1,1 @@
-"""Trainers: `python -m metastable.training TRAINER --help`; `__main__` has their names."""
+"""Trainers: `metastable train TRAINER --help`; `__main__` has their names."""

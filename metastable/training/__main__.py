@@ -1,15 +1,14 @@
-"""Command line of the trainers: `python -m metastable.training classifier --data D --out RUN`."""
+"""Train networks: each in a run folder, which the same command resumes."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from metastable import datasets
-from metastable.errors import MetastableError
+from metastable import console, datasets
 from metastable.training import (
     classifier,
     energy,
@@ -21,55 +20,55 @@ from metastable.training import (
     score,
 )
 from metastable.training.energy_update import DeviceConfig
+from metastable.training.fields import add_fields
 from metastable.training.run import Paused, sitting
 
-TRAINERS: dict[str, tuple[type, Any]] = {
-    "classifier": (classifier.ClassifierConfig, classifier.train),
-    "score": (score.ScoreConfig, score.train_score),
-    "energy-dsm": (score.EnergyDsmConfig, score.train_energy),
-    "energy-ml": (energy.EnergyMlConfig, energy.train_energy_ml),
-    "energy-device": (DeviceConfig, energy_device.train),
-    "malade": (malade.MaladeConfig, malade.train),
-    "harden": (harden_config.HardenConfig, harden.train),
-    "purified": (purified.PurifiedConfig, purified.train),
+TRAINERS: dict[str, tuple[type, Any, str]] = {
+    "classifier": (classifier.ClassifierConfig, classifier.train, "a classifier, natural or adversarial"),
+    "score": (score.ScoreConfig, score.train_score, "the score network of ADP"),
+    "energy-dsm": (
+        score.EnergyDsmConfig,
+        score.train_energy,
+        "the energy network by denoising score matching",
+    ),
+    "energy-ml": (energy.EnergyMlConfig, energy.train_energy_ml, "the energy network by maximum likelihood"),
+    "energy-device": (DeviceConfig, energy_device.train, "the same, everything on one device"),
+    "malade": (malade.MaladeConfig, malade.train, "MALADE's supervised denoising autoencoder"),
+    "harden": (harden_config.HardenConfig, harden.train, "purifier and classifier through each other"),
+    "purified": (purified.PurifiedConfig, purified.train, "a classifier on purified attacks"),
 }
 
 
-def add_fields(parser: argparse.ArgumentParser, config: type, defaults: object = None) -> None:
-    """A flag for every field of a configuration; its default is that of the class, or of the instance."""
-    for field in dataclasses.fields(config):
-        flag = "--" + field.name.replace("_", "-")
-        default = field.default if defaults is None else getattr(defaults, field.name)
-        if isinstance(default, bool):
-            parser.add_argument(flag, default=default, action=argparse.BooleanOptionalAction)
-        else:
-            parser.add_argument(flag, type=type(default), default=default)
+def fill(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of the trainers."""
+    parser.description = __doc__
+    commands = parser.add_subparsers(metavar="TRAINER", required=True)
+    for name, (config, train, summary) in TRAINERS.items():
+        one = commands.add_parser(name, help=summary, description=sys.modules[train.__module__].__doc__)
+        one.add_argument("--data", help="folder of the data sets (default: METASTABLE_DATA)")
+        one.add_argument("--out", type=Path, required=True, help="run folder; resumed if it holds a run")
+        one.add_argument(
+            "--device", default="auto", help="auto, cpu or cuda; auto takes CUDA where there is one"
+        )
+        one.add_argument("--minutes", type=float, help="pause after so long; the same command goes on")
+        add_fields(one, config)
+        one.set_defaults(run=run, trainer=name, resumes="out")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Train until the end, or until --minutes are over."""
+    config_type, train, _ = TRAINERS[args.trainer]
+    config = config_type(**{f.name: getattr(args, f.name) for f in dataclasses.fields(config_type)})
+    try:
+        with sitting(args.minutes):
+            result: dict[str, Any] = train(config, datasets.data_root(args.data), args.out, args.device)
+    except Paused as pause:
+        return {"paused": str(pause)}
+    return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m metastable.training", description=__doc__)
-    commands = parser.add_subparsers(dest="trainer", required=True)
-    for name, (config, train) in TRAINERS.items():
-        doc = (__import__(train.__module__, fromlist=["x"]).__doc__ or "").strip()
-        sub = commands.add_parser(
-            name, help=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
-        sub.add_argument("--data", help="folder of the data sets (default: METASTABLE_DATA)")
-        sub.add_argument("--out", type=Path, required=True, help="run folder; resumed if it holds a run")
-        sub.add_argument("--device", default="auto")
-        sub.add_argument("--minutes", type=float, help="pause after so long; the same command goes on")
-        add_fields(sub, config)
-    args = vars(parser.parse_args())
-    config_type, train = TRAINERS[args["trainer"]]
-    config = config_type(**{f.name: args[f.name] for f in dataclasses.fields(config_type)})
-    try:
-        with sitting(args["minutes"]):
-            result = train(config, datasets.data_root(args["data"]), args["out"], args["device"])
-    except Paused as pause:
-        result = {"paused": str(pause)}
-    except MetastableError as error:
-        parser.exit(2, f"{error}\n")
-    print(json.dumps(result))
+    console.main(fill, "python -m metastable.training")
 
 
 if __name__ == "__main__":

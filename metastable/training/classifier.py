@@ -39,9 +39,20 @@ class ClassifierConfig:
         dataset: "cifar10" or "mnist"; digits are shifted, but not mirrored.
         network: "whitened", "wrn-DEPTH-WIDTH", "wrn-DEPTH-WIDTH-silu", "compact-A-B-C", or for digits
             "cnn" or "cnn-A-B-C" with its widths.
+        epochs: passes over the training images.
+        batch: images an update.
+        lr: peak learning rate.
+        momentum: of Nesterov's kind.
+        weight_decay: per 1 024 examples, as the rates.
+        bias_lr_factor: the biases of norms learn so many times faster.
+        label_smoothing: share of a label's weight that all classes divide among them.
+        shift: greatest shift of an image, in pixels.
+        whiten_bias_epochs: epochs in which the bias of the whitening layer learns.
         adversarial: radius of the l_inf ball, in [0, 1] units, that PGD moves images in; 0 for none.  It
             grows from 0 over the first fifth of the updates, so that something is learned first.
-        attack_steps: of PGD, each 2.5 radii divided by their number long.
+        attack_steps: steps of PGD, each 2.5 radii divided by their number long.
+        seed: of weights, order and augmentation.
+        bf16: convolutions in bfloat16, where the machine has them.
     """
 
     dataset: str = "cifar10"

@@ -32,11 +32,14 @@ class DeviceConfig(EnergyMlConfig):
 
     Attributes:
         rejuvenation: chance that a chain starts again from data when its turn comes.
-        warm: updates of score matching before the first, at noise in [warm_low, warm_high].
+        warm: updates of score matching before the first.
+        warm_low: least noise of these, in [0, 1] image units.
+        warm_high: greatest noise of these.
         half: chains run on a float16 score.
         kernels: and that of our own Triton kernels (`cuda_energy`), where they are written for the network.
         check_s: seconds between checks.
-        check_images, check_steps: of a check: chains from test images, and their Langevin steps.
+        check_images: test images that the chains of a check start from.
+        check_steps: Langevin steps of these chains.
         bundle: folder of the bundle whose classifier says whether chains have kept their class.
         accuracy: at which a run may stop.
     """

@@ -20,39 +20,63 @@ def _passing(default: Any) -> Any:
 
 @dataclass(frozen=True)
 class HardenConfig:
-    """Lengths are in [0, 1] image units; -1 of a number stands for the mode's or optimizer's own.
+    """Lengths are in [0, 1] image units.
 
     Attributes:
         mode: what moves, and for which loss: `stability` (the purifier, towards the classifier's own
             clean labels, no attack), `purifier` or `both` (attacks on the whole pipeline), `classifier`
             (attacks; without a purifier unless `frozen_purifier`).
-        bundle, start: where the networks start: its classifier, and its network of that name.
-        dataset: "cifar10" or "mnist"; images: how many training images, 0 for all.
+        bundle: folder of the bundle whose networks are the start.
+        start: name of its network that becomes the purifier.
+        dataset: "cifar10" or "mnist".
+        images: how many training images, 0 for all.
         classifier: a new one instead: compact-A-B-C, wrn-DEPTH-WIDTH[-silu], whitened, cnn[-A-B-C].
         fresh: new weights for the bundle's classifier.
-        purifier, purifier_blocks: a new ScoreNetwork of these widths, "A,B,C", instead of the bundle's.
+        purifier: widths "A,B,C" of a new ScoreNetwork instead of the bundle's.
+        purifier_blocks: residual blocks a level of that one.
         frozen_purifier: mode `classifier` behind the purifier of the bundle.
         sigma: standard deviation of the noise that every image gets, 0 for none.
         unroll: purifying steps; from 2 on Langevin-like ones, of length `unroll_step` along the score
             and with noise of `unroll_noise` in each, instead of `sigma` and one whole step.
-        eps: radius of the l_inf ball of the attack; ramp: share of the updates over which it grows.
+        unroll_step: length of these steps, as a share of the whole one.
+        unroll_noise: standard deviation of the noise in each of them.
+        eps: radius of the l_inf ball of the attack.
+        ramp: share of the updates over which the radius grows.
         attack_steps: 1 is FGSM from a random start (Wong 2020), more PGD (Madry 2018).
-        loss: `ce`, or `trades` with `beta` (Zhang 2019); smoothing: of the labels.
-        consistency: weight of the KL of two noisy copies to their mean (Jeong and Shin 2020; own: 5 in
-            mode stability, else 0, which makes one copy).
+        loss: `ce`, or `trades` with `beta` (Zhang 2019).
+        beta: weight of the second term of `trades`.
+        smoothing: share of a label's weight that all classes divide among them.
+        consistency: weight of the KL of two noisy copies to their mean (Jeong and Shin 2020); -1 is 5 in
+            mode stability, else 0, which makes one copy.
         entropy: weight of the entropy of that mean.
-        denoise: weight of the squared error of purified images in units of sigma^2 (own: 0.1 in mode
-            stability, else 0).
-        optimizer, lr, weight_decay: see OPTIMIZERS; purifier_lr: factor for the purifier's rate.
+        denoise: weight of the squared error of purified images in units of sigma^2; -1 is 0.1 in mode
+            stability, else 0.
+        optimizer: `adamw` or `sgd`.
+        lr: peak learning rate; -1 is the optimizer's own.
+        weight_decay: not of norms and biases; -1 is the optimizer's own.
+        purifier_lr: factor of the rate for the purifier.
         warmup: share of the updates until the peak; from there the rate falls linearly to zero.
-        clip: greatest norm of the gradient; ema: decay of the average of weights.
-        flip, pad, border, cutout: augmentation; shift by up to `pad`, border `reflect` or `zero`.
-        updates: how many; or fit_minutes: as many as end in that time, on this machine.
+        clip: greatest norm of the gradient.
+        ema: decay of the average of weights.
+        batch: images an update.
+        flip: mirror images by chance.
+        pad: greatest shift of an image, in pixels.
+        border: what comes in at the border of a shifted image, `reflect` or `zero`.
+        cutout: side of the square that is cut out of an image, in pixels; 0 for none.
+        updates: how many.
+        fit_minutes: as many updates as end in that time, on this machine, instead; 0 for `updates`.
         held_out: the last images of the training split, never trained on, which checks judge.
-        check_every, check_images, check_steps, check_eot: a check's period, images, PGD steps, and
-            noisy copies a gradient is averaged over.
-        graph: one CUDA graph an update; compile: by torch.compile; copies: folder that small results
-            are copied to; every_s: seconds between checkpoints.
+        check_every: updates between checks.
+        check_images: images of a check.
+        check_steps: PGD steps of a check.
+        check_eot: noisy copies that a gradient of a check is averaged over.
+        log_every: updates between lines of the log.
+        seed: of weights, batches, noise and attacks.
+        bf16: convolutions in bfloat16.
+        graph: one CUDA graph an update.
+        compile: by torch.compile.
+        copies: folder that small results are copied to.
+        every_s: seconds between checkpoints.
     """
 
     mode: str = "both"

@@ -36,7 +36,12 @@ class MaladeConfig:
         supervised: train eq. 11, else eq. 7.
         variance: v, in squared [0, 1] units.
         plain: first updates that leave the second term out, which costs twenty times the rest.
-        updates, batch, lr, warmup, ema: of Adam with a cosine schedule and averaged weights.
+        updates: number of updates in all, of Adam with a cosine schedule.
+        batch: images an update.
+        lr: peak learning rate.
+        warmup: updates until the peak.
+        ema: decay of the average of weights.
+        seed: of weights, batches and noise.
         bf16: bfloat16 convolutions of the classifier, which take nearly all the time.
     """
 

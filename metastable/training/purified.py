@@ -34,13 +34,22 @@ class PurifiedConfig:
     """Lengths are in [0, 1] image units; rates and K are the thesis's, the rest is for digits.
 
     Attributes:
-        dataset, network: of the classifier, as in ClassifierConfig.
-        bundle, energy: folder of a bundle, and which of its networks purifies.
+        dataset: "cifar10" or "mnist".
+        network: of the classifier, a name as in ClassifierConfig.
+        bundle: folder of the bundle that purifies.
+        energy: which of its networks purifies.
         images: training images, and copies in the bank; 0 for all.
-        steps, tau: Langevin steps K of a purification, and their size.
+        steps: Langevin steps K of a purification.
+        tau: size of these steps.
         eps: radius of the l_inf ball.
-        attack_step: of a copy's move.
+        attack_step: length of a copy's move.
         rejuvenation: chance that a copy in a batch starts again from its image.
+        updates: number of updates in all.
+        batch: images an update.
+        lr: peak learning rate.
+        warmup: updates until the peak.
+        ema: decay of the average of weights.
+        seed: of weights, batches and noise.
     """
 
     dataset: str = "mnist"

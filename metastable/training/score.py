@@ -29,12 +29,27 @@ from metastable.training.run import Ema, Learner, Run, device_of
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """Noise levels are in [0, 1] image units; `widths` is three numbers separated by commas.
+    """Noise levels are in [0, 1] image units.
 
     `clip` trains on clip(x + sigma n, 0, 1), which is what ADP injects (the clip is in the text of its
     experiments; Algorithm 1 and eq. 12 have none) and what its network then sees.  The output is no
     longer a score where pixels were clipped, but still the least-squares way back.  It matters where most
     pixels are 0 or 1: half of MNIST's noise is cut off, so the noise that is left has a mean.
+
+    Attributes:
+        dataset: "cifar10" or "mnist".
+        widths: of the three levels of the network, three numbers separated by commas.
+        blocks: residual blocks a level.
+        updates: number of updates in all.
+        batch: images an update.
+        lr: peak learning rate.
+        warmup: updates until the peak.
+        sigma_min: least noise.
+        sigma_max: greatest noise.
+        ema: decay of the average of weights.
+        seed: of weights, batches and noise.
+        bf16: convolutions in bfloat16.
+        clip: train on noisy images cut to [0, 1].
     """
 
     dataset: str = "cifar10"
@@ -54,7 +69,21 @@ class ScoreConfig:
 
 @dataclass(frozen=True)
 class EnergyDsmConfig:
-    """Noise levels are in [0, 1] image units."""
+    """Noise levels are in [0, 1] image units.
+
+    Attributes:
+        dataset: "cifar10" or "mnist".
+        features: width n of the EnergyNetwork.
+        updates: number of updates in all.
+        batch: images an update.
+        lr: peak learning rate.
+        warmup: updates until the peak.
+        sigma_min: least noise.
+        sigma_max: greatest noise.
+        ema: decay of the average of weights.
+        seed: of weights, batches and noise.
+        bf16: convolutions in bfloat16; signs near zero flip there, and they are all a gradient depends on.
+    """
 
     dataset: str = "cifar10"
     features: int = 32
@@ -66,7 +95,7 @@ class EnergyDsmConfig:
     sigma_max: float = 0.2
     ema: float = 0.999
     seed: int = 0
-    bf16: bool = False  # signs near zero flip in bfloat16, and they are all a gradient depends on
+    bf16: bool = False
 
 
 def score_network(config: ScoreConfig, channels: int) -> ScoreNetwork:

@@ -32,7 +32,7 @@ def test_what_does_not_fit_is_refused(folder: Path) -> None:
         cards.packed(folder, "onnx-int8", WEIGHTS, {})
     with pytest.raises(BundleError, match="not made for torch 2"):
         cards.packed(folder, "aot", WEIGHTS, {"torch": "2"})
-    with pytest.raises(BundleError, match="python -m export all --only aot"):
+    with pytest.raises(BundleError, match="metastable export all --only aot"):
         cards.packed(folder.parent / "elsewhere", "aot", WEIGHTS, {})
 
 

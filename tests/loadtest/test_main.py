@@ -6,6 +6,7 @@ import pytest
 
 from loadtest import __main__ as command
 from loadtest import sets
+from metastable import console
 from tests.launched import free_port
 from tests.loadtest.servers import Behaviour, serving
 from tests.loadtest.test_sets import small
@@ -45,12 +46,12 @@ def test_run_and_compare_end_as_ci_needs_it(
         assert (line["command"], line["verdict"]) == ("run", "VALID")
         assert Path(line["report"]).is_file()
         assert call(monkeypatch, *run(folder, url, "b", "--fail-if", "p50<99999")) == command.FAILED
-        assert call(monkeypatch, *run(folder, url, "c", "--fail-if", "nonsense")) == command.WRONG
+        assert call(monkeypatch, *run(folder, url, "c", "--fail-if", "nonsense")) == console.WRONG
     reports = [str(folder / name / "report.json") for name in "ab"]
     assert call(monkeypatch, "compare", *reports) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["same_images"] is True
     assert call(monkeypatch, "compare", *reports, "--fail-if", "p50<99999") == command.FAILED
-    assert call(monkeypatch, "compare", reports[0], str(folder / "pgd.npz")) == command.WRONG
+    assert call(monkeypatch, "compare", reports[0], str(folder / "pgd.npz")) == console.WRONG
 
 
 def test_an_invalid_run_says_so_by_its_status(
@@ -86,7 +87,7 @@ def test_sets_are_checked(
 ) -> None:
     assert call(monkeypatch, "check", str(folder / "pgd.npz")) == 0
     assert json.loads(capsys.readouterr().out)["largest_distance"] == pytest.approx(8 / 255, rel=1e-4)
-    assert call(monkeypatch, "check", str(folder / "none.npz")) == command.WRONG
+    assert call(monkeypatch, "check", str(folder / "none.npz")) == console.WRONG
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,6 @@ def test_what_cannot_be_run_is_explained(
     words: list[str],
     said: str,
 ) -> None:
-    assert call(monkeypatch, *run(folder, "http://127.0.0.1:1", "x", *words)) == command.WRONG
+    assert call(monkeypatch, *run(folder, "http://127.0.0.1:1", "x", *words)) == console.WRONG
     assert said in capsys.readouterr().err
     assert not (folder / "x").exists()

@@ -1,4 +1,4 @@
-"""The papers' figures, measured here: `python -m metastable.evaluation figure NAME`.
+"""The papers' figures, measured here: `metastable evaluate figure NAME`.
 
 Each module computes one figure, prints its numbers as one JSON line, and draws it beside --out.
 """
@@ -13,6 +13,7 @@ from metastable.evaluation.figures import energies, logits, lyapunov, residuals,
 
 def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add the command; `parents` as of `cli.common` and `cli.chosen`."""
-    figures = commands.add_parser("figure").add_subparsers(dest="figure", required=True)
+    one = commands.add_parser("figure", help="the papers' figures, measured here")
+    figures = one.add_subparsers(metavar="FIGURE", required=True)
     for module in (sweep, logits, energies, lyapunov, residuals, scores):
         module.add(figures, parents)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from metastable import datasets
 from metastable.attacks.pgd import Pgd
+from metastable.console import beside
 from metastable.errors import DataError
 from metastable.evaluation import cli
 from metastable.evaluation.robust import attackable
@@ -59,12 +60,17 @@ def draw(found: dict[str, np.ndarray], path: Path) -> None:
 
 def add(figures: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add the figure's command."""
-    parser = figures.add_parser("energies", parents=parents[:1], description=__doc__)
+    parser = figures.add_parser(
+        "energies",
+        parents=parents[:1],
+        help="energies of natural, adversarial and noise images (Hill 2021, Figure 7)",
+        description=__doc__,
+    )
     parser.add_argument("--network", default="energy", help="a network of the bundle that gives energies")
-    parser.add_argument("--n", type=int, default=500)
-    parser.add_argument("--eps", type=cli.fraction, default="8/255")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--n", type=int, default=500, help="test images")
+    parser.add_argument("--eps", type=cli.fraction, default="8/255", help="radius of PGD's ball")
+    parser.add_argument("--steps", type=int, default=20, help="of PGD")
+    parser.add_argument("--seed", type=int, default=0, help="of attack and noise")
     parser.set_defaults(run=run, settings_file=None)
 
 
@@ -81,7 +87,7 @@ def run(args: argparse.Namespace) -> cli.Summary:
     noise = torch.rand(natural.shape, generator=torch.Generator().manual_seed(args.seed))
     made = {"natural": natural, "adversarial": torch.cat(pieces), "noise": noise}
     found = {kind: energies(network, images) for kind, images in made.items()}
-    if picture := cli.beside(args.out, ".png"):
+    if picture := beside(args.out, ".png"):
         draw(found, picture)
     done = {"attack": repr(attack), "kinds": summarize(found), "machine": cli.machine()}
     return {"command": "figure energies", **done}

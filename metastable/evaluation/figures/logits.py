@@ -19,6 +19,7 @@ from torch import Tensor
 from metastable import datasets
 from metastable.anomaly import score_norms
 from metastable.bundle import Bundle
+from metastable.console import beside
 from metastable.defense import Defended, defend
 from metastable.errors import DataError
 from metastable.evaluation import cli
@@ -101,12 +102,17 @@ def draw(panels: list[dict[str, Any]], path: Path) -> None:
 
 def add(figures: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add the figure's command."""
-    parser = figures.add_parser("logits", parents=parents, description=__doc__)
+    parser = figures.add_parser(
+        "logits",
+        parents=parents,
+        help="realisations of F_H for a borderline image and a clear one (Hill 2021, Figure 3)",
+        description=__doc__,
+    )
     parser.add_argument("--n", type=int, default=200, help="images to choose from")
     parser.add_argument("--screen", type=int, default=16, help="chains of each of them")
     parser.add_argument("--chains", type=int, default=3000, help="chains of each of the two chosen")
     parser.add_argument("--h", type=cli.whole_numbers, default="1,10,150", help="values of H")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the chains")
     parser.set_defaults(run=run)
 
 
@@ -123,7 +129,7 @@ def run(args: argparse.Namespace) -> cli.Summary:
         found = answers(loaded, images[[index]], _with_chains(setting, args.chains), args.seed + 1 + index)
         made = panel(found.outputs[0], int(test.labels[index]), loaded.classes, args.h)
         panels.append({"kind": kind, "index": index, **made})
-    if picture := cli.beside(args.out, ".png"):
+    if picture := beside(args.out, ".png"):
         draw(panels, picture)
     kept = ("H", "realisations", "wrong")
     said = [{**one, "by_h": [{key: h[key] for key in kept} for h in one["by_h"]]} for one in panels]

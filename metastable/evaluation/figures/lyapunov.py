@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metastable import datasets
+from metastable.console import beside
 from metastable.dynamics import ScoreFunction
 from metastable.dynamics.langevin import langevin_step
 from metastable.errors import DataError
@@ -116,16 +117,23 @@ def draw(rows: list[dict[str, Any]], states: list[Tensor], path: Path) -> None:
 
 def add(figures: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add the figure's command."""
-    parser = figures.add_parser("lyapunov", parents=parents[:1], description=__doc__)
+    parser = figures.add_parser(
+        "lyapunov",
+        parents=parents[:1],
+        help="the maximal Lyapunov exponent against the noise factor eta (Hill 2021, Figure 8)",
+        description=__doc__,
+    )
     parser.add_argument("--network", default="energy", help="a network of the bundle")
-    parser.add_argument("--eta", type=cli.fractions, default="0,0.25,0.5,0.75,1,1.25,1.5,2")
-    parser.add_argument("--tau", type=float, default=0.005, help="in [0, 1] units")
+    parser.add_argument(
+        "--eta", type=cli.fractions, default="0,0.25,0.5,0.75,1,1.25,1.5,2", help="noise factors"
+    )
+    parser.add_argument("--tau", type=float, default=0.005, help="Langevin step, in [0, 1] units")
     parser.add_argument("--n", type=int, default=8, help="chains, each from a test image")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--discard", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=1000, help="of a chain")
+    parser.add_argument("--discard", type=int, default=200, help="first steps that are not counted")
     parser.add_argument("--distance", type=float, default=0.01, help="of a chain and its copy, Euclidean")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, required=True, help="folder of the points; resumed")
+    parser.add_argument("--seed", type=int, default=0, help="of the chains")
+    cli.add_work(parser, "points")
     parser.set_defaults(run=run, settings_file=None)
 
 
@@ -165,6 +173,6 @@ def run(args: argparse.Namespace) -> cli.Summary:
                 file.write(json.dumps(done[eta]) + "\n")
         states.append(torch.from_numpy(np.load(kept, allow_pickle=False))[:4])
     rows = [done[eta] for eta in wanted]
-    if picture := cli.beside(args.out, ".png"):
+    if picture := beside(args.out, ".png"):
         draw(rows, states, picture)
     return {"command": "figure lyapunov", "rows": rows, **own, "machine": cli.machine()}

@@ -20,6 +20,7 @@ from metastable import datasets
 from metastable.attacks.ascent import Misclassify, autograd_slope
 from metastable.attacks.ball import Ball
 from metastable.attacks.target import Eot, WhiteBox
+from metastable.console import beside
 from metastable.evaluation import cli
 from metastable.evaluation.robust import attackable, white_box
 from metastable.networks.onnx_gradient import IMAGES
@@ -69,14 +70,21 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def add(figures: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add the figure's command."""
-    parser = figures.add_parser("residuals", parents=parents, description=__doc__)
-    parser.add_argument("--n", type=int, default=20)
-    parser.add_argument("--eps", type=cli.fraction, default="8/255")
-    parser.add_argument("--step-sizes", type=cli.fractions, default="0.5/255,1/255,2/255")
-    parser.add_argument("--steps", type=int, default=20)
+    parser = figures.add_parser(
+        "residuals",
+        parents=parents,
+        help="how much of an attack survives the purification (Mitchell 2020, Figure 3.8)",
+        description=__doc__,
+    )
+    parser.add_argument("--n", type=int, default=20, help="test images")
+    parser.add_argument("--eps", type=cli.fraction, default="8/255", help="radius of the attack's ball")
+    parser.add_argument(
+        "--step-sizes", type=cli.fractions, default="0.5/255,1/255,2/255", help="lengths of a step"
+    )
+    parser.add_argument("--steps", type=int, default=20, help="of the attack")
     parser.add_argument("--samples", type=int, default=15, help="EOT samples")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=4, help="images attacked together")
+    parser.add_argument("--seed", type=int, default=0, help="of the attack")
     parser.set_defaults(run=run)
 
 
@@ -97,6 +105,6 @@ def run(args: argparse.Namespace) -> cli.Summary:
         ]
         mean = [round(float(value), 4) for value in torch.cat(found, dim=1).mean(1)]
         rows.append({"setting": name, "step": size, "n": len(test), "mean": mean})
-    if picture := cli.beside(args.out, ".png"):
+    if picture := beside(args.out, ".png"):
         draw(rows, picture)
     return {"command": "figure residuals", "eps": args.eps, "rows": rows, "machine": cli.machine()}

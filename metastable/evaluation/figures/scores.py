@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from metastable.console import beside
 from metastable.errors import DataError
 from metastable.evaluation import cli
 from metastable.evaluation.outcomes import Outcome, read_outcomes
@@ -79,7 +80,12 @@ def draw(found: dict[str, dict[str, np.ndarray]], threshold: float, path: Path) 
 
 def add(figures: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add the figure's command."""
-    parser = figures.add_parser("scores", parents=parents, description=__doc__)
+    parser = figures.add_parser(
+        "scores",
+        parents=parents,
+        help="score norms of natural, attacked and purified images (ADP, Figures 3 and 9)",
+        description=__doc__,
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder of a `robust` run")
     parser.set_defaults(run=run)
 
@@ -106,7 +112,7 @@ def run(args: argparse.Namespace) -> cli.Summary:
         }
         for attack in attacks
     ]
-    if picture := cli.beside(args.out, ".png"):
+    if picture := beside(args.out, ".png"):
         draw(found, loaded.anomaly.threshold, picture)
     return {
         "command": "figure scores",

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from metastable import datasets
 from metastable.attacks.catalogue import NAMES
 from metastable.bundle import Bundle
+from metastable.console import beside
 from metastable.errors import DataError
 from metastable.evaluation import cli, robust
 from metastable.evaluation.robust import RobustConfig
@@ -94,13 +95,20 @@ def draw(rows: list[dict[str, Any]], what: str, path: Path) -> None:
 
 def add(figures: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add the figure's command."""
-    parser = figures.add_parser("sweep", parents=parents, description=__doc__)
-    parser.add_argument("--vary", required=True, choices=VARIED)
-    parser.add_argument("--values", type=values, required=True, help="such as 1,10,100 or 2/255,4/255")
-    parser.add_argument("--attack", default="bpda-eot", choices=NAMES)
-    parser.add_argument("--n", type=int, default=100)
+    parser = figures.add_parser(
+        "sweep",
+        parents=parents,
+        help="accuracy against one parameter of defense or attack (Hill 2021, Figures 4, 5 and 6)",
+        description=__doc__,
+    )
+    parser.add_argument("--vary", required=True, choices=VARIED, help="the parameter")
+    parser.add_argument(
+        "--values", type=values, required=True, help="of the parameter, such as 1,10,100 or 2/255,4/255"
+    )
+    parser.add_argument("--attack", default="bpda-eot", choices=NAMES, help="the attack")
+    parser.add_argument("--n", type=int, default=100, help="test images")
     cli.attack_arguments(parser)
-    parser.add_argument("--work", type=Path, required=True, help="folder of the outcomes; resumed")
+    cli.add_work(parser)
     parser.set_defaults(run=run)
 
 
@@ -119,6 +127,6 @@ def run(args: argparse.Namespace) -> cli.Summary:
     rows = measure(
         loaded, test.take(args.n, skip=args.skip), args.vary, args.values, wanted, config, args.work
     )
-    if picture := cli.beside(args.out, ".png"):
+    if picture := beside(args.out, ".png"):
         draw(rows, args.vary, picture)
     return {"command": "figure sweep", "vary": args.vary, "rows": rows, "machine": cli.machine()}

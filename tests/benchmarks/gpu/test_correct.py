@@ -27,10 +27,8 @@ def test_the_dry_run_passes(
     out = tmp_path / "deep" / "correct.json"
     arguments = ["--device", "cpu", "--tiny", "--bundle", str(tiny_folder), "--only", part, "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["correct", *arguments])
-    with pytest.raises(SystemExit) as end:
-        correct.main()
+    correct.main()
     printed = capsys.readouterr().out.splitlines()
-    assert end.value.code == 0, printed
     result = json.loads(printed[-1])
     assert result == json.loads(out.read_text())
     assert len(printed) == len(result["rows"]) + 2

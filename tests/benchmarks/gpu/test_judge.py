@@ -76,4 +76,4 @@ def test_goals_need_both_figures() -> None:
 
 def test_a_measurement_that_fails_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="status 3"):
-        judge.run([sys.executable, "-c", "raise SystemExit(3)"], 1.0)
+        judge.ended([sys.executable, "-c", "raise SystemExit(3)"], 1.0)

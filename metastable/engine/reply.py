@@ -1,29 +1,29 @@
-"""The JSON body of a verdict."""
+"""The JSON body of a verdict: of the server, and of `metastable ask` without one."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from handlers.options import Options
 from metastable.bundle import Bundle
 from metastable.engine.job import Answer
 from metastable.images import DecodedImage
 
 
-def verdict(
+def reply(
     bundle: Bundle,
     answer: Answer,
     *,
-    options: Options,
+    top_k: int,
     image: DecodedImage,
     score: float,
     flagged: bool,
     bare: int,
 ) -> dict[str, Any]:
-    """What the server says of one image; docs/http-api.md explains every field.
+    """What is said of one image; docs/http-api.md explains every field.
 
     Args:
+        top_k: how many classes are listed.
         score: anomaly score of the image as it came, and `flagged` whether it is above the threshold.
         bare: label that the classifier gives the image as it came.
 
@@ -32,7 +32,7 @@ def verdict(
     if not math.isfinite(score):
         raise FloatingPointError("the anomaly score is not a finite number")
     anomaly = bundle.anomaly
-    assert anomaly is not None, "the service checks this at its start"
+    assert anomaly is not None, "callers check this at their start"
     classes, result, decision = bundle.classes, answer.result, answer.decision
     setting = answer.job.setting
     probabilities = result.probabilities[0]
@@ -43,7 +43,7 @@ def verdict(
         "class": classes[decision.label],
         "top": [
             {"label": i, "class": classes[i], "probability": round(float(probabilities[i]), 6)}
-            for i in order[: options.top_k]
+            for i in order[:top_k]
         ],
         "margin": {
             "value": round(decision.margin, 6),

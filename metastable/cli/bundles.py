@@ -1,0 +1,96 @@
+"""What a bundle holds, and whether it is whole."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metastable import bundle, console, noise
+from metastable.anomaly import score_norms
+from metastable.defense import defend
+from metastable.errors import BundleError
+
+
+def fill_info(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of `bundle info`."""
+    _folder(parser)
+    parser.set_defaults(run=info)
+
+
+def fill_check(parser: argparse.ArgumentParser) -> None:
+    """Make the parser that of `bundle check`."""
+    parser.description = (
+        "Load every part of a bundle, compare the digests, and answer one image with every setting."
+    )
+    _folder(parser)
+    parser.set_defaults(run=check)
+
+
+def _folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "bundle",
+        nargs="?",
+        type=Path,
+        default=Path("model_store/cifar10"),
+        help="folder of the bundle (default: %(default)s)",
+    )
+    console.add_out(parser)
+
+
+def info(args: argparse.Namespace) -> dict[str, Any]:
+    """Its name, parts, classes, settings, calibration and origin."""
+    loaded = bundle.load(args.bundle)
+    parts = {"classifier": loaded.classifier, **loaded.networks}
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    found: dict[str, Any] = {
+        "command": "bundle info",
+        "name": loaded.name,
+        "version": loaded.version,
+        "digest": loaded.digest,
+        "shape": list(loaded.shape),
+        "classes": loaded.classes,
+        "parts": {
+            name: {"kind": type(part).__name__, "parameters": sizes[name], "sha256": loaded.parts[name]}
+            for name, part in parts.items()
+        },
+        "settings": {name: one.dynamics for name, one in loaded.settings.by_name.items()},
+        "default_setting": loaded.settings.default,
+        "anomaly": dataclasses.asdict(loaded.anomaly) if loaded.anomaly else None,
+        "provenance": dataclasses.asdict(loaded.provenance),
+    }
+    print(f"{loaded.name} {loaded.version}: {len(loaded.classes)} classes, images {loaded.shape}")
+    for name, part in parts.items():
+        print(f"  part     {name:<12} {type(part).__name__}, {sizes[name]} parameters")
+    for name, one in loaded.settings.by_name.items():
+        default = ", the default" if name == loaded.settings.default else ""
+        print(f"  setting  {name:<12} {one.dynamics}, {one.chains} chains, {one.steps} steps{default}")
+    if loaded.anomaly is None:
+        print("  no anomaly threshold: it cannot be served before `metastable calibrate`")
+    return found
+
+
+def check(args: argparse.Namespace) -> dict[str, Any]:
+    """Raises BundleError or SettingsError with what is wrong; a bundle that cannot be served is wrong too."""
+    loaded = bundle.load(args.bundle)  # digests, types and ranges are checked there
+    if loaded.anomaly is None:
+        raise BundleError(f"{args.bundle} has no anomaly threshold: run `metastable calibrate` first")
+    image = torch.rand(1, *loaded.shape, generator=torch.Generator().manual_seed(0))
+    flagged = loaded.anomaly.flags(score_norms(image, loaded.scores[loaded.anomaly.network]))
+    for name, setting in loaded.settings.by_name.items():
+        one = dataclasses.replace(setting, chains=1)
+        made = defend(
+            image,
+            [noise.secret_seed()],
+            one,
+            classifier=loaded.classifier,
+            scores=loaded.scores,
+            flagged=flagged,
+        )
+        if not made.outputs.isfinite().all():
+            raise BundleError(f"setting {name} of {args.bundle} gives numbers that are not finite")
+        print(f"setting {name}: answers")
+    return {"command": "bundle check", "bundle": str(args.bundle), "digest": loaded.digest, "whole": True}

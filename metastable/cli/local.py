@@ -1,0 +1,92 @@
+"""Verdicts in this process, for the commands that need no server."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metastable import bundle, noise
+from metastable.anomaly import score_norms
+from metastable.bundle import Bundle
+from metastable.engine.local import LocalEngine
+from metastable.engine.reply import reply
+from metastable.engine.runners.torch_runner import TorchRunner
+from metastable.errors import BundleError, RequestError, SettingsError
+from metastable.images import DecodedImage, decode
+
+RUNNER = "torch"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What became of one image: the body that a server would send, and the mean purified image [C, H, W]."""
+
+    verdict: dict[str, Any]
+    purified: Tensor
+
+
+def load(folder: Path, setting: str | None) -> Bundle:
+    """A bundle with this setting alone, its default for None.
+
+    Raises BundleError for one without a calibration, SettingsError for a setting that it does not have.
+    """
+    loaded = bundle.load(folder)
+    if loaded.anomaly is None:
+        raise BundleError(f"the bundle {folder} has no anomaly threshold: run `metastable calibrate` first")
+    name = setting or loaded.settings.default
+    if name not in loaded.settings.names:
+        raise SettingsError(f"there is no setting {name!r}: choose from {', '.join(loaded.settings.names)}")
+    only = dataclasses.replace(loaded.settings, by_name={name: loaded.settings[name]}, default=name)
+    return dataclasses.replace(loaded, settings=only)
+
+
+def read(paths: Sequence[Path], shape: tuple[int, int, int]) -> list[DecodedImage]:
+    """Image files as a bundle's images of `shape` (C, H, W).
+
+    Raises the RequestError that a server would answer, with the file's name, and OSError.
+    """
+    found = []
+    for path in paths:
+        try:
+            found.append(decode(path.read_bytes(), size=shape[1], channels=shape[0]))
+        except RequestError as error:
+            raise type(error)(f"{path}: {error}") from None
+    return found
+
+
+@torch.inference_mode()
+def answer(loaded: Bundle, images: Sequence[DecodedImage], top_k: int = 3) -> list[Answered]:
+    """The verdicts of a bundle that `load` gave, with fresh noise."""
+    assert loaded.anomaly is not None, "`load` has checked this"
+    setting = loaded.settings[loaded.settings.default]
+    runner = TorchRunner(loaded.networks, loaded.classifier)
+    engine = LocalEngine(runner, loaded.settings, loaded.shape)
+    started = time.perf_counter()
+    pixels = torch.stack([image.pixels for image in images])
+    norms = score_norms(pixels, loaded.scores[loaded.anomaly.network])
+    flags, bare = loaded.anomaly.flags(norms), loaded.classifier(pixels).argmax(1)
+    answers = engine.answer(pixels, [noise.secret_seed() for _ in images], setting, flags)
+    each = round(1e3 * (time.perf_counter() - started) / len(images), 3)
+    return [
+        Answered(
+            reply(
+                loaded,
+                one,
+                top_k=min(top_k, len(loaded.classes)),
+                image=image,
+                score=float(norms[i]),
+                flagged=bool(flags[i]),
+                bare=int(bare[i]),
+            )
+            | {"runner": RUNNER, "timings_ms": {"total": each}},
+            one.result.purified[0],
+        )
+        for i, (image, one) in enumerate(zip(images, answers, strict=True))
+    ]

@@ -1,0 +1,166 @@
+"""What every command shares: one style of help, one way to end, and a sign of life.
+
+A command is a function `fill(parser)`.  It describes the parser, adds arguments or subcommands, and sets
+these defaults, of which only the first is needed:
+
+    run           called with the parsed arguments; gives a dict, printed as a line of JSON, or a status
+    status        called with that dict; gives the exit status (0 without it)
+    out_is_line   True where --out names a file for that line (`add_out`)
+    resumes       name of the argument that holds a run folder, from which the same command goes on
+    rest          [] where the command takes what stands after `--`
+    tells         True where the command says by itself how far it is
+
+Exit status: 0, what `status` says, 2 for wrong input, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from metastable.errors import MetastableError
+
+WRONG, STOPPED, UNHEARD = 2, 130, 141
+"""Exit status for wrong input, after Ctrl-C, and (as shells count signals) where nobody reads the output."""
+SIGNS = (2.0, 10.0, 30.0, 60.0)
+"""Seconds after which a command without a progress bar says that it is at work; then every minute."""
+
+Fill = Callable[[argparse.ArgumentParser], None]
+Result = dict[str, Any] | int
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Descriptions as they are written; every default that says something is shown."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        silent = (
+            default is None or isinstance(default, bool | list | tuple) or default in ("", "==SUPPRESS==")
+        )
+        if silent or not action.option_strings or "default" in text:
+            return text
+        return f"{text} (default: %(default)s)"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser in the style of all commands; its subcommands are of the same kind.
+
+    Options are written out: one that is added later must not make an abbreviation in a script ambiguous.
+    """
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{"formatter_class": _Formatter, "allow_abbrev": False, **given})
+
+    def error(self, message: str) -> NoReturn:
+        """One sentence, and status 2."""
+        self.exit(WRONG, f"error: {message} (see `{self.prog} --help`)\n")
+
+
+def add_out(parser: argparse.ArgumentParser, text: str = "write the line of JSON here as well") -> None:
+    """The argument --out of a command that measures."""
+    parser.add_argument("--out", type=Path, help=text)
+    parser.set_defaults(out_is_line=True)
+
+
+def beside(out: Path | None, suffix: str) -> Path | None:
+    """The path of --out with another suffix, its folder made; None without --out."""
+    if out is None:
+        return None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out.with_suffix(suffix)
+
+
+def main(fill: Fill, prog: str, arguments: Sequence[str] | None = None) -> None:
+    """A command as a program of its own; raises SystemExit for a status other than 0."""
+    parser = Parser(prog=prog)
+    fill(parser)
+    if status := run(parser, arguments):
+        sys.exit(status)
+
+
+def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> int:
+    """Parse, run, and end: the exit status.  What the user can mend is one sentence on stderr."""
+    args = parse(parser, sys.argv[1:] if arguments is None else arguments)
+    try:
+        with contextlib.nullcontext() if getattr(args, "tells", False) else _signs(parser.prog):
+            result: Result = args.run(args)
+        if isinstance(result, int):
+            return result
+        line = json.dumps(result)
+        if getattr(args, "out_is_line", False) and (path := beside(args.out, ".json")):
+            path.write_text(line + "\n")
+        print(line, flush=True)
+        return int(args.status(result)) if hasattr(args, "status") else 0
+    except KeyboardInterrupt:
+        return stopped(args)
+    except BrokenPipeError:
+        # Python writes what is left at its end, and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNHEARD
+    except OSError as error:
+        return wrong(
+            f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        )
+    except (MetastableError, ValueError) as error:  # a value that a configuration refuses is a ValueError
+        return wrong(str(error))
+
+
+def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """The arguments; what stands after `--` is left to a command whose default `rest` asks for it."""
+    cut = words.index("--") if "--" in words else len(words)
+    args = parser.parse_args(words[:cut])
+    if cut < len(words):
+        if not hasattr(args, "rest"):
+            parser.error("this command takes nothing after --")
+        args.rest = list(words[cut + 1 :])
+    return args
+
+
+def wrong(message: str) -> int:
+    """Say what was wrong; the status for it."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return WRONG
+
+
+def stopped(args: argparse.Namespace | None = None) -> int:
+    """Say that a command was stopped, and how it goes on if it can; the status for it."""
+    folder = getattr(args, getattr(args, "resumes", ""), None)
+    rest = f": the same command goes on from what is in {folder}" if folder else ""
+    print(f"\nstopped{rest}", file=sys.stderr, flush=True)
+    return STOPPED
+
+
+@contextlib.contextmanager
+def _signs(name: str) -> Iterator[None]:
+    """Lines on stderr while the work inside lasts and shows no progress bar."""
+    over, started = threading.Event(), time.monotonic()
+
+    def watch() -> None:
+        marks = iter(SIGNS)
+        mark = next(marks)
+        while not over.wait(started + mark - time.monotonic()):
+            if not _bars():
+                print(f"{name}: at work for {mark:.0f} s", file=sys.stderr, flush=True)
+            mark = next(marks, mark + 60)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _bars() -> bool:
+    """Whether a progress bar is on the screen."""
+    module = sys.modules.get("tqdm")
+    return module is not None and bool(getattr(module.tqdm, "_instances", ()))

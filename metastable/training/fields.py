@@ -1,0 +1,38 @@
+"""Command-line options of a configuration: one for every field, described by its docstring."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+
+_ENTRY = re.compile(r"^    (\w+): (.*(?:\n     +\S.*)*)", re.MULTILINE)
+
+
+def descriptions(config: type) -> dict[str, str]:
+    """What the docstring of a dataclass, and of those that it extends, says of fields under `Attributes:`.
+
+    An entry is `name: text`, with lines after the first indented further; the text comes back on
+    one line, without its last full stop.
+    """
+    found: dict[str, str] = {}
+    for one in reversed(config.__mro__):
+        text = inspect.cleandoc(vars(one).get("__doc__") or "")
+        section = text.partition("Attributes:\n")[2].partition("\n\n")[0]
+        entries = _ENTRY.findall(section)
+        found |= {name: " ".join(text.split()).removesuffix(".") for name, text in entries}
+    return found
+
+
+def add_fields(parser: argparse.ArgumentParser, config: type, defaults: object = None) -> None:
+    """An option for every field of a configuration; its default is that of the class, or of the instance."""
+    texts = descriptions(config)
+    for field in dataclasses.fields(config):
+        flag = "--" + field.name.replace("_", "-")
+        default = field.default if defaults is None else getattr(defaults, field.name)
+        text = texts[field.name].replace("%", "%%")
+        if isinstance(default, bool):
+            parser.add_argument(flag, default=default, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            parser.add_argument(flag, type=type(default), default=default, help=text)
