@@ -185,7 +185,7 @@ class Update:
             self._graph.replay()
 
     def prepare(self, batches: Batches) -> None:
-        """Compile, and on CUDA record, what was asked for; weights and all other state are as before after it.
+        """Compile, and on CUDA record, what was asked for; weights and all other state stay as before.
 
         What fails is said on stderr and left out: the updates are the same without it, only slower.
         """
