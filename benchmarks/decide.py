@@ -33,7 +33,7 @@ from metastable.anomaly import score_norms
 from metastable.attacks.pgd import pgd
 from metastable.bundle import Bundle
 from metastable.defense import defend
-from metastable.engine import costs
+from metastable.engine import assembly
 from metastable.engine.costs import CLASSIFY, Costs
 from metastable.engine.engine import Engine, Limits
 from metastable.engine.job import Answer, Job
@@ -160,7 +160,7 @@ def measure(
     kind = setting.dynamics.kind
     if kind is None:
         raise MetastableError(f"setting {setting.name} runs no chains: choose one that purifies")
-    curve = costs.measure(runner, [kind], bundle.shape, (1, 2, 4, 8, 16, 32), time.perf_counter)
+    curve = assembly.measured(runner, [setting], bundle.shape, sizes=assembly.WIDE_SIZES)
 
     def seconds(size: int) -> float:
         return setting.steps * curve.seconds(kind, size) + curve.seconds(CLASSIFY, size)

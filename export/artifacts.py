@@ -19,10 +19,11 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from export import cards, parity, tensorrt
+from export import parity, tensorrt
 from export.kinds import KINDS, Source
+from export.signatures import signature
 from metastable.bundle import files
-from metastable.engine.runners import artifacts
+from metastable.engine.runners import artifacts, cards
 from metastable.errors import BundleError, SettingsError
 
 
@@ -72,7 +73,7 @@ def _one(source: Source, folder: Path, name: str) -> Outcome:
         started = time.perf_counter()
         made = kind.write(source, aside)
         built = time.perf_counter() - started
-        card |= {"graphs": {k: cards.signature(v) for k, v in made.items()}, "files": cards.listed(aside)}
+        card |= {"graphs": {k: signature(v) for k, v in made.items()}, "files": cards.listed(aside)}
         card |= {"parity": None, "unjudged": "nothing here runs it: it needs a GPU"}
         started = time.perf_counter()
         if kind.judge is not None:

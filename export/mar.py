@@ -7,7 +7,6 @@ the release and nothing of the working directory is on its path.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import shutil
 import subprocess
 import sys
@@ -16,10 +15,10 @@ from pathlib import Path
 
 import yaml
 
-from export import cards, graphs
+from export import graphs
 from metastable import bundle
-from metastable.engine.runners import choose
-from metastable.engine.runners.artifacts import GRAPHS, PACKAGES
+from metastable.engine.runners import cards, choose
+from metastable.engine.runners.artifacts import GRAPHS
 from metastable.errors import BundleError, SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,7 +94,4 @@ def _files_of(kind: str, loaded: bundle.Bundle, folder: Path | None) -> dict[str
         return {f"{name}.onnx": graph for name, graph in graphs.build(loaded).items()}
     if folder is None:
         raise BundleError(f"the runner needs artifact {kind}: pass the folder of `export all` as --artifacts")
-    here: dict[str, str] = {}
-    if kind == PACKAGES:  # machine code that calls PyTorch's
-        here = {"torch": importlib.metadata.version("torch"), "processor": cards.processor()}
-    return cards.packed(folder / kind, kind, loaded.parts, here)
+    return cards.packed(folder / kind, kind, loaded.parts, cards.versions_here(kind))

@@ -20,10 +20,11 @@ import torch
 
 from handlers import continuous
 from handlers.metrics import Metrics
-from handlers.runner import artifacts_in, runner_for
+from handlers.runner import runner_for
 from handlers.service import Request, Response, Service
 from metastable import bundle
 from metastable.engine.engine import Limits as EngineLimits
+from metastable.engine.runners import artifacts
 from metastable.engine.runners.choose import AUTO
 from metastable.errors import PHRASES
 from metastable.images import Limits
@@ -47,12 +48,12 @@ class MetastableHandler:
         torch.set_num_threads(threads)
         folder = Path(context.system_properties["model_dir"])
         loaded = bundle.load(folder / bundle.ARCHIVE_FOLDER)
-        artifacts = artifacts_in(folder / bundle.ARTIFACTS_FOLDER)
+        exported = artifacts.read(folder / bundle.ARTIFACTS_FOLDER)
         metrics = Metrics(settings=loaded.settings.names)
         self._service = Service(
             loaded,
             metrics,
-            runner_for(loaded, artifacts, str(options.get("runner", AUTO)), threads),
+            runner_for(loaded, exported, str(options.get("runner", AUTO)), threads),
             allow_seed=options.get("allow_seed", False) is True,
             limits=Limits(
                 int(options.get("max_bytes", 2_000_000)), int(options.get("max_pixels", 16_000_000))

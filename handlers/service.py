@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 
@@ -21,20 +20,18 @@ from handlers import options as options_module
 from handlers.metrics import Metrics
 from handlers.options import Options, Policy
 from metastable import noise
-from metastable.anomaly import score_norms
 from metastable.bundle import Bundle
-from metastable.engine import costs
-from metastable.engine.engine import Engine
+from metastable.engine import assembly
 from metastable.engine.engine import Limits as EngineLimits
+from metastable.engine.inspection import Inspector, Raw
 from metastable.engine.job import Answer, Job
 from metastable.engine.reply import reply
 from metastable.engine.runners import Runner
+from metastable.engine.verdict import verdict_of
 from metastable.errors import MetastableError, Overloaded, RequestError
 from metastable.images import DecodedImage, Limits, decode
 
 log = logging.getLogger(__name__)
-
-SIZES = (1, 2, 4, 8, 16)  # of the batches whose cost is measured at the start
 
 
 @dataclass(frozen=True)
@@ -64,9 +61,7 @@ class _Held:
     image: DecodedImage
     received: float
     seconds: dict[str, float]
-    score: float = math.nan
-    flagged: bool = False
-    bare: int = -1  # what the classifier says of the image as it came
+    raw: Raw = field(init=False)  # from `_inspect`, before anything else is done with it
 
 
 class Service:
@@ -96,18 +91,13 @@ class Service:
         sizes: Sequence[int] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        if bundle.anomaly is None:
-            raise MetastableError("the bundle has no anomaly calibration: run the calibrate command")
-        self._bundle, self._anomaly, self._metrics, self._runner = bundle, bundle.anomaly, metrics, runner
-        # The threshold was set on float32 scores: fewer bits flag other images.
-        network = bundle.anomaly.network
-        self._score = partial(runner.score, network) if runner.abilities.exact else bundle.scores[network]
+        self._bundle, self._metrics, self._runner = bundle, metrics, runner
+        self._inspector = Inspector(bundle, runner)
         self._limits, self._clock = limits or Limits(), clock
         self._policy = Policy(bundle.settings.names, bundle.settings.default, len(bundle.classes), allow_seed)
-        kinds = {kind for setting in bundle.settings.by_name.values() if (kind := setting.dynamics.kind)}
-        sizes = sizes or runner.abilities.sizes or SIZES
-        curve = costs.measure(runner, kinds, bundle.shape, sizes, clock)
-        self._engine = Engine(runner, curve, bundle.shape, clock, engine_limits)
+        self._engine = assembly.engine_for(
+            runner, bundle.settings.by_name.values(), bundle.shape, engine_limits, sizes=sizes, clock=clock
+        )
         self._held: dict[str, _Held] = {}
         metrics.model(bundle.name, bundle.version, bundle.digest)
 
@@ -177,18 +167,12 @@ class Service:
         image = decode(data, size=size, channels=channels, limits=self._limits)
         return _Held(request.id, chosen, image, received, {"decode": self._clock() - started})
 
-    @torch.inference_mode()
     def _inspect(self, new: list[_Held]) -> None:
-        """Anomaly score and the bare classifier's label of images as they came."""
         started = self._clock()
-        images = torch.stack([held.image.pixels for held in new])
-        norms = score_norms(images, self._score)
-        flags = self._anomaly.flags(norms)
-        bare = self._runner.classify(images).argmax(1)
+        looked = self._inspector(torch.stack([held.image.pixels for held in new]))
         each = (self._clock() - started) / len(new)
-        for row, held in enumerate(new):
-            held.score, held.flagged, held.bare = float(norms[row]), bool(flags[row]), int(bare[row])
-            held.seconds["anomaly"] = each
+        for held, raw in zip(new, looked, strict=True):
+            held.raw, held.seconds["anomaly"] = raw, each
 
     def _job(self, held: _Held) -> Job:
         limit = held.options.deadline_ms
@@ -197,20 +181,13 @@ class Service:
             held.image.pixels,
             self._bundle.settings[held.options.setting],
             noise.secret_seed() if held.options.seed is None else held.options.seed,
-            flagged=held.flagged,
+            flagged=held.raw.flagged,
             deadline=None if limit is None else held.received + 1e-3 * limit,
         )
 
     def _succeed(self, held: _Held, answer: Answer) -> Response:
-        body = reply(
-            self._bundle,
-            answer,
-            top_k=held.options.top_k,
-            image=held.image,
-            score=held.score,
-            flagged=held.flagged,
-            bare=held.bare,
-        )
+        verdict = verdict_of(self._bundle, answer, held.raw)
+        body = reply(self._bundle, verdict, top_k=held.options.top_k, image=held.image)
         total = self._clock() - held.received
         seconds = held.seconds | answer.seconds
         for stage, spent in seconds.items():
@@ -218,11 +195,11 @@ class Service:
         name = answer.job.setting.name
         self._metrics.verdict(
             name,
-            chains=body["chains"],
+            chains=verdict.chains,
             steps=body["steps"],
-            score=held.score,
-            flagged=held.flagged,
-            label_changed=body["label"] != held.bare,
+            score=verdict.score,
+            flagged=verdict.flagged,
+            label_changed=verdict.label != verdict.unpurified,
         )
         self._metrics.effort(name, capped=answer.capped, late=answer.late, redrawn=answer.redrawn)
         self._metrics.request(name, "ok", total)

@@ -26,12 +26,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from metastable import __version__
 from metastable.anomaly import Calibration
 from metastable.bundle import architectures, checks, files
 from metastable.bundle.checks import MANIFEST
 from metastable.dynamics.base import NETWORKS
 from metastable.errors import BundleError
+from metastable.version import __version__
 
 SCHEMA = 2
 RANGE = [0.0, 1.0]

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from metastable import bundle, noise
-from metastable.anomaly import score_norms
 from metastable.bundle import Bundle
+from metastable.engine.inspection import Inspector
 from metastable.engine.local import LocalEngine
 from metastable.engine.reply import reply
 from metastable.engine.runners.torch_runner import TorchRunner
+from metastable.engine.verdict import verdict_of
 from metastable.errors import BundleError, RequestError, SettingsError
 from metastable.images import DecodedImage, decode
 
@@ -61,32 +62,23 @@ def read(paths: Sequence[Path], shape: tuple[int, int, int]) -> list[DecodedImag
     return found
 
 
-@torch.inference_mode()
 def answer(loaded: Bundle, images: Sequence[DecodedImage], top_k: int = 3) -> list[Answered]:
     """The verdicts of a bundle that `load` gave, with fresh noise."""
-    assert loaded.anomaly is not None, "`load` has checked this"
     setting = loaded.settings[loaded.settings.default]
     runner = TorchRunner(loaded.networks, loaded.classifier)
-    engine = LocalEngine(runner, loaded.settings, loaded.shape)
+    engine, inspect = LocalEngine(runner, loaded.settings, loaded.shape), Inspector(loaded, runner)
     started = time.perf_counter()
     pixels = torch.stack([image.pixels for image in images])
-    norms = score_norms(pixels, loaded.scores[loaded.anomaly.network])
-    flags, bare = loaded.anomaly.flags(norms), loaded.classifier(pixels).argmax(1)
+    raw = inspect(pixels)
+    flags = torch.tensor([one.flagged for one in raw])
     answers = engine.answer(pixels, [noise.secret_seed() for _ in images], setting, flags)
     each = round(1e3 * (time.perf_counter() - started) / len(images), 3)
+    shown = min(top_k, len(loaded.classes))
     return [
         Answered(
-            reply(
-                loaded,
-                one,
-                top_k=min(top_k, len(loaded.classes)),
-                image=image,
-                score=float(norms[i]),
-                flagged=bool(flags[i]),
-                bare=int(bare[i]),
-            )
+            reply(loaded, verdict_of(loaded, one, seen), top_k=shown, image=image)
             | {"runner": RUNNER, "timings_ms": {"total": each}},
             one.result.purified[0],
         )
-        for i, (image, one) in enumerate(zip(images, answers, strict=True))
+        for image, one, seen in zip(images, answers, raw, strict=True)
     ]

@@ -31,6 +31,13 @@ class Costs:
                 raise ValueError(f"the cost curve of {work} needs positive sizes and seconds")
         self._curves = {work: dict(sorted(curve.items())) for work, curve in curves.items()}
 
+    def __contains__(self, work: object) -> bool:
+        return work in self._curves
+
+    def add(self, other: Costs) -> None:
+        """Take over the curves of `other`, which may be newer ones of work that is known."""
+        self._curves.update(other._curves)
+
     def seconds(self, work: Work, size: int) -> float:
         """Of one step (or one classification) of a batch of `size`."""
         curve = self._curves[work]

@@ -3,6 +3,7 @@
     with Driver(engine) as driver:
         answer = driver.submit(job).result()      # from any thread
         answer = await driver.answer(job)         # from any event loop
+        logits = driver.call(work).result()       # something else with the engine's runner
 
 Cancelling the future, or the task that awaits it, frees the job's chains at the next segment.
 """
@@ -12,12 +13,16 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
+from typing import Any, TypeVar
 
 from metastable.engine.engine import Engine
 from metastable.engine.job import Answer, Failure, Job
 from metastable.errors import Draining
+
+T = TypeVar("T")
 
 
 class Driver:
@@ -26,6 +31,7 @@ class Driver:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._inbox: deque[tuple[Job, Future[Answer]]] = deque()
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._futures: dict[str, Future[Answer]] = {}
         self._changed = threading.Condition()
         self._closing: float | None = None
@@ -38,11 +44,18 @@ class Driver:
         Raises Draining if the driver is closed.
         """
         future: Future[Answer] = Future()
-        with self._changed:
-            if self._closing is not None:
-                raise Draining("the driver is closed: send the request to another one")
-            self._inbox.append((job, future))
-            self._changed.notify()
+        self._put(self._inbox, (job, future))
+        return future
+
+    def call(self, work: Callable[[], T]) -> Future[T]:
+        """What `work` returns or raises on the engine's thread, between two segments.
+
+        A runner serves one thread: whatever else is asked of the engine's goes this way.
+
+        Raises Draining if the driver is closed.
+        """
+        future: Future[T] = Future()
+        self._put(self._calls, (work, future))
         return future
 
     async def answer(self, job: Job) -> Answer:
@@ -55,7 +68,8 @@ class Driver:
             if self._closing is None:
                 self._closing = drain
             self._changed.notify()
-        self._thread.join()
+        if threading.current_thread() is not self._thread:  # which may be the one that collects garbage
+            self._thread.join()
 
     def __enter__(self) -> Driver:
         return self
@@ -65,14 +79,24 @@ class Driver:
     ) -> None:
         self.close()
 
+    def _put(self, queue: deque[T], one: T) -> None:
+        with self._changed:
+            if self._closing is not None:
+                raise Draining("the driver is closed: send the request to another one")
+            queue.append(one)
+            self._changed.notify()
+
     def _run(self) -> None:
         draining = False
         while True:
             with self._changed:
-                while not self._inbox and not self._engine.held and self._closing is None:
+                while not (self._inbox or self._calls or self._engine.held or self._closing is not None):
                     self._changed.wait()
-                arrived, closing = list(self._inbox), self._closing
+                arrived, calls, closing = list(self._inbox), list(self._calls), self._closing
                 self._inbox.clear()
+                self._calls.clear()
+            for work, result in calls:
+                _do(work, result)
             for job, future in arrived:
                 self._take(job, future)
             if closing is not None and not draining:
@@ -103,3 +127,12 @@ class Driver:
                 future.set_exception(outcome.error)
             else:
                 future.set_result(outcome)
+
+
+def _do(work: Callable[[], Any], result: Future[Any]) -> None:
+    if not result.set_running_or_notify_cancel():
+        return
+    try:
+        result.set_result(work())
+    except Exception as error:
+        result.set_exception(error)

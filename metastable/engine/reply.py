@@ -2,67 +2,47 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from metastable.bundle import Bundle
-from metastable.engine.job import Answer
+from metastable.engine.verdict import Verdict
 from metastable.images import DecodedImage
 
 
-def reply(
-    bundle: Bundle,
-    answer: Answer,
-    *,
-    top_k: int,
-    image: DecodedImage,
-    score: float,
-    flagged: bool,
-    bare: int,
-) -> dict[str, Any]:
+def reply(bundle: Bundle, verdict: Verdict, *, top_k: int, image: DecodedImage) -> dict[str, Any]:
     """What is said of one image; docs/http-api.md explains every field.
 
     Args:
         top_k: how many classes are listed.
-        score: anomaly score of the image as it came, and `flagged` whether it is above the threshold.
-        bare: label that the classifier gives the image as it came.
-
-    Raises FloatingPointError for an anomaly score that is not a finite number.
     """
-    if not math.isfinite(score):
-        raise FloatingPointError("the anomaly score is not a finite number")
-    anomaly = bundle.anomaly
+    anomaly, setting = bundle.anomaly, bundle.settings[verdict.setting]
     assert anomaly is not None, "callers check this at their start"
-    classes, result, decision = bundle.classes, answer.result, answer.decision
-    setting = answer.job.setting
-    probabilities = result.probabilities[0]
-    order = [int(i) for i in result.mean[0].argsort(descending=True, stable=True)]
-    error = decision.standard_error
+    error = verdict.standard_error
     return {
-        "label": decision.label,
-        "class": classes[decision.label],
+        "label": verdict.label,
+        "class": verdict.class_name,
         "top": [
-            {"label": i, "class": classes[i], "probability": round(float(probabilities[i]), 6)}
-            for i in order[:top_k]
+            {"label": label, "class": name, "probability": round(probability, 6)}
+            for label, name, probability in verdict.top(top_k)
         ],
         "margin": {
-            "value": round(decision.margin, 6),
-            "standard_error": round(error, 6) if math.isfinite(error) else None,
-            "of": result.average,
-            "runner_up": classes[decision.runner_up],
+            "value": round(verdict.margin, 6),
+            "standard_error": None if error is None else round(error, 6),
+            "of": setting.average,
+            "runner_up": verdict.runner_up,
         },
         "setting": setting.name,
-        "chains": int(result.outputs.shape[1]),
-        "steps": round(float(result.steps.float().mean()), 2),
-        "decided": decision.decided,
+        "chains": verdict.chains,
+        "steps": round(verdict.steps, 2),
+        "decided": verdict.decided,
         "delta": setting.delta,
-        "late": answer.late,
-        "unpurified": {"label": bare, "class": classes[bare]},
+        "late": verdict.late,
+        "unpurified": {"label": verdict.unpurified, "class": verdict.unpurified_name},
         "anomaly": {
-            "score": round(score, 6),
-            "threshold": round(anomaly.threshold, 6),
+            "score": round(verdict.score, 6),
+            "threshold": round(verdict.threshold, 6),
             "false_positive_rate": anomaly.false_positive_rate,
-            "flagged": flagged,
+            "flagged": verdict.flagged,
         },
         "image": {
             "format": image.format,

@@ -68,3 +68,23 @@ def test_a_closed_driver_finishes_its_jobs_and_takes_no_more() -> None:
     with pytest.raises(Draining):
         driver.submit(job("b"))
     driver.close()
+
+
+def test_other_work_runs_on_the_engines_thread() -> None:
+    engine, *_ = world()
+    with Driver(engine) as driver:
+        driver.submit(job("a", LONG))
+        assert driver.call(threading.current_thread).result(WAIT).name == "metastable-engine"
+        with pytest.raises(ZeroDivisionError):
+            driver.call(lambda: 1 / 0).result(WAIT)
+        assert driver.submit(job("b")).result(WAIT).job.id == "b"
+    with pytest.raises(Draining):
+        driver.call(threading.current_thread)
+
+
+def test_a_driver_can_be_closed_from_its_own_thread() -> None:
+    engine, *_ = world()
+    driver = Driver(engine)
+    driver.call(driver.close).result(WAIT)
+    with pytest.raises(Draining):
+        driver.submit(job("a"))

@@ -10,9 +10,10 @@ import torch
 from onnx import numpy_helper
 
 from export import __main__ as command
-from export import artifacts, cards, parity
+from export import artifacts, parity
 from export.kinds import KINDS, Source
 from metastable.bundle import Bundle
+from metastable.engine.runners import cards
 from metastable.errors import BundleError, SettingsError
 
 REAL = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(8))

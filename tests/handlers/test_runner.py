@@ -13,10 +13,11 @@ from prometheus_client import CollectorRegistry
 
 from export import aot
 from handlers.metrics import Metrics
-from handlers.runner import artifacts_in, runner_for
+from handlers.runner import runner_for
 from handlers.service import Request, Service
 from metastable import bundle
 from metastable.bundle import Bundle
+from metastable.engine.runners import artifacts
 from metastable.errors import MissingPackage
 
 
@@ -30,7 +31,7 @@ def threads() -> object:
 
 def asked(loaded: Bundle, folder: Path, runner: str, image: bytes, setting: str) -> dict[str, object]:
     """What a server says of the image that has the artifacts in `folder`."""
-    made = runner_for(loaded, artifacts_in(folder), runner, threads=1)
+    made = runner_for(loaded, artifacts.read(folder), runner, threads=1)
     service = Service(loaded, Metrics(CollectorRegistry(), settings=loaded.settings.names), made)
     request = Request("1", {"X-Metastable-Setting": setting}, {"body": image})
     [response] = service.answer([request])
@@ -74,5 +75,5 @@ def test_packages_answer_too(root: Path, tiny: Bundle, tmp_path: Path) -> None:
 
 
 def test_what_the_archive_lacks_is_said(tiny: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(MissingPackage, match="openvino-int8 needs artifact onnx-int8, which is not in"):
-        runner_for(tiny, artifacts_in(tmp_path), "openvino-int8", threads=1)
+    with pytest.raises(MissingPackage, match="openvino-int8 needs artifact onnx-int8, which is not here"):
+        runner_for(tiny, artifacts.read(tmp_path), "openvino-int8", threads=1)

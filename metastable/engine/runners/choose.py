@@ -133,8 +133,9 @@ def missing(name: str, parts: Parts) -> str | None:
         return f"runner {name} needs the package {maker.package}: install it, or choose another runner"
     if maker.artifact and not parts.artifacts.get(maker.artifact):
         return (
-            f"runner {name} needs artifact {maker.artifact}, which is not in the archive: name the runner in "
-            "model-config.yaml and build the archive again with `make archive`"
+            f"runner {name} needs artifact {maker.artifact}, which is not here: give metastable.load "
+            "the folder of `export all` as artifacts=; a server's archive gets it where model-config.yaml "
+            "names the runner and `make archive` is run"
         )
     return None
 

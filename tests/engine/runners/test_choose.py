@@ -39,7 +39,7 @@ def test_a_missing_runtime_says_what_to_do(tiny: Bundle, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", [name for name, maker in choose.MAKERS.items() if maker.artifact])
 def test_missing_artifacts_say_what_to_do(tiny: Bundle, name: str) -> None:
-    wanted = f"{name} needs artifact {choose.artifact_of(name)}, which is not in the archive: .*make archive"
+    wanted = f"{name} needs artifact {choose.artifact_of(name)}, which is not here: .*make archive"
     with pytest.raises(MissingPackage, match=wanted):
         choose.make(name, parts(tiny))
 

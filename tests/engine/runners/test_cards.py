@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from export import cards
+from metastable.engine.runners import cards
 from metastable.errors import BundleError
 
 WEIGHTS = {"classifier": "0" * 64}

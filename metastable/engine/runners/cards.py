@@ -17,17 +17,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 
 from metastable.bundle import files
-from metastable.engine.runners.artifacts import SUFFIXES
+from metastable.engine.runners.artifacts import PACKAGES, SUFFIXES
 from metastable.errors import BundleError
 
 SCHEMA = 1
@@ -75,7 +75,7 @@ def read(folder: Path) -> dict[str, Any]:
 def packed(
     folder: Path, kind: str, weights: Mapping[str, str], versions: Mapping[str, str]
 ) -> dict[str, bytes]:
-    """The files of an artifact for a TorchServe archive, by name.
+    """The files that a runner reads of an artifact, by name.
 
     Args:
         folder: of the artifact; `kind` is what it must be.
@@ -98,30 +98,13 @@ def packed(
     return {name: (folder / name).read_bytes() for name in card["files"] if name.endswith(SUFFIXES[kind])}
 
 
+def versions_here(kind: str) -> dict[str, str]:
+    """What an artifact of a kind must have been made with to run here: machine code calls PyTorch's."""
+    if kind != PACKAGES:
+        return {}
+    return {"torch": importlib.metadata.version("torch"), "processor": processor()}
+
+
 def processor() -> str:
     """What the processor can do, as PyTorch's compilers see it: machine code is for such ones."""
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-
-
-def signature(graph: bytes) -> dict[str, Any]:
-    """Inputs and outputs of an ONNX graph: type, shape and meaning by name, and its opset."""
-    model = onnx.load_from_string(graph)
-    held = {one.name for one in model.graph.initializer}
-    ends = {"inputs": model.graph.input, "outputs": model.graph.output}
-    [opset] = [one.version for one in model.opset_import if one.domain in ("", "ai.onnx")]
-    return {
-        "opset": opset,
-        **{
-            end: {value.name: _described(value) for value in values if value.name not in held}
-            for end, values in ends.items()
-        },
-    }
-
-
-def _described(value: onnx.ValueInfoProto) -> dict[str, Any]:
-    kind = value.type.tensor_type
-    return {
-        "type": onnx.TensorProto.DataType.Name(kind.elem_type).lower(),
-        "shape": [one.dim_param or one.dim_value for one in kind.shape.dim],
-        "meaning": value.doc_string,
-    }

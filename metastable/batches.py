@@ -1,0 +1,100 @@
+"""What a caller of the library holds, arrays or image files, to a checked batch."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metastable.errors import InvalidImage, RequestError, TooLarge
+from metastable.images import DEFAULT_LIMITS, decode
+
+ImageFile = str | os.PathLike[str] | bytes
+Images = Tensor | np.ndarray | Sequence[ImageFile]
+"""A batch [N, C, H, W] of floats in [0, 1], or image files: their paths, or the bytes of them."""
+
+
+def batch_of(images: Images, shape: tuple[int, int, int]) -> Tensor:
+    """Images as float32 [N, C, H, W] on the CPU.
+
+    Args:
+        images: floats [N, *shape] in [0, 1], of any precision and on any device; or a list of PNG, JPEG, WebP
+            or .npy files, by path or as bytes, which are resized to the shape as the server does it
+            (`metastable.images`).
+        shape: (C, H, W) of an image.
+
+    Raises:
+        InvalidImage: another shape or type, values outside [0, 1] or that are no numbers, a file that cannot
+            be read or is damaged; says which of the images.
+        MalformedRequest, UnsupportedImage, TooLarge: a file that is empty, of another format, or too large.
+    """
+    if isinstance(images, np.ndarray):
+        return _checked(_tensor(images), shape)
+    if isinstance(images, Tensor):
+        return _checked(images.detach().cpu(), shape)
+    if isinstance(images, str | bytes | os.PathLike):
+        raise InvalidImage("a single file was given: put it into a list, as in defense([path])")
+    channels, size, _ = shape
+    pixels = [_decoded(i, one, size, channels) for i, one in enumerate(images)]
+    return torch.stack(pixels) if pixels else torch.empty(0, *shape)
+
+
+def _tensor(images: np.ndarray) -> Tensor:
+    if images.dtype.kind != "f":
+        raise _not_floats(images.dtype.name)
+    with np.errstate(over="ignore"):  # what becomes infinite is refused with the rest
+        return torch.from_numpy(images.astype(np.float32))  # a copy: torch warns of arrays that are read-only
+
+
+def _checked(batch: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    if batch.ndim != 4 or tuple(batch.shape[1:]) != shape:
+        wanted = f"[N, {', '.join(map(str, shape))}]"
+        hint = ": add the first axis, as in images[None]" if tuple(batch.shape) == shape else ""
+        raise InvalidImage(f"the images have shape {list(batch.shape)}, this bundle takes {wanted}{hint}")
+    if not batch.is_floating_point():
+        raise _not_floats(str(batch.dtype).removeprefix("torch."))
+    # A copy, so that the caller may write into the batch while its images are on their way.
+    batch = batch.to(torch.float32).clone(memory_format=torch.contiguous_format)
+    # Asked this way round, a NaN is wrong too.
+    wrong = ~((batch >= 0) & (batch <= 1)).flatten(1).all(1)
+    if bool(wrong.any()):
+        which = int(wrong.nonzero()[0])
+        least, most = float(batch[which].min()), float(batch[which].max())
+        found = "NaN" if math.isnan(least) else f"values from {least:.4g} to {most:.4g}"
+        raise InvalidImage(f"image {which} has {found}: every value must lie in [0, 1]")
+    return batch
+
+
+def _not_floats(kind: str) -> InvalidImage:
+    return InvalidImage(
+        f"the images are of type {kind}: give floats in [0, 1], such as images / 255 for 8-bit values"
+    )
+
+
+def _decoded(index: int, file: ImageFile, size: int, channels: int) -> Tensor:
+    try:
+        return decode(_read(file), size=size, channels=channels).pixels
+    except RequestError as error:  # of the same kind, and it says which
+        raise type(error)(f"image {index}: {error}") from error
+
+
+def _read(file: ImageFile) -> bytes:
+    if isinstance(file, bytes):
+        return file
+    if not isinstance(file, str | os.PathLike):
+        raise InvalidImage(
+            f"a list of images holds a {type(file).__name__}: give paths or bytes of image files, or all "
+            "images as one array [N, C, H, W] of floats in [0, 1]"
+        )
+    path = Path(file)
+    try:
+        if path.stat().st_size > DEFAULT_LIMITS.max_bytes:
+            raise TooLarge(f"{path} has more than {DEFAULT_LIMITS.max_bytes} bytes: give a smaller file")
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidImage(f"{path} cannot be read: {error.strerror}") from None

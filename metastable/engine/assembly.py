@@ -1,0 +1,113 @@
+"""An engine from a bundle: its runner, the costs of that, and the limits.  The one place where these meet."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from metastable.bundle import Bundle
+from metastable.dynamics.base import Kind
+from metastable.engine import costs
+from metastable.engine.costs import Costs
+from metastable.engine.engine import Engine, Limits
+from metastable.engine.runners import Runner, choose
+from metastable.engine.runners.cuda_runner import SLOTS
+from metastable.settings import Setting
+
+SIZES = (1, 2, 4, 8, 16)
+"""Of the batches whose cost is measured where a caller waits for the engine to be ready."""
+WIDE_SIZES = (*SIZES, 32)
+"""The same where nobody else waits for an answer, and time is better spent on large batches."""
+
+
+def kinds_of(settings: Iterable[Setting]) -> set[Kind]:
+    """The kinds of their chains."""
+    return {kind for setting in settings if (kind := setting.dynamics.kind) is not None}
+
+
+def runner_for(
+    bundle: Bundle,
+    name: str = choose.AUTO,
+    *,
+    artifacts: Mapping[str, Mapping[str, bytes]] | None = None,
+    threads: int = 0,
+    cache: MutableMapping[str, str] | None = None,
+) -> Runner:
+    """The runner of a name in `choose.NAMES` for all settings of a bundle.
+
+    Args:
+        artifacts: what was exported of the bundle, by kind and name.
+        threads: of the runner; 0 takes all cores.
+        cache: remembers what `auto` found (`choose.make`).
+
+    A runner that brings threads of its own leaves PyTorch one, in the whole process.
+
+    Raises what `choose.make` raises.
+    """
+    parts = choose.Parts(
+        bundle.networks,
+        bundle.classifier,
+        artifacts or {},
+        bundle.shape,
+        threads=threads,
+        digest=bundle.digest,
+    )
+    if name == choose.AUTO and differentiates(bundle.settings.by_name.values()):
+        name = "torch"  # the only one with derivatives of a score
+    runner = choose.make(name, parts, cache)
+    maker = choose.MAKERS.get(runner.name)
+    if maker is not None and maker.package != "torch":
+        # PyTorch's threads wait for work by spinning, on the cores that the runtime's own threads need:
+        # with two cores that doubled the time of a request.
+        torch.set_num_threads(1)
+    return runner
+
+
+def differentiates(settings: Iterable[Setting]) -> bool:
+    """Whether chains of one of the settings need the derivative of a score."""
+    return any(kind.differentiates for kind in kinds_of(settings))
+
+
+def measured(
+    runner: Runner,
+    settings: Iterable[Setting],
+    shape: tuple[int, int, int],
+    *,
+    sizes: Sequence[int] | None = None,
+    usual: Sequence[int] = SIZES,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Costs:
+    """What steps of the settings' chains, and classifications, cost on a runner.
+
+    Args:
+        shape: (C, H, W) of images.
+        sizes: of the batches; the largest is the largest that an engine runs.  None takes what the runner
+            names in its abilities, and `usual` where it names none.
+        clock: seconds, monotonic.
+    """
+    return costs.measure(runner, kinds_of(settings), shape, sizes or runner.abilities.sizes or usual, clock)
+
+
+def wide(runner: Runner) -> Limits:
+    """Limits of an engine of one's own: nothing is refused, batches are large and fill a GPU."""
+    limits = Limits(segment=0.2, backlog=math.inf, jobs=1_000_000)
+    return limits if runner.abilities.device.type == "cpu" else replace(limits, slots=SLOTS)
+
+
+def engine_for(
+    runner: Runner,
+    settings: Iterable[Setting],
+    shape: tuple[int, int, int],
+    limits: Limits | None = None,
+    *,
+    sizes: Sequence[int] | None = None,
+    usual: Sequence[int] = SIZES,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Engine:
+    """An engine for jobs of these settings; their costs are measured now.  Arguments as of `measured`."""
+    curve = measured(runner, settings, shape, sizes=sizes, usual=usual, clock=clock)
+    return Engine(runner, curve, shape, clock, limits)

@@ -1,0 +1,295 @@
+"""The library's front door: a bundle by name, images in, verdicts out.
+
+import metastable
+
+with metastable.load("cifar10") as defense:
+    for verdict in defense(["samples/cat.png"], setting="fast"):
+        print(verdict)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+import os
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from metastable import bundle as bundles
+from metastable import noise
+from metastable.batches import Images, batch_of
+from metastable.bundle import Bundle, shipped
+from metastable.engine import assembly
+from metastable.engine.costs import CLASSIFY, Costs
+from metastable.engine.driver import Driver
+from metastable.engine.engine import Engine
+from metastable.engine.inspection import Inspector, Raw
+from metastable.engine.job import Answer, Job
+from metastable.engine.runners import Runner, cards, choose
+from metastable.engine.runners.artifacts import Artifacts
+from metastable.engine.verdict import Verdict, verdict_of
+from metastable.errors import EngineFailure, InvalidOption
+from metastable.settings import Setting
+
+T = TypeVar("T")
+__all__ = ["Defense", "Verdict", "load"]
+
+log = logging.getLogger("metastable")
+
+PIECE = 64  # images that are looked at in one go, so that others' chains do not wait for thousands
+
+
+def load(
+    bundle: str | os.PathLike[str],
+    *,
+    runner: str = choose.AUTO,
+    threads: int = 0,
+    artifacts: str | os.PathLike[str] | None = None,
+    settings: Iterable[str] = (),
+) -> Defense:
+    """A bundle, ready to judge images.
+
+    >>> import metastable
+    >>> defense = metastable.load("cifar10")
+    >>> [verdict] = defense(["samples/cat.png"], setting="fast")
+    >>> verdict.class_name
+    'cat'
+    >>> defense.close()
+
+    Args:
+        bundle: the name of a bundle that comes with the project, or the path of a bundle's folder (a text
+            with a separator in it, as in `./mine`, is a path).
+        runner: what computes, one of `metastable.engine.runners.choose.NAMES`; `auto` is the fastest with
+            float32 answers that is there: a GPU, or of PyTorch and the runtimes that have artifacts.
+        threads: of the runner, for which PyTorch's number is set in the whole process; 0 takes all cores.
+        artifacts: folder of what `python -m export all` made of this bundle, for the runners on ONNX Runtime,
+            OpenVINO and AOTInductor.
+        settings: to make ready now, beside the default one.  Any other is made ready when it is first asked
+            for, which takes from a second to a minute and counts against the deadline.
+
+    What was loaded is logged to `metastable`, at level INFO.
+
+    Raises:
+        BundleError: there is no such bundle, it is damaged, or has no anomaly calibration; or an artifact is
+            missing, damaged, or of other weights.
+        SettingsError: there is no such runner.
+        MissingPackage: the runner's runtime is not installed, or it lacks a GPU or its artifacts.
+        InvalidOption: a setting that the bundle does not have, or a negative number of threads.
+        EngineFailure: no runner can run this bundle.
+    """
+    if threads < 0:
+        raise InvalidOption(f"threads must be 0, for all cores, or more, not {threads}")
+    kind = choose.artifact_of(runner)
+    loaded = bundles.load(shipped.folder(bundle))
+    wanted = [loaded.settings.default, *settings]
+    for name in wanted:
+        _setting(loaded, name)
+    exported: Artifacts = {}
+    if artifacts is not None and kind is not None:
+        files = cards.packed(Path(artifacts) / kind, kind, loaded.parts, cards.versions_here(kind))
+        exported = {kind: {Path(name).stem: data for name, data in files.items()}}
+    if threads:
+        torch.set_num_threads(threads)
+    made = assembly.runner_for(loaded, runner, artifacts=exported, threads=threads)
+    defense = Defense(loaded, made)
+    defense.prepare(*wanted)
+    log.info("loaded %s", defense)
+    return defense
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What was asked, checked: images [N, C, H, W], a seed each, the deadline on the engine's clock."""
+
+    images: Tensor
+    setting: Setting
+    seeds: list[int]
+    deadline: float | None
+
+
+class Defense:
+    """Judges images with one bundle on one runner; `load` makes it.
+
+    Call it, or await `ask`, from any number of threads and tasks: their chains share batches.  Its engine has
+    a thread of its own, which `close`, or leaving a `with` block, ends.
+
+    Args:
+        bundle: with an anomaly calibration; its settings are made ready by `prepare`.
+        runner: made for this bundle; it belongs to the defense from now on.
+
+    Raises BundleError if the bundle has no calibration.
+    """
+
+    def __init__(self, bundle: Bundle, runner: Runner) -> None:
+        self.bundle = bundle
+        self.runner = runner.name
+        self._made, self._costs = runner, Costs({})
+        self._inspector = Inspector(bundle, runner)
+        limits = assembly.wide(runner)
+        self._driver = Driver(Engine(runner, self._costs, bundle.shape, time.perf_counter, limits))
+        self._ids = itertools.count()
+        # Nobody is left to ask when this runs, so nothing is waited for.
+        self._end = weakref.finalize(self, self._driver.close, 0.0)
+
+    def __call__(
+        self,
+        images: Images,
+        *,
+        setting: str | None = None,
+        deadline: float | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Verdict]:
+        """A verdict for each image, in order.
+
+        Args:
+            images: floats [N, C, H, W] in [0, 1] as a tensor or an array; or a list of PNG, JPEG, WebP or
+                .npy files, by path or as bytes.
+            setting: one of `settings`; None is the bundle's default.
+            deadline: seconds from now after which an image gets the best answer so far, with `late` true.
+            seeds: of the chains, one an image, in [0, 2^128); None draws secret ones.  The same seeds give
+                the same verdicts, up to float rounding.  Whoever knows the seeds can aim at one fixed path:
+                give none where images may be attacked.
+
+        Raises:
+            InvalidImage, UnsupportedImage, TooLarge, MalformedRequest: what is wrong with the images
+                (`metastable.batches`).
+            InvalidOption: an unknown setting, a deadline or a seed outside its range.
+            DeadlineExceeded: an image had no answer at all in time.
+            EngineFailure: a network failed, or gave what is no number.
+            Draining: the defense is closed.
+        """
+        question = self._question(images, setting, deadline, seeds)
+        with _cared_for(self._looks(question)) as looks:
+            raws = [raw for look in looks for raw in look.result()]
+        with _cared_for(self._submit(question, raws)) as answers:
+            return self._verdicts([answer.result() for answer in answers], raws)
+
+    async def ask(
+        self,
+        images: Images,
+        *,
+        setting: str | None = None,
+        deadline: float | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Verdict]:
+        """The same for asyncio: `verdicts = await defense.ask(images)`.  Cancelling it frees its chains."""
+        question = await asyncio.to_thread(self._question, images, setting, deadline, seeds)
+        with _cared_for(self._looks(question)) as looks:
+            raws = [raw for look in looks for raw in await asyncio.wrap_future(look)]
+        with _cared_for(self._submit(question, raws)) as answers:
+            return self._verdicts(await asyncio.gather(*map(asyncio.wrap_future, answers)), raws)
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The names that `setting` can take."""
+        return self.bundle.settings.names
+
+    def prepare(self, *settings: str) -> None:
+        """Make settings ready, so that their first question does not wait for it.
+
+        Raises InvalidOption for one that the bundle does not have.
+        """
+        for name in settings:
+            self._driver.call(partial(self._learn, _setting(self.bundle, name))).result()
+
+    def close(self, drain: float = 10.0) -> None:
+        """Take no more questions, give those under way `drain` seconds, end the thread."""
+        self._end.detach()
+        self._driver.close(drain)
+
+    def __enter__(self) -> Defense:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        of = self.bundle
+        return (
+            f"<Defense {of.name} {of.version}, digest {of.digest[:12]}, settings {', '.join(self.settings)} "
+            f"(default {of.settings.default}), runner {self.runner}>"
+        )
+
+    def _question(
+        self,
+        images: Images,
+        setting: str | None,
+        deadline: float | None,
+        seeds: Sequence[int] | None,
+    ) -> _Question:
+        now = time.perf_counter()
+        if deadline is not None and not 0 < deadline < math.inf:
+            raise InvalidOption(f"the deadline must be a positive number of seconds, not {deadline}")
+        chosen = _setting(self.bundle, self.bundle.settings.default if setting is None else setting)
+        batch = batch_of(images, self.bundle.shape)
+        given = [noise.secret_seed() for _ in batch] if seeds is None else [int(seed) for seed in seeds]
+        if len(given) != len(batch):
+            raise InvalidOption(f"there are {len(given)} seeds for {len(batch)} images: give one for each")
+        if not all(0 <= seed < 1 << noise.SEED_BITS for seed in given):
+            raise InvalidOption(f"every seed must lie in [0, 2^{noise.SEED_BITS})")
+        return _Question(batch, chosen, given, None if deadline is None else now + deadline)
+
+    def _looks(self, question: _Question) -> list[Future[list[Raw]]]:
+        pieces = torch.split(question.images, PIECE) if len(question.images) else ()
+        return [self._driver.call(partial(self._look, question.setting, piece)) for piece in pieces]
+
+    def _look(self, setting: Setting, images: Tensor) -> list[Raw]:
+        """What is known of the images before they are purified; the setting is ready after it."""
+        self._learn(setting)
+        try:
+            return self._inspector(images)
+        except RuntimeError as error:
+            raise EngineFailure("the runner failed to look at the images: another one may not") from error
+
+    def _learn(self, setting: Setting) -> None:
+        if not all(work in self._costs for work in (CLASSIFY, *assembly.kinds_of([setting]))):
+            self._costs.add(assembly.measured(self._made, [setting], self.bundle.shape))
+
+    def _submit(self, question: _Question, raws: Sequence[Raw]) -> list[Future[Answer]]:
+        return [
+            self._driver.submit(
+                Job(
+                    str(next(self._ids)),
+                    image,
+                    question.setting,
+                    seed,
+                    flagged=raw.flagged,
+                    deadline=question.deadline,
+                )
+            )
+            for image, seed, raw in zip(question.images, question.seeds, raws, strict=True)
+        ]
+
+    def _verdicts(self, answers: Sequence[Answer], raws: Sequence[Raw]) -> list[Verdict]:
+        return [verdict_of(self.bundle, *pair) for pair in zip(answers, raws, strict=True)]
+
+
+def _setting(bundle: Bundle, name: str) -> Setting:
+    if name not in bundle.settings.names:
+        raise InvalidOption(f"setting must be one of {', '.join(bundle.settings.names)}, not {name!r}")
+    return bundle.settings[name]
+
+
+@contextmanager
+def _cared_for(futures: Sequence[Future[T]]) -> Iterator[Sequence[Future[T]]]:
+    """Afterwards those that have not ended are cancelled: whoever asked has had an error, or has gone."""
+    try:
+        yield futures
+    finally:
+        for future in futures:
+            future.cancel()
