@@ -1,1 +1,1 @@
-"""The fast path: chains of many requests, advanced together.  No HTTP, no files, no environment."""
+"""The fast path: chains of many requests, advanced together.  No HTTP, no environment; only artifacts are files."""
