@@ -75,7 +75,7 @@ def load(
         runner: what computes, one of `metastable.engine.runners.choose.NAMES`; `auto` is the fastest with
             float32 answers that is there: a GPU, or of PyTorch and the runtimes that have artifacts.
         threads: of the runner, for which PyTorch's number is set in the whole process; 0 takes all cores.
-        artifacts: folder of what `metastable export all` made of this bundle, for the runners on ONNX Runtime,
+        artifacts: folder of what `metastable export all` made of this bundle, for runners on ONNX Runtime,
             OpenVINO and AOTInductor.
         settings: to make ready now, beside the default one.  Any other is made ready when it is first asked
             for, which takes from a second to a minute and counts against the deadline.

@@ -57,7 +57,7 @@ def info(args: argparse.Namespace) -> dict[str, Any]:
             name: {"kind": type(part).__name__, "parameters": sizes[name], "sha256": loaded.parts[name]}
             for name, part in parts.items()
         },
-        "settings": {name: one.dynamics for name, one in loaded.settings.by_name.items()},
+        "settings": {name: one.dynamics.name for name, one in loaded.settings.by_name.items()},
         "default_setting": loaded.settings.default,
         "anomaly": dataclasses.asdict(loaded.anomaly) if loaded.anomaly else None,
         "provenance": dataclasses.asdict(loaded.provenance),
@@ -67,7 +67,7 @@ def info(args: argparse.Namespace) -> dict[str, Any]:
         print(f"  part     {name:<12} {type(part).__name__}, {sizes[name]} parameters")
     for name, one in loaded.settings.by_name.items():
         default = ", the default" if name == loaded.settings.default else ""
-        print(f"  setting  {name:<12} {one.dynamics}, {one.chains} chains, {one.steps} steps{default}")
+        print(f"  setting  {name:<12} {one.dynamics.name}, {one.chains} chains, {one.steps} steps{default}")
     if loaded.anomaly is None:
         print("  no anomaly threshold: it cannot be served before `metastable calibrate`")
     return found

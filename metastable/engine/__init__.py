@@ -1,1 +1,1 @@
-"""The fast path: chains of many requests, advanced together.  No HTTP, no environment; only artifacts are files."""
+"""The fast path: chains of many requests, advanced together.  No HTTP; the only files are artifacts."""
