@@ -1,1 +1,4 @@
-"""The fast path: chains of many requests, advanced together.  No HTTP, no environment; only artifacts are files."""
+"""The fast path: chains of many requests, advanced together.
+
+No HTTP and no environment.  The only files are exported artifacts, which some runners need.
+"""
