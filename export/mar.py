@@ -23,7 +23,7 @@ from metastable.errors import BundleError, SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_NAME = "metastable"
-LIBRARY_LEFT_OUT = {"training", "evaluation", "attacks"}
+LIBRARY_LEFT_OUT = {"training", "evaluation", "attacks", "cli"}
 
 
 def build(folder: Path, config: Path, archive: Path, artifacts: Path | None = None) -> str:

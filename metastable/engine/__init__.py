@@ -1,1 +1,4 @@
-"""The fast path: chains of many requests, advanced together.  No HTTP; the only files are artifacts."""
+"""The fast path: chains of many requests, advanced together.
+
+No HTTP and no environment.  The only files are exported artifacts, which some runners need.
+"""
