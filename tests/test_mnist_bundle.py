@@ -35,7 +35,7 @@ def mnist(root: Path) -> Bundle:
 
 
 def test_the_settings_are_the_papers_defenses(mnist: Bundle) -> None:
-    assert {s.dynamics for s in mnist.settings.by_name.values()} >= {
+    assert {s.dynamics.name for s in mnist.settings.by_name.values()} >= {
         *("none", "noise", "adp", "langevin", "malade", "reconstruction")
     }
 
