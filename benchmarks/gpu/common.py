@@ -46,11 +46,16 @@ def save(args: argparse.Namespace, result: dict[str, Any], *, finished: bool = F
     device = device_name(device_of(args.device))
     line = json.dumps({**result, "device": device, "tiny": args.tiny, "finished": finished})
     if path := out_path(args, result["command"]):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(line + "\n")
-        part.replace(path)
+        replace(path, line + "\n")
     return line
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file as a whole: a reader sees what it held before, or all of this."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
 
 
 def out_path(args: argparse.Namespace, command: str) -> Path | None:
