@@ -152,13 +152,13 @@ def test_only_float32_is_exact(tiny: Bundle, seen: str) -> None:
     assert made.abilities.exact is (seen == "exact")
 
 
-def test_packed_keys_are_the_keys(runner: CudaRunner) -> None:
+def test_packed_keys_and_held_parameters_are_what_they_are_made_of(runner: CudaRunner) -> None:
     x, steps = images(), [i % 4 for i in range(SIZE)]
     rows = [row_of(0.01)] * SIZE
     wanted, _ = runner.advance(LANGEVIN, Batch(x, keys(), steps, rows), 2)
     packed = cuda_noise.pack(keys(), steps)
     nobody = [(0, 0)] * SIZE  # what was packed is not packed again
-    got, _ = runner.advance(LANGEVIN, Batch(x, nobody, [0] * SIZE, rows, packed), 2)
+    got, _ = runner.advance(LANGEVIN, Batch(x, nobody, [0] * SIZE, [], packed, torch.tensor(rows).T), 2)
     assert torch.equal(got, wanted)
 
 
