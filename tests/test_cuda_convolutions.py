@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metastable.engine.runners.cuda_energy import TILES, FusedScore, Tile, _fastest, fits
+from metastable.engine.runners.cuda_energy import CACHE, PIECE, TILES, FusedScore, Tile, _fastest, fits
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.score import ScoreNetwork
 
@@ -39,17 +39,23 @@ for channels in (1, 3):
 """
 
 COMPILED = """
+import os
+import re
+import subprocess
+import tempfile
+
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from metastable import cuda_convolutions as kernels
-from metastable.engine.runners.cuda_energy import TILES
+from metastable import cuda_kernels
+from metastable.engine.runners.cuda_energy import tiles
 
-SHARED = 227 * 1024
+SHARED = 227 * 1024  # bytes that a program may have of a multiprocessor's own memory
 
 
-def compiled(function, types, constants, warps=4, stages=3):
+def compiled(function, types, constants, warps=4, stages=3, product=True, spills=0):
     signature = {name: types.get(name, "constexpr") for name in function.arg_names}
     even = [i for i, name in enumerate(function.arg_names) if types.get(name, "") not in ("", "fp32")]
     source = ASTSource(
@@ -60,37 +66,59 @@ def compiled(function, types, constants, warps=4, stages=3):
     )
     options = {"num_warps": warps, "num_stages": stages}
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    assert "wgmma" in made.asm["ptx"], "the product does not run on the tensor cores' own instructions"
-    assert made.metadata.shared <= SHARED
+    name = f"{function.__name__} {constants}"
+    assert "wgmma" in made.asm["ptx"] or not product, f"{name}: not on the tensor cores' own instructions"
+    bytes = spilled(made.asm["ptx"])
+    assert bytes <= spills, f"{name}: {bytes} bytes of registers are spilled to memory"
+    return made.metadata.shared
 
 
-half, single, slope = "*fp16", "*fp32", 0.05
-compiled(
+def spilled(ptx):
+    # Bytes that the assembler says go to memory for want of registers.
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [triton.knobs.nvidia.ptxas.path, "-v", "--gpu-name=sm_90a", file.name, "-o", os.devnull]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    found = [int(n) for n in re.findall(r"(\\d+) bytes spill", said)]
+    assert len(found) == 2, said  # stores and loads
+    return sum(found)
+
+
+half, single, slope, n = "*fp16", "*fp32", 0.05, 32
+shared = compiled(
     kernels.first,
     {"x": single, "weight": half, "bias": single, "out": half, "positions": "i32"},
-    {"SIZE": 32, "C": 3, "K": 32, "CO": 32, "SLOPE": slope, "M": 128},
+    {"SIZE": 32, "C": 3, "K": 32, "CO": n, "SLOPE": slope, "M": 128},
 )
-compiled(
+assert shared <= SHARED
+shared = compiled(
     kernels.last,
     {"g": half, "weight": half, "out": single, "positions": "i32", "share": "fp32"},
-    {"SIZE": 32, "CI": 32, "C": 3, "N": 16, "M": 128},
+    {"SIZE": 32, "CI": n, "C": 3, "N": 16, "M": 128},
 )
-for tile in (TILES[0], TILES[2]):
-    shape = {"M": tile.positions, "N": tile.channels, "K": tile.depth, "SLOPE": slope, "SIZE": 4}
-    compiled(
-        kernels.down,
-        {"x": half, "weight": half, "bias": single, "top": half, "out": half, "positions": "i32"},
-        {**shape, "CI": 128, "CO": 256, "TOP": True},
-        tile.warps,
-        tile.stages,
-    )
-    compiled(
-        kernels.up,
-        {"g": half, "weight": half, "held": half, "positions": "i32"},
-        {**shape, "CI": 256, "CO": 128},
-        tile.warps,
-        tile.stages,
-    )
+assert shared <= SHARED
+for i in range(3):
+    for up, inner, outer in ((False, n << i, n << i + 1), (True, n << i + 1, n << i)):
+        room = []
+        for tile in tiles(inner, outer):
+            shape = {"M": tile.positions, "N": tile.channels, "K": tile.depth, "SLOPE": slope}
+            shape |= {"SIZE": 16 >> i, "CI": inner, "CO": outer}
+            types = {"weight": half, "positions": "i32"}
+            if up:
+                types |= {"g": half, "held": half}
+            else:
+                types |= {"x": half, "bias": single, "top": half, "out": half}
+                shape["TOP"] = i == 2
+            function = kernels.up if up else kernels.down
+            room.append(compiled(function, types, shape, tile.warps, tile.stages))
+        # A tile that there is no room for is passed over; the first is taken where nothing is tried.
+        assert room[0] <= SHARED, (up, i, room)
+for score in (half, "*bf16", single):
+    types = {"x": single, "score": score, "factors": single, "rows": "*i64"}
+    types |= {"later": "i32", "size": "i32", "stride": "i32"}
+    # One register goes, and comes back: the assembler keeps it to 32, for many threads at a time.
+    compiled(cuda_kernels._update, types, {"BLOCKS": cuda_kernels.BLOCKS}, product=False, spills=8)
 """
 
 
@@ -115,6 +143,13 @@ def test_in_the_interpreter_they_are_the_score(root: Path) -> None:
 @needs_triton
 def test_they_compile_for_the_tensor_cores_and_fit(root: Path, tmp_path: Path) -> None:
     run(COMPILED, root, TRITON_CACHE_DIR=str(tmp_path))
+
+
+def test_the_activations_of_a_piece_fit_into_the_cache() -> None:
+    made = FusedScore(EnergyNetwork(3, 32, 32), torch.device("meta"))
+    activations = sum(held.nbytes for held in made._held(32))
+    assert len(made._held(32)[0]) == PIECE
+    assert CACHE / 2 < activations <= CACHE  # much smaller pieces would leave the machine idle
 
 
 def test_networks_that_they_are_not_written_for_are_told_apart() -> None:

@@ -1,13 +1,18 @@
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from metastable import cuda_noise, noise
+from metastable.attacks.target import Eot, WhiteBox
 from metastable.bundle import Bundle
-from metastable.defense import Defended, defend
+from metastable.defense import Defended, defend, purify
 from metastable.settings import Setting
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -132,6 +137,29 @@ def test_between_reports_progress_and_may_give_up(tiny: Bundle) -> None:
             flagged=torch.zeros(4, dtype=torch.bool), between=stop,
         )  # fmt: skip
     assert seen == [("purify", 1.0)]
+
+
+def test_on_a_gpu_keys_are_packed_once_and_not_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors without content, which may say that they lie on a GPU: all but the drawing itself."""
+    packed, drawn = list[int](), list[int]()
+    pack = cuda_noise.pack
+
+    def counted(keys: Sequence[noise.ChainKey], steps: Sequence[int]) -> Tensor:
+        packed.append(len(keys))
+        return pack(keys, steps)
+
+    monkeypatch.setattr(cuda_noise, "pack", counted)
+    monkeypatch.setattr(cuda_noise, "at", lambda rows, step: drawn.append(step) or rows)
+    monkeypatch.setattr(cuda_noise, "draw", lambda rows, shape: torch.zeros(rows.shape[1], *shape).to(x))
+    setting = Setting.of("x", "langevin", network="energy", chains=2, steps=30, tau=0.1)
+    attacked = Eot(WhiteBox(setting, torch.nn.Flatten(), torch.sin), 2, "bpda")
+    keys, flagged = [(1, 2), (3, 4)], torch.zeros(2, dtype=torch.bool)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        x = torch.zeros(2, 3, 32, 32, device="cuda")
+        purify(x, keys, setting, torch.sin, flagged)
+        attacked._purify(x, keys, flagged)
+    assert drawn == [*range(30)] * 2
+    assert packed == [2, 2]
 
 
 def test_the_library_reaches_no_server(root: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.gpu import correct, fast, harden, judge, kernels, loan, serve
+from benchmarks.gpu import correct, energy, fast, harden, judge, kernels, loan, serve
 from metastable import console
 
 PIECES = {
@@ -13,6 +13,7 @@ PIECES = {
     "fast": fast,
     "kernels": kernels,
     "harden": harden,
+    "energy": energy,
     "judge": judge,
     "serve": serve,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -43,14 +44,24 @@ def save(args: argparse.Namespace, result: dict[str, Any], *, finished: bool = F
 
     The file is replaced as a whole, so that a run that is broken off leaves what was saved last.
     """
-    device = device_name(device_of(args.device))
-    line = json.dumps({**result, "device": device, "tiny": args.tiny, "finished": finished})
+    line = json.dumps({**result, "device": _named(args.device), "tiny": args.tiny, "finished": finished})
     if path := out_path(args, result["command"]):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(line + "\n")
-        part.replace(path)
+        replace(path, line + "\n")
     return line
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file as a whole: a reader sees what it held before, or all of this."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+@functools.cache
+def _named(device: str) -> str:
+    """Asked once: after a fault a GPU does not say its name any more."""
+    return device_name(device_of(device))
 
 
 def out_path(args: argparse.Namespace, command: str) -> Path | None:

@@ -6,8 +6,9 @@ Kernels against the NumPy reference, scores and dynamics against float64, noise 
 distribution, chains against themselves in other batches and inside an engine, and memory over a thousand
 admissions.
 A part that breaks off is a check that fails, and the others go on; what was found is written after every
-part.  Ends with status 1 if a check fails.  On the CPU the kernels run in Triton's interpreter, where that is
-installed.
+part.  After an access that a GPU forbids all later work of the process fails: the kernels that have run
+least come last.  Ends with status 1 if a check fails.  On the CPU the kernels run in Triton's interpreter,
+where that is installed.
 """
 
 from __future__ import annotations
@@ -255,13 +256,13 @@ def off(got: Tensor, wanted: Tensor) -> Tensor:
 
 
 PARTS: dict[str, Callable[[Bundle, torch.device, Size], list[Check]]] = {
+    "scores": scores,
     "kernel": kernel,
     "noise": noise,
-    "scores": scores,
-    "convolutions": convolutions,
     "runner": runner,
     "engine": engine,
     "leak": leak,
+    "convolutions": convolutions,
 }
 
 
@@ -278,6 +279,7 @@ def run(args: argparse.Namespace) -> int:
     loaded = common.load(args.bundle, device)
     rows: list[Check] = []
     result = {"command": "gpu correct", "rows": rows}
+    common.save(args, result)
     for name, part in PARTS.items():
         if args.only in (None, name):
             try:

@@ -2,9 +2,9 @@
 
     metastable bench gpu fast --out runs/gpu/fast.json
 
-The sizes that the targets are about come first, and what was found is written after every size.
-A row is one contender at one number of chains: the median of samples taken in turn, its ratio to eager
-autograd in the same round, the rate of arithmetic (an explicit score's operations, counted) and its
+The sizes that the targets are about come first, and what was found is written after every contender.
+A row is one contender at one number of chains: the median of samples taken in turn with eager autograd's,
+its ratio to that of the same round, the rate of arithmetic (an explicit score's operations, counted) and its
 share of a bf16 matrix product measured in the same run.  `floor_us` is what the larger of arithmetic at
 that rate and of memory traffic at the measured bandwidth would take.  A contender that fails has its
 error for a row; the others go on.
@@ -54,7 +54,7 @@ def measure(
 ) -> dict[str, Any]:
     """Rows of every size and contender, the machine's ceilings, and the targets judged.
 
-    `keep` gets all that is known after every size.
+    `keep` gets all that is known at first, and after every contender.
     """
     side, least, rounds = (64, 0.001, 2) if tiny else (8192, 0.03, 7)
     ceilings = machine_ceilings(device, side, rounds)
@@ -71,42 +71,45 @@ def measure(
             "targets": judge([row for row in rows if "ratio" in row], TARGETS),
         }
 
+    keep(found())
     for size in tqdm(sizes, desc="batch sizes"):
-        works, failed = {}, []
-        for name in names:
+        floor = size * max(flops / ceilings["bf16_flops"], moved / ceilings["bytes"])
+        works: dict[str, common.Work] = {}  # eager autograd's, once it is known
+        for name in sorted(names, key=lambda name: name != EAGER):
+            row: dict[str, Any] = {"work": "langevin", "chains": size, "runner": name}
             started = time.perf_counter()
+            # A fault of a GPU may show only while a contender is timed, and then nothing runs any more.
             try:
                 work = contenders.makers[name](size)
                 work()
-                works[name] = work
+                ready = time.perf_counter() - started
+                times = common.interleave({**works, name: work}, device, rounds, least)
+                row |= _figures(times, name, size * flops, ceilings["bf16_flops"])
+                row["floor_us"] = round(1e6 * floor, 2)
+                if name == EAGER:
+                    works[name] = work
+                tqdm.write(f"{size} chains, {name}: ready in {ready:.1f} s", sys.stderr)
             except Exception as error:
-                failed.append(
-                    {"work": "langevin", "chains": size, "runner": name, "failed": common.said(error)}
-                )
-            tqdm.write(f"{size} chains, {name}: ready in {time.perf_counter() - started:.1f} s", sys.stderr)
-        times = common.interleave(works, device, rounds, least)
-        floor = size * max(flops / ceilings["bf16_flops"], moved / ceilings["bytes"])
-        for name, taken in times.items():
-            steps = [t / STEPS for t in taken]
-            low, middle, high = common.quartiles(steps)
-            row = {
-                "work": "langevin",
-                "chains": size,
-                "runner": name,
-                "us": round(1e6 * middle, 2),
-                "us_quartiles": [round(1e6 * low, 2), round(1e6 * high, 2)],
-                "steps_per_s": round(1 / middle, 1),
-                "tflops": round(size * flops / middle / 1e12, 4),
-                "peak_share": round(size * flops / middle / ceilings["bf16_flops"], 4),
-                "floor_us": round(1e6 * floor, 2),
-            }
-            if EAGER in times:
-                ratios = [e / t for e, t in zip(times[EAGER], taken, strict=True)]
-                row["ratio"] = round(common.quartiles(ratios)[1], 2)
+                row["failed"] = common.said(error)
             rows.append(row)
-        rows += failed
-        keep(found())
+            keep(found())
     return found()
+
+
+def _figures(times: dict[str, list[float]], name: str, flops: float, peak: float) -> dict[str, Any]:
+    """What one contender's seconds of STEPS steps come to; `flops` of a step, `peak` a second."""
+    low, middle, high = common.quartiles([t / STEPS for t in times[name]])
+    figures = {
+        "us": round(1e6 * middle, 2),
+        "us_quartiles": [round(1e6 * low, 2), round(1e6 * high, 2)],
+        "steps_per_s": round(1 / middle, 1),
+        "tflops": round(flops / middle / 1e12, 4),
+        "peak_share": round(flops / middle / peak, 4),
+    }
+    if EAGER in times:
+        ratios = [e / t for e, t in zip(times[EAGER], times[name], strict=True)]
+        figures["ratio"] = round(common.quartiles(ratios)[1], 2)
+    return figures
 
 
 def operations(bundle: Bundle) -> float:

@@ -8,7 +8,8 @@
 and the others go on.  `train` trains for the minutes that are left, with the small files that outlive the
 machine in DIR: weights in float16, log, picture, metrics; the run itself lies in --run, and the same command
 goes on with it.  Then natural accuracy and accuracy under PGD-20 with EOT 8 of up to 1 000 images of the test
-split, if it is there, and a table last.  Results are lines of DIR/results.jsonl, written as they come.
+split, if it is there, and a table last.  Results are rows of DIR/result.json, written as they come; it says
+that it is not finished where the training was paused.
 
 DIR of --data holds cifar-10-batches-bin/, with any of its data_batch files.
 """
@@ -57,6 +58,7 @@ CANDIDATES = (
     (WIDE, "compile", 512),
 )
 """Classifier, way of WAYS, batch; those that matter most first, those that may take long to compile last."""
+TINY_MINUTES = 0.1  # that the dry run trains for: what is left of a loan on a CPU may be half an hour
 COLUMNS = ("classifier", "way", "batch", "ready_s", "ms_an_update", "images_a_second", "gib", "failed")
 
 
@@ -95,36 +97,48 @@ def run(args: argparse.Namespace) -> int:
     """The whole script; its exit status."""
     theirs: list[str] = args.rest
     until = time.monotonic() + 60 * args.minutes
-    args.out.mkdir(parents=True, exist_ok=True)
-    root = datasets.data_root(args.data)
+    root, results = datasets.data_root(args.data), Results(args.out / "result.json", tiny=args.tiny)
     rows: common.Rows = []
     if args.what in ("all", "speed"):
         chosen = candidates(args.candidates, tiny=args.tiny)
-        rows = speed(chosen, root, args.out, args.device, args.limit, until, tiny=args.tiny)
-    results: list[dict[str, Any]] = []
+        rows = speed(chosen, root, results, args.device, args.limit, until, tiny=args.tiny)
+        print(common.table(rows, COLUMNS))
+    trained: dict[str, Any] = {}
     if args.what in ("all", "train"):
         device = device_of(args.device)
         fast(device)
         config = flags(theirs, args.out, tiny=args.tiny)
         if not {"--compile", "--no-compile"} & set(theirs):
             config = dataclasses.replace(config, compile=compiles(rows, config, until - time.monotonic()))
-        results = [train(config, root, args.run_folder, args.device, until)]
-        told(args.out, results[0])
-        results.append(tested(args.out, config, root, device, tiny=args.tiny))
-        told(args.out, results[1])
-    if rows:
-        print(common.table(rows, COLUMNS))
-    for result in results:
-        print(common.table([{"what": k, "value": v} for k, v in result.items()], ("what", "value")))
-    print(json.dumps({"command": "gpu harden", "speed": rows, "results": results, "tiny": args.tiny}))
+        trained = train(config, root, args.run_folder, args.device, until, tiny=args.tiny)
+        results.add({"what": "training", **trained})
+        found = tested(args.out, config, root, device, tiny=args.tiny)
+        results.add({"what": "test split", **found})
+        for result in (trained, found):
+            print(common.table([{"what": k, "value": v} for k, v in result.items()], ("what", "value")))
+    print(results.save(finished="paused" not in trained))
     return 0
 
 
-def told(out: Path, result: dict[str, Any]) -> None:
-    """Print a result and keep it: nothing waits for the end."""
-    with (out / "results.jsonl").open("a") as file:
-        file.write(json.dumps(result) + "\n")
-    print(json.dumps(result), flush=True)
+class Results:
+    """Rows of a result file, each in it as soon as it is known."""
+
+    def __init__(self, path: Path, *, tiny: bool) -> None:
+        self._path, self._tiny = path, tiny
+        self._rows: common.Rows = []
+        self.save(finished=False)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        self.save(finished=False)
+        print(json.dumps(row), flush=True)
+
+    def save(self, *, finished: bool) -> str:
+        """The line of JSON that the file now holds."""
+        found = {"command": "gpu harden", "rows": self._rows, "tiny": self._tiny, "finished": finished}
+        line = json.dumps(found)
+        common.replace(self._path, line + "\n")
+        return line
 
 
 def flags(given: list[str], out: Path, *, tiny: bool) -> HardenConfig:
@@ -161,7 +175,7 @@ def compiles(rows: common.Rows, config: HardenConfig, seconds: float) -> bool:
 def speed(
     chosen: list[tuple[str, str, int]],
     root: Path,
-    out: Path,
+    results: Results,
     device: str,
     limit: float,
     until: float,
@@ -175,7 +189,7 @@ def speed(
         left = min(limit, until - time.monotonic() - 5)
         row |= _apart(row, root, device, left, tiny) if left > 5 else {"failed": "no time left"}
         rows.append(row)
-        told(out, row)
+        results.add({"what": "speed", **row})
     return rows
 
 
@@ -229,13 +243,16 @@ def measure(classifier: str, way: str, batch: int, root: Path, device: str, *, t
     }
 
 
-def train(config: HardenConfig, root: Path, run: Path, device: str, until: float) -> dict[str, Any]:
+def train(
+    config: HardenConfig, root: Path, run: Path, device: str, until: float, *, tiny: bool
+) -> dict[str, Any]:
     """Train until a little before `until`, which leaves time to judge; metrics, or that it was paused."""
     left = (until - time.monotonic()) / 60
     reserve = min(0.5, left / 4)
     # The reserve is for the test images; if training is late all the same, a checkpoint ends it.
     resumed = run.joinpath("config.json").exists()
-    minutes = json.loads((run / "config.json").read_text())["fit_minutes"] if resumed else left - reserve
+    fits = min(left - reserve, TINY_MINUTES) if tiny else left - reserve
+    minutes = json.loads((run / "config.json").read_text())["fit_minutes"] if resumed else fits
     config = dataclasses.replace(config, fit_minutes=round(minutes, 3) if not resumed else minutes)
     try:
         with sitting(left - reserve / 2):

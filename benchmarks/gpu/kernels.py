@@ -38,8 +38,8 @@ def measure(
     """Rows of every size and contender; one that fails has its error.  `keep` gets all rows after each."""
     contenders = Contenders(bundle, device, sizes)
     rows: common.Rows = []
-    for size in sizes:
-        for name in names:
+    for name in names:  # what may fail for good comes last, at all sizes
+        for size in sizes:
             here = {"chains": size, "runner": name}
             try:
                 work = contenders.makers[name](size)

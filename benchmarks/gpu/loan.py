@@ -1,20 +1,24 @@
 """One command that spends a loan of a GPU well: the pieces of docs/gpu.md, the most valuable first.
 
-    metastable bench gpu loan --minutes 9 --data DIR --out DIR
+    metastable bench gpu loan --data DIR
     metastable bench gpu loan --minutes 9 --data DIR --out DIR --only correct,fast
-    metastable bench gpu loan --minutes 5 --data DIR --out DIR --tiny          # the rehearsal, on a CPU
+    metastable bench gpu loan --minutes 9 --data DIR --out DIR --only energy --resume EARLIER
+    metastable bench gpu loan --tiny                                    # the rehearsal, on a CPU
 
 Every piece is a process with a time limit of its own; one that fails or takes too long stops no other.  What
-there is of its result is in DIR/loan.json within seconds, the end of what it printed in DIR/loan.log, and
-files that it trains beside them: eight files at most, all in DIR itself, each under 16 MiB.  Ends with a
-short table, and with status 1 if a piece failed.
+is measured comes first and cannot take the training's share of the loan; what is left over goes to whatever
+comes next.  What there is of a piece's result is in DIR/loan.json within seconds, the end of what it printed
+in DIR/loan.log, and what it trained beside them (`benchmarks.gpu.returned`): eight files at most, all in DIR
+itself, each under 16 MiB.  Ends with a short table, and with status 1 if a piece failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,8 +30,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
+
 from benchmarks.gpu import common
-from benchmarks.gpu.returned import Returned
+from benchmarks.gpu.returned import Returned, restore
 from metastable import console
 from metastable.errors import MetastableError
 
@@ -40,75 +46,91 @@ class Piece:
     """One line of the order of value.
 
     Attributes:
-        minutes: its limit; None takes what is left but for the limits of those behind it.
+        minutes: that it may take at most, and only of what the training behind it does not need.
         module: run with `python -m`; a piece whose module is not there is left out.
         arguments: its command line, with {data}, {bundle}, {device} and {minutes} of the loan, {folder} for
             the piece's own folder, of which result.json is read, and {work} for what outlives a loan.
         tiny: what the rehearsal adds to that.
-        back: patterns of files in the folder that are handed back, the most important first.
+        flags: what comes after `--`, for its trainer; the loan's --flags replace them.
+        tiny_flags: what the rehearsal adds to those.
+        share: of the whole loan, kept for it until its turn comes; it then has its part of all that is left.
+        back: patterns of files in the folder that are handed back in one archive, the most important first.
+        apart: patterns of those that are too large for it.
     """
 
     name: str
-    minutes: float | None
     module: str
     arguments: str
+    minutes: float = 0.0
     tiny: str = "--tiny"
+    flags: str = ""
+    tiny_flags: str = ""
+    share: float = 0.0
     back: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
 
 
 RESULT = "--bundle {bundle} --device {device} --out {folder}/result.json"
+TRAINING = "--data {data} --device {device} --minutes {minutes}"
 PIECES = (
-    Piece("correct", 1.5, "benchmarks.gpu.correct", RESULT),
+    Piece("correct", "benchmarks.gpu.correct", RESULT, 1.0),
     Piece(
         "fast",
-        2.0,
         "benchmarks.gpu.fast",
         f"{RESULT} --sizes 100,6000 --only '{LIBRARY}'",
+        1.5,
         "--tiny --sizes 1,2",
     ),
-    Piece("own", 2.5, "benchmarks.gpu.fast", f"{RESULT} --sizes 100,6000 --only '{OWN}'", "--tiny --sizes 2"),
-    Piece("profile", 1.0, "benchmarks.gpu.kernels", f"{RESULT} --sizes 100,6000", "--tiny --sizes 2"),
+    Piece(
+        "own", "benchmarks.gpu.fast", f"{RESULT} --sizes 100,6000 --only '{OWN}'", 1.25, "--tiny --sizes 2"
+    ),
+    Piece("profile", "benchmarks.gpu.kernels", f"{RESULT} --sizes 100,6000", 0.75, "--tiny --sizes 2"),
     Piece(
         "harden",
-        None,
         "benchmarks.gpu.harden",
-        "train --data {data} --device {device} --minutes {minutes} --run {work}/harden --out {folder}",
+        f"train {TRAINING} --run {{work}}/harden --out {{folder}}",
+        flags="--bundle {bundle} --sigma 0.05 --compile --ema 0.998 --check-every 1000",
+        tiny_flags="--no-compile",
+        share=0.375,
         back=("*.safetensors*", "*.json", "*.jsonl", "*.png"),
     ),
     Piece(
         "energy",
-        None,
-        "metastable.training",
-        "energy-device --bundle {bundle} --data {data} --device {device} --minutes {minutes} --out {folder}",
-        "--updates 4 --switch 2 --warm 2 --features 4 --bank 8 --batch 4 --steps 2 --report-every 2 "
-        "--check-images 4 --check-steps 2",
-        back=("weights-fp16*", "config.json", "so-far.json", "checkpoint.pt*", "log.jsonl", "*.png"),
+        "benchmarks.gpu.energy",
+        f"--bundle {{bundle}} --out {{folder}}/result.json {TRAINING} --run {{folder}}",
+        share=0.25,
+        back=("weights-fp16*", "config.json", "so-far.json", "metrics.json", "log.jsonl", "*.png"),
+        apart=("checkpoint.pt*",),
     ),
     Piece(
         "serve",
-        1.5,
         "benchmarks.gpu.serve",
         f"{RESULT} --settings fast --seconds 5",
+        1.5,
         "--tiny --settings fast",
     ),
 )
 LEAST = 0.4  # minutes below which a piece is not begun
-GRACE = 0.25  # minutes before its limit that a piece with {minutes} is told to be done
+GRACE = 1 / 3  # minutes before its limit that a piece with {minutes} is told to be done
+LOOK = 2.0  # seconds between looks at what a piece has written
+MINUTES, TINY_MINUTES = 9.0, 30.0
+SLACK = 4.0  # times its limit that a piece may take in the rehearsal: a CPU is slow, however small the work
 
 
 class Loan:
     """The pieces of one loan.
 
     Args:
-        until: on `time.monotonic`, when everything must be over.
+        seconds: from now on, for everything.
         folder: of the pieces' own folders.
         values: what the braces of `Piece.arguments` stand for.
     """
 
     def __init__(
-        self, until: float, folder: Path, returned: Returned, values: dict[str, str], *, tiny: bool
+        self, seconds: float, folder: Path, returned: Returned, values: dict[str, str], *, tiny: bool
     ) -> None:
-        self._until, self._folder, self._returned = until, folder, returned
+        self._seconds, self._until = seconds, time.monotonic() + seconds
+        self._folder, self._returned = folder, returned
         self._values, self._tiny = values, tiny
         self._child: subprocess.Popen[bytes] | None = None
 
@@ -116,17 +138,22 @@ class Loan:
         """Run the pieces in order; a row for each: its state, its seconds, and files that were left out."""
         rows: common.Rows = []
         for i, piece in enumerate(pieces):
-            kept = sum(60 * (later.minutes or 0) for later in pieces[i + 1 :])
             print(f"--- {piece.name}", flush=True)
-            row = self._run(piece, kept)
+            row = self._run(piece, self.limit(piece, pieces[i + 1 :]))
             rows.append(row)
             self._returned.row(row)
             print(f"{piece.name}: {row['state']}, {row.get('seconds', 0)} s", flush=True)
         return rows
 
-    def _run(self, piece: Piece, kept: float) -> dict[str, object]:
-        left = self._until - time.monotonic()
-        limit = min(60 * piece.minutes, left) if piece.minutes else max(left - kept, 0.0)
+    def limit(self, piece: Piece, later: Sequence[Piece]) -> float:
+        """Seconds that a piece may take if it begins now, and `later` are to come."""
+        left, shares = max(self._until - time.monotonic(), 0.0), sum(other.share for other in later)
+        if piece.share:
+            return left * piece.share / (piece.share + shares)
+        most = 60 * piece.minutes * (SLACK if self._tiny else 1.0)
+        return max(min(most, left - shares * self._seconds), 0.0)
+
+    def _run(self, piece: Piece, limit: float) -> dict[str, object]:
         row: dict[str, object] = {"piece": piece.name}
         if importlib.util.find_spec(piece.module) is None:
             return row | {"state": f"left out: there is no {piece.module}"}
@@ -134,26 +161,36 @@ class Loan:
             return row | {"state": "left out: no time"}
         folder = self._folder / piece.name
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "result.json").unlink(missing_ok=True)  # of an earlier loan
         started = time.monotonic()
-        self._returned.begin(piece.name, folder, piece.back)
+        self._returned.begin(piece.name, folder, piece.back, piece.apart)
         status = self._wait(self._command(piece, folder, limit), folder, limit)
         left_out = self._returned.collect()
-        state = "over its limit" if status is None else "done" if status == 0 else f"failed: status {status}"
+        if status == 0:
+            state = "done" if self._returned.finished(piece.name) else "paused"
+        else:
+            state = "over its limit" if status is None else f"failed: status {status}"
         row |= {"state": state, "seconds": round(time.monotonic() - started, 1)}
         return row | ({"left_out": ", ".join(left_out)} if left_out else {})
 
-    def _command(self, piece: Piece, folder: Path, limit: float) -> str:
+    def _command(self, piece: Piece, folder: Path, limit: float) -> list[str]:
         minutes = f"{max(limit / 60 - GRACE, 0.1):.2f}"
         values = self._values | {"folder": str(folder), "minutes": minutes}
-        extra = f" {piece.tiny}" if self._tiny else ""
-        return f"'{sys.executable}' -m {piece.module} {piece.arguments.format(**values)}{extra}"
+        given, flags = piece.arguments, piece.flags
+        if self._tiny:
+            given, flags = f"{given} {piece.tiny}", f"{flags} {piece.tiny_flags}"
+        # Split first: what the braces stand for may have spaces.
+        arguments, of_trainer = (
+            [word.format(**values) for word in shlex.split(text)] for text in (given, flags)
+        )
+        return [sys.executable, "-m", piece.module, *arguments, *(["--", *of_trainer] if of_trainer else [])]
 
-    def _wait(self, command: str, folder: Path, limit: float) -> int | None:
+    def _wait(self, command: list[str], folder: Path, limit: float) -> int | None:
         """The status of a command, or None if it was ended after `limit` seconds."""
         until = time.monotonic() + limit
         with (folder / "log.txt").open("wb") as log:
             self._child = subprocess.Popen(
-                ["bash", "-c", f"exec {command}"],
+                command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -162,7 +199,7 @@ class Loan:
             try:
                 while time.monotonic() < until:
                     try:
-                        return self._child.wait(min(2.0, max(until - time.monotonic(), 0.01)))
+                        return self._child.wait(min(LOOK, max(until - time.monotonic(), 0.01)))
                     except subprocess.TimeoutExpired:
                         self._returned.collect()
                 return None
@@ -182,32 +219,68 @@ class Loan:
             child.wait()
 
 
-def chosen(only: str | None) -> tuple[Piece, ...]:
-    """The pieces of these names, in the order given, or all.  Raises MetastableError for another name."""
+def chosen(only: str | None, flags: Sequence[str] = ()) -> tuple[Piece, ...]:
+    """The pieces of these names, in the order given; all without names.
+
+    Args:
+        flags: NAME=FLAGS of a piece's trainer, in place of its own.
+
+    Raises MetastableError for the name of no piece, and for flags of one that has no trainer.
+    """
     by_name = {piece.name: piece for piece in PIECES}
     names = only.split(",") if only else list(by_name)
     if unknown := [name for name in names if name not in by_name]:
         raise MetastableError(f"no piece {', '.join(unknown)}: choose from {', '.join(by_name)}")
+    for given in flags:
+        name, equals, text = given.partition("=")
+        trainers = [piece.name for piece in PIECES if piece.share]
+        if not equals or name not in trainers:
+            raise MetastableError(
+                f"--flags takes NAME=FLAGS with NAME of {', '.join(trainers)}, not {given!r}"
+            )
+        by_name[name] = dataclasses.replace(by_name[name], flags=text)
     return tuple(by_name[name] for name in names)
+
+
+def data_of(given: str | None, work: Path, *, tiny: bool) -> str:
+    """The folder of the data sets: as given, METASTABLE_DATA, `data`; the rehearsal makes do with noise."""
+    named = given or os.environ.get("METASTABLE_DATA")
+    if named or not tiny:
+        return named or "data"
+    folder = work / "noise" / "cifar-10-batches-bin"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count in (("data_batch_1.bin", 50), ("test_batch.bin", 10)):
+        records = np.random.default_rng(0).integers(0, 256, (count, 3073), dtype=np.uint8)
+        records[:, 0] = np.arange(count) % 10  # the labels
+        (folder / name).write_bytes(records.tobytes())
+    return str(folder.parent)
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
     """Make the parser that of this command."""
     parser.description = __doc__
-    parser.add_argument("--minutes", type=float, required=True, help="for everything")
-    parser.add_argument("--data", default=os.environ.get("METASTABLE_DATA", "data"), help="of the data sets")
-    parser.add_argument("--out", type=Path, required=True, help="folder of what is handed back")
+    parser.add_argument(
+        "--minutes", type=float, help=f"for everything; {MINUTES:g}, or {TINY_MINUTES:g} tiny"
+    )
+    parser.add_argument("--data", help="of the data sets (default: METASTABLE_DATA, data; tiny: noise)")
+    parser.add_argument("--out", type=Path, help="folder of what is handed back (default: that of $OUT)")
     parser.add_argument("--work", type=Path, help="folder of runs that go on in the next loan")
+    parser.add_argument("--resume", type=Path, help="what an earlier loan handed back: its runs go on")
     parser.add_argument("--bundle", default="model_store/cifar10", help="folder of the bundle")
     parser.add_argument("--device", default="auto", help="cuda, cpu; auto takes CUDA where there is one")
     parser.add_argument("--only", help="names of pieces, separated by commas, in this order")
+    parser.add_argument("--flags", action="append", default=[], help="NAME=FLAGS of a piece's trainer")
     parser.add_argument("--tiny", action="store_true", help="the rehearsal: everything, at a size for a CPU")
     parser.set_defaults(run=run, resumes="work", tells=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Spend the loan; the exit status."""
-    started, pieces = time.monotonic(), chosen(args.only)
+    started, pieces = time.monotonic(), chosen(args.only, args.flags)
+    minutes = args.minutes or (TINY_MINUTES if args.tiny else MINUTES)
+    out = args.out or Path(os.environ.get("OUT") or "runs/gpu/loan")
+    if args.resume and args.resume.resolve() == out.resolve():
+        raise MetastableError(f"{out} cannot be both --resume and --out: choose another --out")
 
     def told_to_end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -215,10 +288,18 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, told_to_end)
     with ExitStack() as stack:
         work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        values = {"data": args.data, "bundle": args.bundle, "device": args.device, "work": str(work)}
-        returned = Returned(args.out, {"command": "gpu loan", "minutes": args.minutes, "tiny": args.tiny})
-        loan = Loan(started + 60 * args.minutes, work / "pieces", returned, values, tiny=args.tiny)
-        rows = loan.spend(pieces)
+        if args.resume:
+            for piece in pieces:
+                restore(args.resume, piece.name, work / "pieces" / piece.name)
+        data = data_of(args.data, work, tiny=args.tiny)
+        values = {"data": data, "bundle": args.bundle, "device": args.device, "work": str(work)}
+        returned = Returned(
+            out,
+            {"command": "gpu loan", "minutes": minutes, "tiny": args.tiny},
+            archives=sum(bool(piece.back) for piece in pieces),
+        )
+        seconds = 60 * minutes - (time.monotonic() - started)
+        rows = Loan(seconds, work / "pieces", returned, values, tiny=args.tiny).spend(pieces)
     print(common.table(rows, ("piece", "state", "seconds", "left_out")))
     print("\n".join(returned.findings()))
     return int(any(str(row["state"]).startswith("failed") for row in rows))

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from metastable import cuda_noise
 from metastable.defense import begin, mirrored
@@ -43,8 +44,11 @@ class Chains:
     ) -> None:
         self._runner, self._costs, self._shape, self._clock = runner, costs, shape, clock
         self._x = torch.zeros(slots, *shape, device=runner.abilities.device)
-        # Steps, and keys once more, packed when a chain starts: no batch has to pack its thousands anew.
-        self._packed = torch.zeros(cuda_noise.FIELDS, slots, dtype=torch.int64)
+        # Beside the states, what a runner needs of each chain, put there when it starts: no batch has to make
+        # tensors of its thousands anew, or send them.  Steps are counted here and there.
+        self._packed = torch.zeros(cuda_noise.FIELDS, slots, dtype=torch.int64, device=self._x.device)
+        self._held: dict[Kind, Tensor] = {}  # parameters, [width, slots]
+        self._steps = torch.zeros(slots, dtype=torch.int64)
         self._key: list[ChainKey] = [(0, 0)] * slots
         self._owner: list[Request | None] = [None] * slots
         self._free = list(range(slots))
@@ -94,16 +98,17 @@ class Chains:
         """
         size, rows = len(slots), torch.tensor(slots)
         owners = [self._owned(slot) for slot in slots]
-        packed, wanted = self._packed.index_select(1, rows), torch.tensor([o.steps for o in owners])
-        left = int((wanted - packed[STEP]).min())
+        made, wanted = self._steps.index_select(0, rows), torch.tensor([o.steps for o in owners])
+        left = int((wanted - made).min())
         steps = max(1, min(left, int(budget / self._costs.seconds(kind, size))))
         there = rows.to(self._x.device)
         batch = Batch(
             self._x.index_select(0, there),
             [self._key[slot] for slot in slots],
-            packed[STEP].tolist(),
+            made.tolist(),
             [o.parameters for o in owners],
-            packed,
+            self._packed.index_select(1, there),
+            self._held[kind].index_select(1, there),
         )
         started = self._clock()
         x, moved = self._runner.advance(kind, batch, steps)
@@ -111,11 +116,12 @@ class Chains:
         self._costs.observe(kind, size, spent / steps)
         self.steps_made += steps * size
         self._x.index_copy_(0, there, x)
-        self._packed[STEP].index_add_(0, rows, moved)
+        self._steps.index_add_(0, rows, moved)
+        self._packed[STEP].index_add_(0, there, moved.to(there.device))
         for owner, count in Counter(owners).items():
             owner.charge("purify", spent * count / size)
         finite = x.flatten(1).isfinite().all(1).cpu()
-        over = finite & ((packed[STEP] + moved >= wanted) | (moved < steps))
+        over = finite & ((made + moved >= wanted) | (moved < steps))
         broken = [
             request
             for row in (~finite).nonzero().flatten().tolist()
@@ -135,7 +141,7 @@ class Chains:
         outputs = self._runner.classify(mirrored(x, odd)).float()
         spent = self._clock() - started
         self._costs.observe(CLASSIFY, size, spent)
-        finite, made = outputs.isfinite().all(1).tolist(), self._packed[STEP, slots].tolist()
+        finite, made = outputs.isfinite().all(1).tolist(), self._steps[slots].tolist()
         broken = []
         for row, slot in enumerate(slots):
             owner = self._owned(slot)
@@ -154,7 +160,12 @@ class Chains:
     def _place(self, request: Request, slots: list[int]) -> None:
         """Put the starting states of a request's chains into their slots."""
         device, keys = self._x.device, [self._key[slot] for slot in slots]
-        self._packed[:, slots] = cuda_noise.pack(keys, [0] * len(slots))
+        self._packed[:, slots] = cuda_noise.pack(keys, [0] * len(slots)).to(device)
+        self._steps[slots] = 0
+        if (kind := request.kind) is not None:
+            if kind not in self._held:
+                self._held[kind] = torch.zeros(len(kind.probe), len(self._owner), device=device)
+            self._held[kind][:, slots] = torch.tensor(request.parameters, device=device)[:, None]
         x = request.job.image.to(device).expand(len(slots), *self._shape)
         x = begin(x, keys, request.job.setting.dynamics, [request.job.flagged] * len(slots))
         self._x[slots] = x

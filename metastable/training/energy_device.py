@@ -28,11 +28,14 @@ from metastable.training.energy_update import DeviceConfig, Trainer
 from metastable.training.energy_watch import Watch, check
 from metastable.training.run import Paused, Run, device_of
 
+Told = Callable[[dict[str, Any]], None]
+
 
 class _Training:
     """A run in its folder; see `train`."""
 
-    def __init__(self, config: DeviceConfig, data: Path, out: Path, device: torch.device) -> None:
+    def __init__(self, config: DeviceConfig, data: Path, out: Path, device: torch.device, told: Told) -> None:
+        self._told = told
         self.run = Run(out, config, free=("updates", "switch", "accuracy"))
         self.config, self._device, self._out = config, device, out
         train_set = datasets.load(config.dataset, data, "train")
@@ -100,6 +103,7 @@ class _Training:
         """Check the present weights; keep them if they are the best so far."""
         final, found = check(self.trainer, self._classifier, self._images, self._labels)
         self.checks.append({"update": self.update, **found})
+        self._told(self.checks[-1])
         if self.best is None or found["accuracy"] > self.best[0]:
             weights = {k: v.detach().cpu().clone() for k, v in self.trainer.network.state_dict().items()}
             self.best = found["accuracy"], weights
@@ -178,8 +182,12 @@ def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in state.items()}
 
 
-def train(config: DeviceConfig, data: Path, out: Path, device: str = "auto") -> dict[str, Any]:
+def train(
+    config: DeviceConfig, data: Path, out: Path, device: str = "auto", told: Told = lambda check: None
+) -> dict[str, Any]:
     """Train in run folder `out`, resume where a checkpoint is, and return the metrics.
+
+    `told` gets every check of the weights (`energy_watch.check`, and the update) as it is made.
 
     The weights that are written are those of the best check, not of the last update.  Beside what a Run
     writes there are `health.png`, `samples.png` and, where a sitting ends first, `so-far.json`.
@@ -189,7 +197,7 @@ def train(config: DeviceConfig, data: Path, out: Path, device: str = "auto") -> 
         BundleError: there is no bundle with a classifier where the configuration says.
         Paused: the sitting is over.
     """
-    training = _Training(config, data, out, device_of(device))
+    training = _Training(config, data, out, device_of(device), told)
     training.go()
     assert training.best is not None, "the last act of a run is a check"
     network = training.trainer.network

@@ -8,7 +8,6 @@ on a prepared score, and nothing is read back while an update runs.  The same co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,8 +120,8 @@ class Trainer:
         ]
         if not adam:
             return torch.optim.SGD(groups)
-        on_gpu: dict[str, Any] = {"fused": True, "capturable": True} if self._device.type == "cuda" else {}
-        return torch.optim.Adam(groups, **on_gpu)
+        # The plain one reads its count of steps back at every step.
+        return torch.optim.Adam(groups, fused=True, capturable=self._device.type == "cuda")
 
     def update(self, optimizer: torch.optim.Optimizer) -> None:
         """One update, without a look at anything from the host."""

@@ -19,6 +19,7 @@ from metastable.training import energy, energy_device
 from metastable.training.energy_update import DeviceConfig, Trainer
 from metastable.training.energy_watch import PATIENCE, Watch
 from metastable.training.run import KEPT, Paused, sitting
+from tests.training.resident import Resident
 from tests.training.test_energy import write_mnist
 
 CPU = torch.device("cpu")
@@ -68,6 +69,19 @@ def test_updates_visit_the_bank_from_end_to_end_and_note_their_figures(data: Pat
     recent = made.recent()
     assert [len(recent[name]) for name in ("d", "strength", "spread")] == [2, 2, 2]  # the ring's length
     assert all(value > 0 for value in recent["strength"] + recent["spread"])
+
+
+@pytest.mark.parametrize("adam", [True, False])
+def test_an_update_reads_nothing_back(data: Path, adam: bool) -> None:
+    made = trainer(data)
+    optimizer = made.optimizer(adam=adam)
+    with Resident():
+        for _ in range(3):
+            made.update(optimizer)
+        made.warm(made.optimizer(adam=True))
+    assert all(value > 0 for value in made.recent()["strength"])
+    with Resident(), pytest.raises(AssertionError, match="reads a tensor back"):
+        made.recent()
 
 
 def test_an_update_descends_the_difference_that_it_notes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

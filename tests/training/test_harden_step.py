@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from metastable import datasets
 from metastable.training import harden_session, harden_step
 from tests.training import harden_toys
 from tests.training.harden_toys import config
+from tests.training.resident import Resident
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +37,24 @@ def test_one_update_lowers_the_loss_of_its_batch(tmp_path: Path, folder: Path) -
     # With no memory the average is the network.
     for name, value in update.pipeline.state_dict().items():
         assert torch.allclose(session.learner.average.shadow[name].float(), value.float(), atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attack_steps": 2},
+        {"optimizer": "sgd", "loss": "trades", "attack_steps": 1},
+        {"mode": "stability", "unroll": 2},
+    ],
+)
+def test_an_update_reads_nothing_back(tmp_path: Path, folder: Path, changes: dict[str, Any]) -> None:
+    session = harden_session.begin(config(folder, **changes), tmp_path, tmp_path / "run", "cpu")
+    update = session.update
+    for step in range(2):
+        update.load(session.batches, step, rate=1e-3, eps=0.03)
+        with Resident():
+            update.work()
+    assert (update.ring[:, 2] > 0).all()
 
 
 def test_measuring_speed_changes_nothing(tmp_path: Path, folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from metastable.dynamics.base import Kind, Row
+from metastable.dynamics.base import Kind, Row, columns
 from metastable.noise import ChainKey
 
 
@@ -27,8 +27,9 @@ class Batch:
         keys: (request seed, chain number) of every row.
         steps: number of the next step of every row: noise is keyed by it.
         parameters: of every row, as its dynamics gives them.
-        packed: keys and steps once more, as `cuda_noise.pack` makes them, on the CPU; None where nobody
-            has packed them yet.  Thousands of keys take longer to pack than some steps of their chains.
+        packed, held: keys and steps once more, as `cuda_noise.pack` makes them, and parameters [width, B], as
+            tensors where the states are; None where nobody has made them yet.  To make them of thousands of
+            chains takes longer than some of their steps.
     """
 
     x: Tensor
@@ -36,12 +37,19 @@ class Batch:
     steps: Sequence[int]
     parameters: Sequence[Row]
     packed: Tensor | None = None
+    held: Tensor | None = None
 
     def part(self, start: int, size: int) -> Batch:
         """The `size` chains from row `start` on."""
         here = slice(start, start + size)
-        packed = None if self.packed is None else self.packed[:, here]
-        return Batch(self.x[here], self.keys[here], self.steps[here], self.parameters[here], packed)
+        packed, held = (None if t is None else t[:, here] for t in (self.packed, self.held))
+        return Batch(self.x[here], self.keys[here], self.steps[here], self.parameters[here], packed, held)
+
+    def columns(self, device: torch.device) -> list[Tensor]:
+        """The parameters, each a tensor [B] on `device`."""
+        if self.held is None:
+            return [column.to(device) for column in columns(self.parameters)]
+        return list(self.held.to(device).unbind(0))
 
 
 CPU = torch.device("cpu")

@@ -69,6 +69,12 @@ def _cuda(parts: Parts, files: Mapping[str, bytes], precision: Precision) -> Run
     return CudaRunner(parts.networks, parts.classifier, precision="bf16" if precision == "bf16" else "tf32")
 
 
+def _cuda_f16(parts: Parts, files: Mapping[str, bytes], precision: Precision) -> Runner:
+    from metastable.engine.runners.cuda_runner import CudaRunner
+
+    return CudaRunner(parts.networks, parts.classifier, precision="f16")
+
+
 def _onnx(parts: Parts, files: Mapping[str, bytes], precision: Precision) -> Runner:
     from metastable.engine.runners.onnx_runner import OnnxRunner
 
@@ -110,6 +116,7 @@ MAKERS: dict[str, Maker] = {
     "aot": Maker(_aot, artifact=PACKAGES),
     "cuda": Maker(_cuda, "triton", gpu=True),
     "cuda-bf16": Maker(_cuda, "triton", precision="bf16", gpu=True),
+    "cuda-f16": Maker(_cuda_f16, "triton", gpu=True),
 }
 NAMES = (AUTO, *MAKERS)
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.energy_prepared import SCALE
 
+CACHE = 50_000_000  # bytes of the second-level cache of an H100
 PIECE = 384
-"""Chains whose activations, 123 KB each for 32 features on 3x32x32, fit into 50 MB of cache."""
+"""Chains whose activations, 123 KB each for 32 features on 3x32x32, fit into CACHE."""
 TRIES = 10  # launches of a tile that is timed
 
 
@@ -37,6 +38,13 @@ class Tile:
 
 TILES = (Tile(128, 64), Tile(64, 64, stages=4), Tile(128, 128, warps=8), Tile(64, 128))
 """What a product may be cut into, the safest first.  On a GPU the fastest is found by trial."""
+
+
+def tiles(inner: int, outer: int) -> list[Tile]:
+    """What a product of `inner` channels to `outer` may be cut into, each once."""
+    return list(
+        dict.fromkeys(replace(t, channels=min(t.channels, outer), depth=min(t.depth, inner)) for t in TILES)
+    )
 
 
 def fits(network: nn.Module) -> bool:
@@ -162,7 +170,7 @@ class FusedScore:
     ) -> Tile:
         """How a product is cut, of `inner` channels to `outer`: found at the first use, by trial on a GPU."""
         if key not in self._chosen:
-            cut = [replace(t, channels=min(t.channels, outer), depth=min(t.depth, inner)) for t in TILES]
+            cut = tiles(inner, outer)
             self._tried = self._device.type != "cpu"
             self._chosen[key] = _fastest(cut, launch) if self._tried else cut[0]
         return self._chosen[key]
@@ -177,13 +185,13 @@ def _tiles(positions: int, tile: int) -> int:
     return -(-positions // tile)
 
 
-def _fastest(tiles: list[Tile], launch: Callable[[Tile], None]) -> Tile:
+def _fastest(choices: list[Tile], launch: Callable[[Tile], None]) -> Tile:
     """The tile of the least time; one that the device has no room for is passed over.
 
     Raises RuntimeError if there is room for none.
     """
     times: dict[Tile, float] = {}
-    for tile in dict.fromkeys(tiles):
+    for tile in choices:
         try:
             launch(tile)
             first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]

@@ -51,8 +51,7 @@ class Lane:
         packed = cuda_noise.pack(batch.keys, batch.steps) if batch.packed is None else batch.packed
         self._x[:size] = batch.x.to(device)
         self._rows[:, :size] = packed.to(device)
-        kept = _kept(self._kind, columns(batch.parameters), self._network.scale)
-        self._columns[:, :size] = kept.to(device)
+        self._columns[:, :size] = _kept(self._kind, batch.columns(device), self._network.scale)
         self._moved.zero_()
 
     def run(self, steps: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metastable import noise
-from metastable.dynamics.base import Kind, columns
+from metastable.dynamics.base import Kind
 from metastable.engine.runners import Batch
 
 Call = Callable[[Tensor], Tensor]
@@ -29,8 +29,8 @@ class Stepper:
     @torch.inference_mode()
     def advance(self, kind: Kind, batch: Batch, steps: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `Runner.advance`; x is the batch's state, on the device and in the layout of the score."""
-        parameters = [column.to(x.device) for column in columns(batch.parameters)]
         shape, draws, device = tuple(x.shape[1:]), kind.draws, x.device
+        parameters = batch.columns(device)
         made = torch.zeros(len(x), device=device)
         for t in range(steps):
 

@@ -67,7 +67,15 @@ def test_a_part_that_breaks_off_fails_and_the_others_go_on(
     assert end.value.code == 1
     broken = {"check": "first: RuntimeError: no kernel", "ok": False}
     assert seen == [[broken]]
+    assert len(json.loads(out.read_text())["rows"]) == 2
     assert [row["check"] for row in json.loads(out.read_text())["rows"]] == [broken["check"], "fine"]
+
+
+def test_kernels_that_have_run_least_come_last() -> None:
+    """An illegal access ends everything that the process does on the GPU after it."""
+    names = list(correct.PARTS)
+    assert (names[0], names[-1]) == ("scores", "convolutions")
+    assert correct.PARTS["convolutions"] is correct.convolutions
 
 
 def test_a_number_that_is_none_does_not_pass() -> None:

@@ -70,10 +70,54 @@ def test_a_contender_that_fails_stops_no_other(
     monkeypatch.setattr(sys, "argv", ["fast", *arguments, "--only", "AOTInductor;eager explicit"])
     fast.main()
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
-    assert [row.get("failed") for row in rows] == [None, "RuntimeError: no compiler"]
+    assert [row.get("failed") for row in rows] == ["RuntimeError: no compiler", None]
 
 
-def test_the_sizes_of_the_targets_come_first_and_every_size_is_written_when_it_is_known(
+def test_a_fault_while_a_contender_is_timed_loses_nothing_that_came_before(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an illegal access on a GPU: it shows some calls later, and from then on everything fails."""
+    calls, broken = 0, False
+
+    def faulty(self: object, size: int) -> fast.common.Work:
+        def work() -> None:
+            nonlocal calls, broken
+            calls += 1
+            broken = broken or calls > 3
+            if broken:
+                raise RuntimeError("an illegal memory access")
+
+        return work
+
+    sound = fast.Contenders.explicit
+
+    def after(self: fast.Contenders, size: int) -> fast.common.Work:
+        if broken:
+            raise RuntimeError("an illegal memory access")
+        return sound(self, size)
+
+    monkeypatch.setattr(fast.Contenders, "packaged", faulty)
+    monkeypatch.setattr(fast.Contenders, "explicit", after)
+    kept: list[list[str]] = []
+    found = fast.measure(
+        tiny,
+        torch.device("cpu"),
+        (2,),
+        ("AOTInductor", "eager explicit", "eager autograd"),
+        tiny=True,
+        keep=lambda found: kept.append([row["runner"] for row in found["rows"]]),
+    )
+    assert [(row["runner"], row.get("failed")) for row in found["rows"]] == [
+        ("eager autograd", None),
+        ("AOTInductor", "RuntimeError: an illegal memory access"),
+        ("eager explicit", "RuntimeError: an illegal memory access"),
+    ]
+    assert found["rows"][0]["us"] > 0
+    assert calls == 4
+    assert kept[:3] == [[], ["eager autograd"], ["eager autograd", "AOTInductor"]]
+
+
+def test_the_sizes_of_the_targets_come_first_and_every_row_is_written_when_it_is_known(
     tiny: Bundle,
 ) -> None:
     assert fast.SIZES[:2] == (100, 6000)
@@ -87,4 +131,4 @@ def test_the_sizes_of_the_targets_come_first_and_every_size_is_written_when_it_i
         tiny=True,
         keep=lambda found: kept.append(len(found["rows"])),
     )
-    assert kept == [1, 2]
+    assert kept == [0, 1, 2]

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu import harden
+from metastable.training import harden_session
+from metastable.training.run import Paused
 
 
 @pytest.fixture
@@ -40,7 +42,9 @@ def test_speeds_that_fail_do_not_stop_the_others(
         return {"failed": "no memory"} if row["way"] == "eager" else {}
 
     run(monkeypatch, "speed", "--data", str(data), "--out", str(tmp_path / "out"))
-    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    rows = result["rows"]
+    assert result["finished"]
     assert [row["way"] for row in rows] == ["eager", "graph", "compile"]
     assert rows[0]["failed"] == "no memory"
     assert all(row["ms_an_update"] > 0 for row in rows[1:])
@@ -54,18 +58,36 @@ def test_it_trains_resumes_and_judges(
     monkeypatch.setattr(sys, "argv", ["x", *given, "--device", "cpu", "--tiny", "--", "--sigma", "0.05"])
     harden.main()
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
-    training, test = said["results"]
+    training, test = said["rows"]
+    assert said["finished"]
     assert training["updates"] >= 1
     assert test["test images"] == 8
     assert {path.name for path in out.iterdir()} == {
         *("purifier.fp16.safetensors", "classifier.fp16.safetensors", "parts.json", "log.jsonl"),
-        *("health.png", "metrics.json", "results.jsonl"),
+        *("health.png", "metrics.json", "result.json"),
     }
     assert json.loads((folder / "config.json").read_text())["sigma"] == 0.05
     harden.main()  # the finished run is judged again, not trained again
-    assert (
-        json.loads(capsys.readouterr().out.splitlines()[-1])["results"][0]["updates"] == training["updates"]
-    )
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again["rows"][0]["updates"] == training["updates"]
+
+
+def test_a_training_that_is_paused_says_so_and_is_judged(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["train", "--data", str(data), "--out", str(tmp_path / "out"), "--run", str(tmp_path / "run")]
+
+    def paused(*_: object, **__: object) -> None:
+        session = harden_session.begin(harden.flags([], tmp_path / "out", tiny=True), data, tmp_path, "cpu")
+        session.put()
+        raise Paused("the sitting is over")
+
+    monkeypatch.setattr(harden.harden, "train", paused)
+    run(monkeypatch, *given)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert not result["finished"]
+    assert result["rows"][0] == {"what": "training", "paused": "the sitting is over"}
+    assert result["rows"][1]["test images"] == 8
 
 
 def test_the_flags_of_the_trainer_are_taken(tmp_path: Path) -> None:

@@ -1,32 +1,23 @@
-"""The rehearsal of a loan, and that nothing in it stops the rest or is lost."""
+"""The rehearsal of a loan, and that nothing in it stops the rest."""
 
 from __future__ import annotations
 
 import json
 import sys
+import tarfile
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from benchmarks.gpu import loan
-from benchmarks.gpu.loan import Piece
-from benchmarks.gpu.returned import BYTES, FILES, Returned, finding
+from benchmarks.gpu.loan import Loan, Piece
+from benchmarks.gpu.returned import FILES, Returned
+from metastable import console
 from metastable.errors import MetastableError
 
 PLAYED = "tests.benchmarks.gpu.piece"
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data" / "cifar-10-batches-bin"
-    folder.mkdir(parents=True)
-    records = np.random.default_rng(0).integers(0, 256, (10, 3073), dtype=np.uint8)
-    records[:, 0] = np.arange(10)
-    for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
-        (folder / name).write_bytes(records.tobytes())
-    return tmp_path / "data"
+TRAINING = 450 / 720  # of a loan, by the order of value
 
 
 def spend(
@@ -49,19 +40,18 @@ def states(found: dict[str, object]) -> dict[str, str]:
 
 
 def test_the_rehearsal_runs_every_piece(
-    tiny_folder: Path,
-    data: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """As typed: everything but the bundle, which is smaller, by the command's own defaults."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    mine = tuple(piece for piece in loan.PIECES if piece.name != "harden")  # which has a rehearsal of its own
-    arguments = ["--tiny", "--minutes", "9", "--bundle", str(tiny_folder), "--data", str(data)]
-    status, found = spend(monkeypatch, tmp_path / "out", *arguments, pieces=mine)
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    monkeypatch.delenv("METASTABLE_DATA", raising=False)
+    monkeypatch.setattr(sys, "argv", ["loan", "--tiny", "--bundle", str(tiny_folder), "--device", "cpu"])
+    loan.main()
+    found = json.loads((tmp_path / "out" / "loan.json").read_text())
     assert set(states(found).values()) == {"done"}, (tmp_path / "out" / "loan.log").read_text()
-    assert status == 0
-    results: dict[str, dict[str, list[dict[str, object]]]] = found["results"]  # type: ignore[assignment]
+    assert list(states(found)) == [piece.name for piece in loan.PIECES]
+    results: dict[str, dict[str, list[dict[str, object]]]] = found["results"]
     assert all(row["ok"] for row in results["correct"]["rows"])
     assert {row["chains"] for row in results["fast"]["rows"]} == {1, 2}
     assert not [
@@ -69,30 +59,69 @@ def test_the_rehearsal_runs_every_piece(
     ]
     assert [row["kernel"] for row in results["profile"]["rows"]].count("all") == 2
     assert results["serve"]["rows"][0]["load"] == "closed"
+    assert [row["what"] for row in results["harden"]["rows"]] == ["training", "test split"]
+    assert [row["what"] for row in results["energy"]["rows"]][-1] == "training"
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"loan.json", "loan.log", "energy-weights-fp16.safetensors", "energy-log.jsonl"} <= files
-    assert len(files) <= FILES
-    assert "fast: 2 chains, graphs bf16: " in capsys.readouterr().out
+    assert files == {"loan.json", "loan.log", "harden.tar", "energy.tar", "energy-checkpoint.pt"}
+    with tarfile.open(tmp_path / "out" / "harden.tar") as archive:
+        assert {"purifier.fp16.safetensors", "classifier.fp16.safetensors", "log.jsonl"} <= set(
+            archive.getnames()
+        )
+    with tarfile.open(tmp_path / "out" / "energy.tar") as archive:
+        assert {"weights-fp16.safetensors", "config.json", "log.jsonl"} <= set(archive.getnames())
+    said = capsys.readouterr().out
+    for beginning in (
+        "fast: 2 chains, graphs bf16: ",
+        "harden: training: natural ",
+        "energy: check: update ",
+    ):
+        assert f"\n{beginning}" in said
 
 
 def test_the_order_of_value_begins_with_what_all_else_needs() -> None:
-    assert [piece.name for piece in loan.PIECES][:4] == ["correct", "fast", "own", "profile"]
+    names = ["correct", "fast", "own", "profile", "harden", "energy", "serve"]
+    assert [piece.name for piece in loan.PIECES] == names
     for piece in loan.PIECES:
         values = dict.fromkeys(("data", "bundle", "device", "work", "folder", "minutes"), "1")
-        assert "{" not in piece.arguments.format(**values)
-    assert sum(piece.minutes or 0 for piece in loan.PIECES) <= 9
+        assert "{" not in piece.arguments.format(**values) + piece.flags.format(**values)
     with pytest.raises(MetastableError, match="no piece magic: choose from correct, "):
         loan.chosen("fast,magic")
     assert [piece.name for piece in loan.chosen("serve,fast")] == ["serve", "fast"]
+    with pytest.raises(MetastableError, match="NAME of harden, energy, not 'fast=--x'"):
+        loan.chosen(None, ["fast=--x"])
+
+
+@pytest.mark.parametrize("minutes", [5, 9, 12])
+def test_training_keeps_its_share_of_a_loan_and_both_have_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float
+) -> None:
+    """Every piece takes all that it may: the worst case."""
+    now = 1000.0
+    monkeypatch.setattr(loan.time, "monotonic", lambda: now)
+    made = Loan(60 * minutes, tmp_path, Returned(tmp_path / "out", {}), {}, tiny=False)
+    taken = {}
+    for i, piece in enumerate(loan.PIECES):
+        taken[piece.name] = made.limit(piece, loan.PIECES[i + 1 :])
+        now += taken[piece.name]
+    assert sum(taken.values()) == pytest.approx(60 * minutes)
+    assert taken["harden"] + taken["energy"] >= TRAINING * 60 * minutes - 1e-6
+    assert min(taken["harden"], taken["energy"]) > 60 * (loan.LEAST + loan.GRACE)
+    assert taken["serve"] == 0  # only where time is left
+    assert taken["correct"] == 60
+    now = 1000.0
+    harden, energy = loan.chosen("harden,energy")
+    assert made.limit(energy, ()) == 60 * minutes  # what nobody took is its own
+    assert made.limit(harden, ()) == 60 * minutes
 
 
 def test_a_piece_that_fails_or_hangs_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loan, "LEAST", 0.0)
+    monkeypatch.setattr(loan, "SLACK", 1.0)
     pieces = (
-        Piece("broken", 1.0, PLAYED, "{folder} --status 3"),
-        Piece("hanging", 2 / 60, PLAYED, "{folder} --sleep 99 --files kept.bin:5", back=("*.bin",)),
-        Piece("absent", 1.0, "benchmarks.gpu.nothing", ""),
-        Piece("fine", 1.0, PLAYED, "{folder}"),
+        Piece("broken", PLAYED, "{folder} --status 3", 1.0),
+        Piece("hanging", PLAYED, "{folder} --sleep 99 --files kept.bin:5", 2 / 60, apart=("*.bin",)),
+        Piece("absent", "benchmarks.gpu.nothing", "", 1.0),
+        Piece("fine", PLAYED, "{folder}", 1.0),
     )
     started = time.monotonic()
     status, found = spend(monkeypatch, tmp_path / "out", "--minutes", "5", "--tiny", pieces=pieces)
@@ -109,36 +138,51 @@ def test_a_piece_that_fails_or_hangs_stops_no_other(tmp_path: Path, monkeypatch:
     assert (tmp_path / "out" / "loan.log").read_text().count("tiny") == 3
 
 
+def test_a_result_is_handed_back_while_its_piece_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "with a space"
+    pieces = (Piece("asking", PLAYED, f"{{folder}} --seen '{out / 'loan.json'}'", 3.0),)
+    status, found = spend(monkeypatch, out, pieces=pieces)
+    assert (status, states(found)) == (0, {"asking": "done"}), (out / "loan.log").read_text()
+
+
+def test_a_training_that_is_paused_does_not_count_as_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = (Piece("long", PLAYED, "{folder} --paused", share=1.0, flags="--own 1"),)
+    status, found = spend(monkeypatch, tmp_path / "out", "--flags", "long=--given 2 --more", pieces=pieces)
+    assert (status, states(found)) == (0, {"long": "paused"})
+    assert "full --given 2 --more\n" in (tmp_path / "out" / "loan.log").read_text()
+
+
 def test_a_loan_that_is_over_begins_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pieces = (Piece("late", 1.0, PLAYED, "{folder}"), Piece("rest", None, PLAYED, "{folder}"))
+    pieces = (Piece("late", PLAYED, "{folder}", 1.0), Piece("rest", PLAYED, "{folder}", share=1.0))
     status, found = spend(monkeypatch, tmp_path / "out", "--minutes", "0.1", pieces=pieces)
     assert (status, set(states(found).values())) == (0, {"left out: no time"})
 
 
-def test_what_is_handed_back_is_small_flat_and_follows_what_changes(tmp_path: Path) -> None:
-    folder, out = tmp_path / "piece", tmp_path / "out"
-    (folder / "deep").mkdir(parents=True)
-    returned = Returned(out, {})
-    returned.begin("train", folder, ("*.first", "*"))
-    (folder / "z.first").write_bytes(b"1")
-    (folder / "large").write_bytes(bytes(BYTES + 1))
-    for i in range(9):
-        (folder / f"f{i}").write_bytes(b"old")
-    left_out = returned.collect()
-    assert len(list(out.iterdir())) == FILES
-    assert (out / "train-z.first").exists()
-    assert left_out == [*(f"f{i}" for i in range(5, 9)), "large"]
-    (folder / "f0").unlink()
-    (folder / "f1").write_bytes(b"newer")
-    returned.collect()
-    assert not (out / "train-f0").exists()
-    assert (out / "train-f1").read_bytes() == b"newer"
-    assert len(list(out.iterdir())) == FILES
-
-
-def test_findings_are_what_somebody_would_look_for() -> None:
-    assert finding({"check": "words", "ok": True, "value": 0}) == ""
-    assert finding({"check": "words", "ok": False, "value": 3}) == "FAILED words: 3"
-    assert finding({"kernel": "gemm", "us": 1.0}) == ""
-    row = {"chains": 100, "runner": "graphs", "us": 50.0, "ratio": 12.5, "peak_share": 0.31}
-    assert finding(row) == "100 chains, graphs: 50.0 us, 12.5 times eager, 31.0% of the peak"
+def test_a_run_goes_on_from_what_an_earlier_loan_handed_back(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a bare machine: nothing but the returned files is left of the first one."""
+    monkeypatch.delenv("METASTABLE_DATA", raising=False)
+    given = ["--tiny", "--minutes", "9", "--bundle", str(tiny_folder), "--only", "energy"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    _, before = spend(monkeypatch, first, *given, "--flags", "energy=--updates 2")
+    _, after = spend(monkeypatch, second, *given, "--resume", str(first))
+    updates = [
+        [row["update"] for row in found["results"]["energy"]["rows"] if row["what"] == "check"]  # type: ignore[index]
+        for found in (before, after)
+    ]
+    assert updates == [[2], [4]]
+    with tarfile.open(second / "energy.tar") as archive:
+        log = archive.extractfile("log.jsonl")
+        assert log is not None
+        assert [json.loads(line)["update"] for line in log] == [2, 4]
+    assert len(list(second.iterdir())) <= FILES
+    monkeypatch.setattr(sys, "argv", ["loan", "--out", str(second), "--resume", str(second)])
+    with pytest.raises(SystemExit) as end:
+        loan.main()
+    assert end.value.code == console.WRONG
+    assert "choose another --out" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +15,7 @@ from metastable.dynamics.drift import Drift
 from metastable.dynamics.gaussian import Noisy
 from metastable.dynamics.langevin import langevin
 from metastable.dynamics.reconstruction import Rolls
-from metastable.engine.runners import Batch, choose
+from metastable.engine.runners import Batch, choose, cuda_runner
 from metastable.engine.runners.cuda_graphs import LARGEST, SIZES, fitting
 from metastable.engine.runners.cuda_lanes import SEGMENT
 from metastable.engine.runners.cuda_networks import compiled
@@ -145,6 +147,24 @@ def test_auto_takes_it_where_there_is_a_gpu_and_else_says_what_is_missing(
     assert "runner cuda cannot run this bundle: no kernel" in caplog.text
 
 
+@pytest.mark.parametrize(("name", "made"), [("cuda", "tf32"), ("cuda-bf16", "bf16"), ("cuda-f16", "f16")])
+def test_it_is_served_in_three_precisions(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch, name: str, made: str
+) -> None:
+    monkeypatch.setattr(cuda_runner, "CudaRunner", functools.partial(CudaRunner, device="cpu"))
+    maker = choose.MAKERS[name]
+    parts = choose.Parts(tiny.networks, tiny.classifier, {}, tiny.shape)
+    runner = maker.make(parts, {}, maker.precision)
+    assert runner.name == f"cuda-{made}"
+    assert not runner.abilities.exact
+    x = images()
+    wanted = tiny.scores["energy"](x)
+    assert (runner.score("energy", x) - wanted).norm() < 0.1 * wanted.norm()
+    assert runner.classify(x).shape == (SIZE, 10)
+    assert maker.gpu
+    assert maker.package == "triton"
+
+
 @pytest.mark.parametrize("seen", ["exact", "tf32", "bf16"])
 def test_only_float32_is_exact(tiny: Bundle, seen: str) -> None:
     precision = "f32" if seen == "exact" else seen
@@ -152,13 +172,13 @@ def test_only_float32_is_exact(tiny: Bundle, seen: str) -> None:
     assert made.abilities.exact is (seen == "exact")
 
 
-def test_packed_keys_are_the_keys(runner: CudaRunner) -> None:
+def test_packed_keys_and_held_parameters_are_what_they_are_made_of(runner: CudaRunner) -> None:
     x, steps = images(), [i % 4 for i in range(SIZE)]
     rows = [row_of(0.01)] * SIZE
     wanted, _ = runner.advance(LANGEVIN, Batch(x, keys(), steps, rows), 2)
     packed = cuda_noise.pack(keys(), steps)
     nobody = [(0, 0)] * SIZE  # what was packed is not packed again
-    got, _ = runner.advance(LANGEVIN, Batch(x, nobody, [0] * SIZE, rows, packed), 2)
+    got, _ = runner.advance(LANGEVIN, Batch(x, nobody, [0] * SIZE, [], packed, torch.tensor(rows).T), 2)
     assert torch.equal(got, wanted)
 
 
