@@ -113,7 +113,7 @@ class Squeeze(Dynamics):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("steps", self.steps == 1, "1, for an image is squeezed once")
-        self.require("way", self.way in WAYS, f"one of {tuple(WAYS)}")
+        self.require("way", self.way in tuple(WAYS), f"one of {tuple(WAYS)}")
         _, least, most = WAYS[self.way]
         good = whole(self.level) and least <= self.level <= most
         self.require("level", good, f"a whole number from {least} to {most} for {self.way}")

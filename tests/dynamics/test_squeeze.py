@@ -79,5 +79,7 @@ def test_levels_out_of_range_are_refused(way: str) -> None:
             Setting.of("a", "squeeze", way=way, level=level)
     with pytest.raises(SettingsError, match="way must be one of"):
         Setting.of("a", "squeeze", way="blur", level=3)
+    with pytest.raises(SettingsError, match="way must be one of"):
+        Setting.of("a", "squeeze", way=["jpeg"], level=3)  # a list has no hash
     with pytest.raises(SettingsError, match="needs the fields"):
         Setting.of("a", "squeeze", way=way)

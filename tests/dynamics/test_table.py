@@ -124,3 +124,50 @@ def test_the_probe_has_the_parameters_of_a_chain(name: str) -> None:
 def test_fields_say_what_is_not_the_default(tiny: Bundle) -> None:
     for setting in tiny.settings.by_name.values():
         assert Setting.of(setting.name, setting.dynamics.name, **setting.fields()) == setting
+
+
+WHOLE: dict[str, dict[str, str]] = {
+    "none": {},
+    "noise": {"steps": "1", "sigma": "0.1", "sigma_unflagged": "0.1"},
+    "adp": {
+        "network": "score",
+        "steps": "1",
+        "step_fraction": "0.5",
+        "step_bounds": "[0.1, 1]",
+        "stop": "0.1",
+    },
+    "langevin": {"network": "score", "steps": "1", "tau": "0.1", "eta": "1"},
+    "malade": {"network": "score", "steps": "1", "alpha": "0.1", "kick": "0.1"},
+    "reconstruction": {"steps": "1", "walk": "2", "iterations": "2", "rate": "0.1", "tau": "0.1", "eta": "1"},
+    "squeeze": {"way": "jpeg", "level": "75", "steps": "1"},
+}
+STRANGE = (
+    "[jpeg]",
+    "{a: 1}",
+    "true",
+    ".nan",
+    ".inf",
+    "'x'",
+    "1.5",
+    "[1, 2]",
+    "9" * 20,
+    "[[1], [2]]",
+    "2020-01-01",
+)
+
+
+@pytest.mark.parametrize("name", sorted(DYNAMICS))
+def test_strange_values_are_settings_or_a_settings_error(name: str) -> None:
+    """Whatever stands in a file: no other error comes of it."""
+    own = {"chains": "1", "average": "logits", "delta": "0.1", "mirror": "true"}
+    given = {"dynamics": name, **WHOLE[name], **own}
+    refused = 0
+    for key in given:
+        for value in STRANGE:
+            line = ", ".join(f"{k}: {v}" for k, v in (given | {key: value}).items())
+            text = f"default: a\ncaps: {{chains: 8, steps: 8}}\nsettings:\n  a: {{{line}}}\n"
+            try:
+                settings.parse(text)
+            except SettingsError:
+                refused += 1
+    assert refused >= 6 * len(given)
