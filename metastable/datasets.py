@@ -50,7 +50,13 @@ class ImageSet:
         """Images `skip` to `skip + n` of an order that the seed fixes; fewer if there are no more.
 
         Equal seeds and disjoint ranges give disjoint images: tune on some, report on others.
+
+        Raises DataError for a negative number.
         """
+        if n < 0 or skip < 0:
+            raise DataError(
+                f"a number of images to take or to leave out cannot be negative: n {n}, skip {skip}"
+            )
         order = np.random.default_rng(seed).permutation(len(self))[skip : skip + n]
         pick = torch.from_numpy(order)
         return ImageSet(self.name, self.split, self.images[pick], self.labels[pick], self.classes)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import math
 import os
+import reprlib
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,6 +50,8 @@ __all__ = ["Defense", "Verdict", "load"]
 
 log = logging.getLogger("metastable")
 
+LONGEST = 1e9  # seconds of a deadline
+MOST_THREADS = 4096
 PIECE = 64  # images that are looked at in one go, so that others' chains do not wait for thousands
 
 
@@ -87,11 +90,13 @@ def load(
             missing, damaged, or of other weights.
         SettingsError: there is no such runner.
         MissingPackage: the runner's runtime is not installed, or it lacks a GPU or its artifacts.
-        InvalidOption: a setting that the bundle does not have, or a negative number of threads.
+        InvalidOption: a setting that the bundle does not have, or a number of threads that no machine has.
         EngineFailure: no runner can run this bundle.
     """
-    if threads < 0:
-        raise InvalidOption(f"threads must be 0, for all cores, or more, not {threads}")
+    if not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
+        raise InvalidOption(f"threads must be 0, for all cores, or up to {MOST_THREADS}, not {threads!r}")
+    if isinstance(settings, str):
+        raise InvalidOption(f"settings must be a list of names: ({settings!r},)")
     kind = choose.artifact_of(runner)
     loaded = bundles.load(shipped.folder(bundle))
     wanted = [loaded.settings.default, *settings]
@@ -233,11 +238,14 @@ class Defense:
         seeds: Sequence[int] | None,
     ) -> _Question:
         now = time.perf_counter()
-        if deadline is not None and not 0 < deadline < math.inf:
-            raise InvalidOption(f"the deadline must be a positive number of seconds, not {deadline}")
+        timed = isinstance(deadline, int | float) and not isinstance(deadline, bool)
+        if deadline is not None and not (timed and 0 < deadline <= LONGEST):
+            raise InvalidOption(
+                f"the deadline must be a positive number of seconds, not {reprlib.repr(deadline)}"
+            )
         chosen = _setting(self.bundle, self.bundle.settings.default if setting is None else setting)
         batch = batch_of(images, self.bundle.shape)
-        given = [noise.secret_seed() for _ in batch] if seeds is None else [int(seed) for seed in seeds]
+        given = [noise.secret_seed() for _ in batch] if seeds is None else _whole(seeds)
         if len(given) != len(batch):
             raise InvalidOption(f"there are {len(given)} seeds for {len(batch)} images: give one for each")
         if not all(0 <= seed < 1 << noise.SEED_BITS for seed in given):
@@ -277,6 +285,15 @@ class Defense:
 
     def _verdicts(self, answers: Sequence[Answer], raws: Sequence[Raw]) -> list[Verdict]:
         return [verdict_of(self.bundle, *pair) for pair in zip(answers, raws, strict=True)]
+
+
+def _whole(seeds: object) -> list[int]:
+    """Seeds as they were given; InvalidOption for what is no list of whole numbers."""
+    found = list(seeds) if isinstance(seeds, Sequence | np.ndarray) and not isinstance(seeds, str) else None
+    whole = (int, np.integer)
+    if found is None or not all(isinstance(one, whole) and not isinstance(one, bool) for one in found):
+        raise InvalidOption(f"seeds must be whole numbers, one an image, not {reprlib.repr(seeds)}")
+    return [int(one) for one in found]
 
 
 def _setting(bundle: Bundle, name: str) -> Setting:

@@ -102,3 +102,10 @@ def test_labels_that_a_classifier_does_not_know_are_refused() -> None:
     datasets.check_labels(found, 4, "it")
     with pytest.raises(DataError, match="it knows 3 classes, and few has labels up to 3"):
         datasets.check_labels(found, 3, "it")
+
+
+def test_a_negative_number_of_images_is_refused() -> None:
+    some = datasets.ImageSet("a", "test", torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.zeros(4), ["x"])
+    for n, skip in ((-1, 0), (2, -1)):
+        with pytest.raises(DataError, match="cannot be negative"):
+            some.take(n, skip=skip)

@@ -221,3 +221,20 @@ def test_a_large_batch_is_looked_at_in_pieces(defense: Defense) -> None:
 def test_loading_and_bundles_agree(defense: Defense, tiny_folder: Path) -> None:
     assert defense.bundle.digest == bundle.load(tiny_folder).digest
     assert defense.settings == ("none", "fast", "softmax", "langevin")
+
+
+def test_arguments_of_another_type_are_refused_in_one_sentence() -> None:
+    with pytest.raises(InvalidOption, match="threads must be 0, for all cores, or up to"):
+        metastable.load("cifar10", threads=10**9)
+    with pytest.raises(InvalidOption, match=r"settings must be a list of names: \('fast',\)"):
+        metastable.load("cifar10", settings="fast")
+    with metastable.load("cifar10") as defense:
+        image = torch.rand(1, 3, 32, 32)
+        for seeds in ([1.5], ["1"], "1", [True], 1, [None], {1: 2}):
+            with pytest.raises(InvalidOption, match="seeds must be whole numbers"):
+                defense(image, setting="none", seeds=seeds)  # type: ignore[arg-type]
+        for deadline in ("3", [1], True, 10**400, float("nan")):
+            with pytest.raises(InvalidOption, match="deadline must be a positive number of seconds"):
+                defense(image, setting="none", deadline=deadline)  # type: ignore[arg-type]
+        same = [defense(image, setting="none", seeds=s) for s in ([7], np.array([7]))]
+        assert same[0] == same[1]

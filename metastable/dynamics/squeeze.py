@@ -28,7 +28,7 @@ def jpeg(x: Tensor, quality: int) -> Tensor:
 
     By Pillow with its defaults, which store colour at half the resolution.
     """
-    pixels = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    pixels = (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     read = []
     for picture in pixels:
         stream = io.BytesIO()

@@ -31,6 +31,12 @@ def test_jpeg_is_what_a_file_would_hold() -> None:
     assert jpeg(X.double(), 75).dtype == torch.float64
 
 
+def test_states_beyond_the_range_are_clipped_before_they_are_written() -> None:
+    grey = torch.full((1, 3, 8, 8), 0.5)
+    assert float(jpeg(grey + 0.7, 95).min()) > 0.98
+    assert float(jpeg(grey - 0.7, 95).max()) < 0.02
+
+
 def test_fewer_bits_leave_so_many_values() -> None:
     assert torch.equal(
         fewer_bits(torch.tensor([0.0, 0.2, 0.4, 0.6, 1.0]), 1), torch.tensor([0, 0, 0, 1, 1.0])
