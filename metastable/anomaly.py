@@ -1,16 +1,21 @@
-"""The anomaly flag: the score norm of the raw image against a calibrated threshold.
+"""Two statistics of an image that purification brings along, each against a calibrated threshold.
 
-|s(x)|_2 is large where the score network sees something to correct (Yoon, Hwang and Lee 2021,
-section 5.4 and Appendix F).  The scale depends on the network, so the threshold is the quantile
-of training-split images, clean or with benign changes, that gives a stated false-positive rate, kept
-with its evidence.
+* The score norm |s(x)|_2 of the raw image is large where the score network sees something to correct (Yoon,
+  Hwang and Lee 2021, section 5.4 and Appendix F).  It is known before an image is purified.
+* The prediction shift is the total variation distance between what the classifier says of the raw image and
+  what the chains say of it: large where purification changed its mind, as in feature squeezing (Xu, Evans and
+  Qi 2018).  It costs nothing, because both predictions are there.
+
+Their scales depend on the networks, and that of the shift on the setting.  So each threshold is the quantile
+of training-split images, clean or with benign changes, that gives a stated false-positive rate, kept with its
+evidence.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -18,22 +23,20 @@ from torch import Tensor
 from metastable.dynamics import ScoreFunction, score_norm
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Threshold of |s(x)|_2 and the evidence for it.
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """The threshold of a statistic and the evidence for it.
 
     Attributes:
-        network: the network whose score is measured: `score` or `energy`.
-        threshold: norms above it are flagged.
+        threshold: values above it are flagged.
         false_positive_rate: the share of such images that the threshold was set to flag.
         n: how many images it was set on.
         data: name, split and SHA-256 of those images, before any change.
-        quantiles: {probability: norm} of their norms, to judge drift by.
+        quantiles: {probability: value} of theirs, to judge drift by.
         changes: {benign change: how many of the n images had it} (metastable.benign), `clean` for those that
             had none; empty where all are clean.
     """
 
-    network: str
     threshold: float
     false_positive_rate: float
     n: int
@@ -41,9 +44,20 @@ class Calibration:
     quantiles: dict[str, float]
     changes: dict[str, int] = field(default_factory=dict)
 
-    def flags(self, norms: Tensor) -> Tensor:
-        """bool [B]: which norms [B] lie above the threshold (a norm that is no number does too)."""
-        return ~(norms <= self.threshold)
+    def flags(self, values: Tensor) -> Tensor:
+        """bool [B]: which values [B] lie above the threshold (one that is no number does too)."""
+        return ~(values <= self.threshold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration(Threshold):
+    """The threshold of |s(x)|_2.
+
+    Attributes:
+        network: the network whose score is measured: `score` or `energy`.
+    """
+
+    network: str
 
 
 @torch.inference_mode()
@@ -51,6 +65,15 @@ def score_norms(images: Tensor, score: ScoreFunction, batch: int = 250) -> Tenso
     """|s(x)|_2 of raw images [N, C, H, W] in [0, 1]: [N]."""
     pieces = torch.split(images, batch)
     return torch.cat([score_norm(score(x)) for x in pieces])
+
+
+def prediction_shift(bare: Tensor, purified: Tensor) -> Tensor:
+    """Half of |p - q|_1 between what the raw image and the chains are said to be: [B], from 0 to 1.
+
+    Of probabilities [B, classes] each.  It is the total variation distance: half the statistic of Xu, Evans
+    and Qi (2018).
+    """
+    return 0.5 * (bare - purified).abs().sum(-1)
 
 
 def calibrate(
@@ -61,21 +84,48 @@ def calibrate(
     data: dict[str, str],
     changes: Mapping[str, int] | None = None,
 ) -> Calibration:
-    """Threshold at the ceil((n + 1)(1 - rate))-th smallest of the norms [n].
+    """The calibration of a network's score norms [n]; see `threshold_of`, which raises the same."""
+    found = threshold_of(norms, false_positive_rate=false_positive_rate, data=data, changes=changes)
+    return Calibration(network=network, **{f.name: getattr(found, f.name) for f in fields(found)})
+
+
+def check_rate(rate: float, n: int) -> int:
+    """ceil((n + 1)(1 - rate)), the rank of the threshold among n values.
+
+    Raises ValueError for a rate outside (0, 1) or too few values for it.
+    """
+    if not 0 < rate < 1 or (rank := math.ceil((n + 1) * (1 - rate))) > n:
+        raise ValueError(f"a false-positive rate of {rate} cannot be set on {n} images")
+    return rank
+
+
+def threshold_of(
+    values: Tensor,
+    *,
+    false_positive_rate: float,
+    data: dict[str, str],
+    changes: Mapping[str, int] | None = None,
+) -> Threshold:
+    """Threshold at the ceil((n + 1)(1 - rate))-th smallest of the values [n].
 
     For exchangeable images the chance that a new one, changed as they were, exceeds it is then at most the
     rate (split conformal prediction; Vovk, Gammerman and Shafer 2005).  Of one change alone it may be more.
 
-    Raises ValueError for a rate outside (0, 1), too few norms for it, or changes of another number of images.
+    Raises ValueError for a rate outside (0, 1), too few values for it, or changes of another number
+    of images.
     """
-    n = len(norms)
-    rank = math.ceil((n + 1) * (1 - false_positive_rate))
-    if not 0 < false_positive_rate < 1 or rank > n:
-        raise ValueError(f"a false-positive rate of {false_positive_rate} cannot be set on {n} images")
+    n = len(values)
+    rank = check_rate(false_positive_rate, n)
     if changes and sum(changes.values()) != n:
         raise ValueError(f"the changes are of {sum(changes.values())} images, not of {n}")
-    ordered = norms.double().sort().values
+    ordered = values.double().sort().values
     marks = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
     quantiles = {f"{p:g}": round(float(torch.quantile(ordered, p)), 6) for p in marks}
-    threshold = float(ordered[rank - 1])
-    return Calibration(network, threshold, false_positive_rate, n, data, quantiles, dict(changes or {}))
+    return Threshold(
+        threshold=float(ordered[rank - 1]),
+        false_positive_rate=false_positive_rate,
+        n=n,
+        data=data,
+        quantiles=quantiles,
+        changes=dict(changes or {}),
+    )

@@ -50,3 +50,17 @@ def test_changes_are_kept_and_must_be_of_the_images() -> None:
     assert anomaly.calibrate(norms, false_positive_rate=0.1, network="score", data={}).changes == {}
     with pytest.raises(ValueError, match="of 50 images, not of 99"):
         anomaly.calibrate(norms, false_positive_rate=0.1, network="score", data={}, changes={"clean": 50})
+
+
+def test_the_prediction_shift_is_the_total_variation_distance() -> None:
+    bare = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.2, 0.3, 0.5]])
+    purified = torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.5, 0.0], [0.5, 0.3, 0.2]])
+    assert torch.allclose(anomaly.prediction_shift(bare, purified), torch.tensor([1.0, 0.0, 0.3]))
+
+
+def test_a_threshold_of_any_statistic_keeps_its_evidence() -> None:
+    found = anomaly.threshold_of(
+        torch.linspace(0, 1, 99), false_positive_rate=0.1, data={"name": "x"}, changes={"clean": 99}
+    )
+    assert found.threshold == pytest.approx(89 / 98)
+    assert (found.n, found.data, found.changes) == (99, {"name": "x"}, {"clean": 99})

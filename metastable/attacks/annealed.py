@@ -102,7 +102,7 @@ class Annealed:
             here, wanted = ball.eight_bit(x[rows], images[rows]), labels[rows]
             logits, gradient = autograd_slope(attacked, here, wanted, goal)
             margin = recent.add(rows, goal.strength(logits, here, wanted))
-            strength = mover.look(rows, here, margin)
+            strength = mover.look(rows, here, margin, logits)
             best.update(rows, here, strength)
             going = ~(recent.full(rows) & (strength >= self.certain))
             rows = rows[going]
@@ -142,8 +142,11 @@ class Annealed:
 class Mover(Protocol):
     """Where an image goes from here, and what a candidate is worth."""
 
-    def look(self, rows: Tensor, x: Tensor, margin: Tensor) -> Tensor:
-        """The strength [B] of candidates x [B, C, H, W] of the images `rows`, wrong by margin [B]."""
+    def look(self, rows: Tensor, x: Tensor, margin: Tensor, logits: Tensor) -> Tensor:
+        """The strength [B] of candidates x [B, C, H, W] of the images `rows`.
+
+        They are wrong by margin [B], a mean over the last looks; this look had logits [B, classes].
+        """
 
     def move(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """What is added, times the step, to images that were looked at last, with the gradient there."""
@@ -155,7 +158,7 @@ class Momentum:
     def __init__(self, images: Tensor, ball: Ball, decay: float) -> None:
         self._velocity, self._ball, self._decay = torch.zeros_like(images), ball, decay
 
-    def look(self, rows: Tensor, x: Tensor, margin: Tensor) -> Tensor:
+    def look(self, rows: Tensor, x: Tensor, margin: Tensor, logits: Tensor) -> Tensor:
         """See `Mover`."""
         return margin
 

@@ -114,7 +114,7 @@ _ENTRIES: dict[str, _Entry] = {
     "annealed-margin": _Entry(
         None, partial(Annealed, loss="margin", random_start=True, restarts=2), _ANNEALED
     ),
-    "joint": _Entry(None, Evasion, ("steps", "samples", "restarts", "gradient", "bf16", "detectors")),
+    "joint": _Entry(None, Evasion, ("steps", "samples", "restarts", "gradient", "bf16", "statistics")),
     "score-aware-targeted": _Entry("exact", _aimed, _AWARE),
     "salt-pepper": _Entry("none", SaltPepper, ("steps",)),
     "spsa": _Entry("none", Spsa, _CLIMB),
@@ -136,7 +136,7 @@ def plan(name: str, box: WhiteBox, options: Options) -> Plan:
     if name not in _ENTRIES:
         raise ValueError(f"there is no attack {name!r}: choose from {NAMES}")
     mode, make, wanted, eot, chains = _ENTRIES[name]
-    if {"detector", "detectors"} & set(wanted) and not box.detectors:
+    if {"detector", "statistics"} & set(wanted) and not box.detectors:
         raise ValueError(f"{name} needs the anomaly flag's detector")
     gradient = box.strongest if mode is None else mode
     steps = options.steps
@@ -155,7 +155,7 @@ def plan(name: str, box: WhiteBox, options: Options) -> Plan:
         "bf16": options.bf16,
         "levels": options.levels,
         "detector": box.detectors[0] if box.detectors else None,
-        "detectors": box.detectors,
+        "statistics": box.statistics,
         **({} if steps is None else {"steps": steps}),
         **({} if options.restarts is None else {"restarts": options.restarts}),
     }

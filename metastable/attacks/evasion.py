@@ -15,7 +15,8 @@ from torch import Tensor
 from metastable.attacks.annealed import Annealed, Mover
 from metastable.attacks.ascent import Loss
 from metastable.attacks.ball import Ball
-from metastable.attacks.target import Detector, Levels
+from metastable.attacks.detectors import Statistic
+from metastable.attacks.target import Levels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +27,13 @@ class Evasion(Annealed):
     is none, the image that is wrong by most is returned, flagged as it is.
 
     Attributes:
-        detectors: the statistics of the flag; all of them count.
+        statistics: what images are flagged by; all of them count.
         reserve: share of a threshold that is kept.
         rate: by which a multiplier grows or shrinks in a step.
         least, most: bounds of a multiplier, which weighs unit gradients.
     """
 
-    detectors: tuple[Detector, ...] = field(repr=False)
+    statistics: tuple[Statistic, ...] = field(repr=False)
     loss: Loss = "margin"
     levels: Levels = "unflagged"
     first: float = 1 / 4
@@ -59,20 +60,20 @@ class _Evader:
         self._ball, self._asked = ball, asked
         self._mean, self._square = torch.zeros_like(images), torch.zeros_like(images)
         self._pull = torch.zeros_like(images)
-        self._multipliers = torch.ones(len(asked.detectors), len(images), device=images.device)
+        self._multipliers = torch.ones(len(asked.statistics), len(images), device=images.device)
         self._turns = torch.zeros(len(images), device=images.device)
         self._ample = torch.zeros(len(images), dtype=torch.bool, device=images.device)
 
-    def look(self, rows: Tensor, x: Tensor, margin: Tensor) -> Tensor:
+    def look(self, rows: Tensor, x: Tensor, margin: Tensor, logits: Tensor) -> Tensor:
         """See `Mover`: above 0 only where wrong and unflagged; then wrong and flagged; then by the margin."""
         asked, passes = self._asked, torch.ones_like(rows, dtype=torch.bool)
         self._pull[rows] = 0
-        for detector, multipliers in zip(asked.detectors, self._multipliers, strict=True):
+        for statistic, multipliers in zip(asked.statistics, self._multipliers, strict=True):
             with torch.enable_grad():
                 at = x.detach().requires_grad_(True)
-                norms = detector.norms(at)
-                (gradient,) = torch.autograd.grad(norms.sum(), at)
-            below = norms.detach() <= (1 - asked.reserve) * detector.threshold
+                values = statistic.values(at, logits)
+                (gradient,) = torch.autograd.grad(values.sum(), at)
+            below = values.detach() <= (1 - asked.reserve) * statistic.threshold
             factor = torch.where(below, 1 / asked.rate, asked.rate)
             multipliers[rows] = (multipliers[rows] * factor).clamp(asked.least, asked.most)
             self._pull[rows] -= multipliers[rows].view(-1, 1, 1, 1) * _unit(gradient.nan_to_num())

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from metastable.attacks.ascent import Goal, Misclassify
+from metastable.attacks.detectors import Detector
 from metastable.attacks.exact import Exact
-from metastable.attacks.target import Detector
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from metastable import noise
+from metastable.attacks.detectors import Detector, ShiftDetector, Statistic
 from metastable.defense import Classifier, as_averaged, begin, mirrored, purify, walk
-from metastable.dynamics import ScoreFunction, score_norm
+from metastable.dynamics import ScoreFunction
 from metastable.settings import Setting
 
 Target = Callable[[Tensor], Tensor]
@@ -41,22 +42,6 @@ CHAINS_ON_GPU = 2048  # where a step of a hundred chains takes as long as one of
 
 
 @dataclass(frozen=True)
-class Detector:
-    """A statistic of the anomaly flag as an attacker sees it: |s(x)|_2, differentiable, and its threshold."""
-
-    score: ScoreFunction
-    threshold: float
-
-    def norms(self, x: Tensor) -> Tensor:
-        """|s(x)|_2, [B]."""
-        return score_norm(self.score(x))
-
-    def flags(self, x: Tensor) -> Tensor:
-        """bool [B], as metastable.anomaly.Calibration.flags has it."""
-        return ~(self.norms(x) <= self.threshold)
-
-
-@dataclass(frozen=True)
 class WhiteBox:
     """All that the attacker knows of a defense: everything but the random numbers of a run.
 
@@ -64,8 +49,9 @@ class WhiteBox:
         setting: dynamics, noise and what is averaged; `chains` and `delta` are not used.
         classifier: f, images to logits.
         score: the score function of the setting's network.
-        detectors: every statistic of the flag, which chooses ADP's noise; an image is flagged by any one of
+        detectors: every score norm of the flag, which chooses ADP's noise; an image is flagged by any one of
             them.  Without one every image is.
+        shift: the statistic that is known after the answer, where it has a threshold; it chooses no noise.
         smooth: the same score with a derivative that means something, where the score's own is zero almost
             everywhere (metastable.attacks.smooth).
     """
@@ -75,6 +61,12 @@ class WhiteBox:
     score: ScoreFunction
     detectors: tuple[Detector, ...] = ()
     smooth: ScoreFunction | None = None
+    shift: ShiftDetector | None = None
+
+    @property
+    def statistics(self) -> tuple[Statistic, ...]:
+        """All that an image must pass to go unnoticed."""
+        return self.detectors if self.shift is None else (*self.detectors, self.shift)
 
     @torch.no_grad()
     def flags(self, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ Every part is checked against its SHA-256, every field of bundle.json by type an
 
 from metastable.bundle.architectures import ARCHITECTURES
 from metastable.bundle.checks import MANIFEST
+from metastable.bundle.edit import set_anomaly, set_settings
 from metastable.bundle.folder import (
     SETTINGS,
     Bundle,
@@ -21,8 +22,6 @@ from metastable.bundle.folder import (
     module_of,
     network,
     rewrite,
-    set_anomaly,
-    set_settings,
     stored_network,
     stored_onnx,
     stored_part,

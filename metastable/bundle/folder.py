@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from metastable import settings as settings_module
-from metastable.anomaly import Calibration
+from metastable.anomaly import Calibration, Threshold
 from metastable.bundle import architectures, files, weights
 from metastable.bundle import manifest as manifest_module
 from metastable.bundle.checks import MANIFEST
@@ -34,6 +34,7 @@ class Bundle:
         networks: the purifying networks by name; each has a method `score`.
         parts: SHA-256 of the file of every part: what the networks compute.
         digest: SHA-256 of bundle.json, which holds the digests of all the rest.
+        shifts: thresholds of the prediction shift by setting, of those that were calibrated.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Bundle:
     settings: settings_module.Settings
     provenance: Provenance
     digest: str
+    shifts: Mapping[str, Threshold] = field(default_factory=dict)
 
     @property
     def scores(self) -> dict[str, ScoreFunction]:
@@ -174,6 +176,7 @@ def rewrite(
         classes=classes,
         parts={**old.parts, "classifier": classifier.part},
         provenance=provenance,
+        shifts={},  # they are of the old classifier
     )
     _save(folder, manifest, settings.decode(), {**data, "classifier": classifier.data})
 
@@ -183,7 +186,7 @@ def load(folder: Path) -> Bundle:
     raw = files.read(folder, MANIFEST, files.MANIFEST_BYTES)
     manifest = manifest_module.parse(raw)
     text = files.read_checked(folder, SETTINGS, files.SETTINGS_BYTES, manifest.settings_sha256)
-    settings = _settings(text, manifest)
+    settings = checked_settings(text, manifest)
     modules = {
         name: _module(
             name, files.read_checked(folder, file, files.PART_BYTES, manifest.parts[name].sha256), manifest
@@ -202,6 +205,7 @@ def load(folder: Path) -> Bundle:
         settings=settings,
         provenance=manifest.provenance,
         digest=files.digest(raw),
+        shifts=manifest.shifts,
     )
 
 
@@ -219,27 +223,8 @@ def file_names(folder: Path) -> list[str]:
     return [MANIFEST, SETTINGS, *manifest.files().values()]
 
 
-def set_anomaly(folder: Path, calibration: Calibration) -> None:
-    """Put a new calibration into an existing bundle (its digest changes)."""
-    manifest = manifest_module.parse(files.read(folder, MANIFEST, files.MANIFEST_BYTES))
-    _put_manifest(folder, dataclasses.replace(manifest, anomaly=calibration))
-
-
-def set_settings(folder: Path, settings: str) -> None:
-    """Put new settings into an existing bundle (its digest changes).
-
-    Raises SettingsError or BundleError if they are wrong or need networks that the bundle has not.
-    """
-    manifest = manifest_module.parse(files.read(folder, MANIFEST, files.MANIFEST_BYTES))
-    raw = _encoded(settings)
-    manifest = dataclasses.replace(manifest, settings_sha256=files.digest(raw))
-    _settings(raw, manifest)
-    files.replace(folder, SETTINGS, raw)
-    _put_manifest(folder, manifest)
-
-
 def _save(folder: Path, manifest: Manifest, settings: str, data: Mapping[str, bytes]) -> None:
-    raw = _encoded(settings)
+    raw = encoded(settings)
     settings_module.parse(settings)
     # Judged before anything is written; the manifest comes last, so that half a bundle does not load.
     manifest_module.parse(manifest_module.render(manifest))
@@ -247,10 +232,10 @@ def _save(folder: Path, manifest: Manifest, settings: str, data: Mapping[str, by
     for part, file in manifest.files().items():
         files.replace(folder, file, data[part])
     files.replace(folder, SETTINGS, raw)
-    _put_manifest(folder, manifest)
+    put_manifest(folder, manifest)
 
 
-def _encoded(settings: str) -> bytes:
+def encoded(settings: str) -> bytes:
     """The bytes of settings.yaml; BundleError if `load` would not read so many."""
     raw = settings.encode()
     if len(raw) > files.SETTINGS_BYTES:
@@ -258,7 +243,8 @@ def _encoded(settings: str) -> bytes:
     return raw
 
 
-def _put_manifest(folder: Path, manifest: Manifest) -> None:
+def put_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write bundle.json; BundleError if `load` would refuse it."""
     raw = manifest_module.render(manifest)
     manifest_module.parse(raw)
     files.replace(folder, MANIFEST, raw)
@@ -269,7 +255,8 @@ def _stored(value: Tensor, half: bool) -> Tensor:
     return value.half() if half and value.is_floating_point() and value.ndim >= 2 else value
 
 
-def _settings(text: bytes, manifest: Manifest) -> settings_module.Settings:
+def checked_settings(text: bytes, manifest: Manifest) -> settings_module.Settings:
+    """The settings of a bundle; BundleError if they are wrong or need a part that it does not have."""
     try:
         settings = settings_module.parse(text.decode())
     except (SettingsError, UnicodeDecodeError) as error:
@@ -284,6 +271,8 @@ def _settings(text: bytes, manifest: Manifest) -> settings_module.Settings:
             f"the settings {twice} mirror every second chain, and the classifier averages both views: "
             "leave mirror out"
         )
+    if unknown := sorted(set(manifest.shifts) - set(settings.by_name)):
+        raise BundleError(f"{MANIFEST} has thresholds of settings that the bundle does not have: {unknown}")
     if missing := sorted(used - set(manifest.parts)):
         raise BundleError(f"the settings or the anomaly flag need {missing}, which the bundle does not have")
     return settings

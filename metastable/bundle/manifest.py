@@ -9,6 +9,7 @@
     parts             {classifier, or a name of NETWORKS: a part}; the classifier is there always
     settings_sha256   of settings.yaml
     anomaly           metastable.anomaly.Calibration, or null; `changes` only where images were changed
+    shifts            {setting: metastable.anomaly.Threshold of its prediction shift}; left out if empty
     provenance        how the bundle was made (Provenance); no dates, so that equal builds are equal bytes
     manifest_sha256   over all the rest, as compact JSON with sorted keys
 
@@ -23,10 +24,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
-from metastable.anomaly import Calibration
+from metastable.anomaly import Calibration, Threshold
 from metastable.bundle import architectures, checks, files
 from metastable.bundle.checks import MANIFEST
 from metastable.dynamics.base import NETWORKS
@@ -114,6 +115,7 @@ class Manifest:
     settings_sha256: str
     anomaly: Calibration | None
     provenance: Provenance
+    shifts: dict[str, Threshold] = field(default_factory=dict)
 
     def files(self) -> dict[str, str]:
         """The file of every part, by part."""
@@ -135,6 +137,8 @@ def render(manifest: Manifest) -> bytes:
         "anomaly": None if manifest.anomaly is None else _rendered(manifest.anomaly),
         "provenance": dataclasses.asdict(manifest.provenance),
     }
+    if manifest.shifts:
+        raw["shifts"] = {name: _rendered(shift) for name, shift in sorted(manifest.shifts.items())}
     text = json.dumps({**raw, "manifest_sha256": _own_digest(raw)}, indent=2, allow_nan=False)
     return (text + "\n").encode()
 
@@ -144,7 +148,7 @@ def parse(raw: bytes) -> Manifest:
     found = checks.strict_json(raw, MANIFEST)
     if found.get("schema") != SCHEMA or isinstance(found["schema"], bool | float):
         raise BundleError(f"{MANIFEST} is not of schema version {SCHEMA}: export it with this release")
-    if set(found) != _KEYS:
+    if set(found) - {"shifts"} != _KEYS:
         raise BundleError(f"{MANIFEST} must have exactly the keys {sorted(_KEYS)}")
     classes = checks.listing(found["classes"], "classes", 2, architectures.CLASSES)
     classes = [checks.text(name, f"classes[{i}]", 100) for i, name in enumerate(classes)]
@@ -168,6 +172,10 @@ def parse(raw: bytes) -> Manifest:
         settings_sha256=checks.sha256(found["settings_sha256"], "settings_sha256"),
         anomaly=None if found["anomaly"] is None else _anomaly(found["anomaly"]),
         provenance=_provenance(found["provenance"]),
+        shifts={
+            checks.plain_name(name, "a key of shifts"): _threshold(value, f"shifts.{name}", 1)
+            for name, value in checks.table(found.get("shifts", {}), "shifts", 64).items()
+        },
     )
     # Last: a wrong field deserves its own message.
     own = checks.sha256(found.pop("manifest_sha256"), "manifest_sha256")
@@ -207,44 +215,49 @@ def parsed_part(name: str, value: Any, shape: tuple[int, int, int]) -> Part:
     return OnnxPart(size, mean, std, resize, checks.sha256(fields["sha256"], f"{where}.sha256"))
 
 
-def _rendered(calibration: Calibration) -> dict[str, Any]:
+def _rendered(calibration: Threshold) -> dict[str, Any]:
     """Its fields, without empty `changes`: calibrations on clean images read as they always have."""
     fields = dataclasses.asdict(calibration)
     return {key: value for key, value in fields.items() if key != "changes" or value}
 
 
 def _anomaly(value: Any) -> Calibration:
-    names = {f.name for f in dataclasses.fields(Calibration)}
+    if not isinstance(value, dict) or value.get("network") not in NETWORKS:
+        checks.fail("anomaly", f"a mapping with network, one of {NETWORKS}")
+    rest = {key: one for key, one in value.items() if key != "network"}
+    found = _threshold(rest, "anomaly", 1e9)
+    return Calibration(network=value["network"], **{f.name: getattr(found, f.name) for f in fields(found)})
+
+
+def _threshold(value: Any, where: str, highest: float) -> Threshold:
+    """The threshold of a statistic whose values are at most `highest`."""
+    names = {f.name for f in fields(Threshold)}
     if not isinstance(value, dict) or "changes" not in value:
         names.remove("changes")
-    fields = checks.mapping(value, "anomaly", names)
-    if fields["network"] not in PARTS[1:]:
-        checks.fail("anomaly.network", f"one of {PARTS[1:]}")
-    data = checks.table(fields["data"], "anomaly.data", 16)
-    quantiles = checks.table(fields["quantiles"], "anomaly.quantiles", 64)
-    n = checks.whole(fields["n"], "anomaly.n", 1, 10**9)
-    return Calibration(
-        network=fields["network"],
-        threshold=checks.real(fields["threshold"], "anomaly.threshold", 0, 1e9),
-        false_positive_rate=checks.real(
-            fields["false_positive_rate"], "anomaly.false_positive_rate", 1e-9, 1 - 1e-9
-        ),
+    found = checks.mapping(value, where, names)
+    data = checks.table(found["data"], f"{where}.data", 16)
+    quantiles = checks.table(found["quantiles"], f"{where}.quantiles", 64)
+    n = checks.whole(found["n"], f"{where}.n", 1, 10**9)
+    rate = checks.real(found["false_positive_rate"], f"{where}.false_positive_rate", 1e-9, 1 - 1e-9)
+    return Threshold(
+        threshold=checks.real(found["threshold"], f"{where}.threshold", 0, highest),
+        false_positive_rate=rate,
         n=n,
-        data={k: checks.text(v, f"anomaly.data.{k}") for k, v in data.items()},
-        quantiles={k: checks.real(v, f"anomaly.quantiles.{k}", 0, 1e9) for k, v in quantiles.items()},
-        changes=_changes(fields["changes"], n) if "changes" in fields else {},
+        data={k: checks.text(v, f"{where}.data.{k}") for k, v in data.items()},
+        quantiles={k: checks.real(v, f"{where}.quantiles.{k}", 0, highest) for k, v in quantiles.items()},
+        changes=_changes(found["changes"], n, where) if "changes" in found else {},
     )
 
 
-def _changes(value: Any, n: int) -> dict[str, int]:
+def _changes(value: Any, n: int, of: str) -> dict[str, int]:
     """Numbers of images by benign change, names of any release; together they are n."""
-    where = "anomaly.changes"
+    where = f"{of}.changes"
     found = {
         checks.plain_name(k, f"a key of {where}"): checks.whole(v, f"{where}.{k}", 1, n)
         for k, v in checks.table(value, where, 64).items()
     }
     if sum(found.values()) != n:
-        checks.fail(where, "numbers of images that add up to anomaly.n")
+        checks.fail(where, f"numbers of images that add up to {of}.n")
     return found
 
 

@@ -22,11 +22,13 @@ class Raw:
         score: the norm of its score, |s(x)|_2.
         flagged: whether that is above the bundle's threshold.
         label: what the classifier says of it.
+        probabilities: of all classes by the classifier, float32 [classes].
     """
 
     score: float
     flagged: bool
     label: int
+    probabilities: Tensor
 
 
 class Inspector:
@@ -52,5 +54,7 @@ class Inspector:
     def __call__(self, images: Tensor) -> list[Raw]:
         """Of images [N, C, H, W] in [0, 1]; on the thread of the engine that has this runner."""
         norms = score_norms(images, self._score)
-        flags, labels = self.calibration.flags(norms), self._classify(images).argmax(1)
-        return [Raw(float(n), bool(f), int(c)) for n, f, c in zip(norms, flags, labels, strict=True)]
+        flags, said = self.calibration.flags(norms), self._classify(images).float().softmax(1).cpu()
+        return [
+            Raw(float(n), bool(f), int(p.argmax()), p) for n, f, p in zip(norms, flags, said, strict=True)
+        ]

@@ -17,7 +17,7 @@ def reply(bundle: Bundle, verdict: Verdict, *, top_k: int, image: DecodedImage) 
     """
     anomaly, setting = bundle.anomaly, bundle.settings[verdict.setting]
     assert anomaly is not None, "callers check this at their start"
-    error = verdict.standard_error
+    shift = bundle.shifts.get(setting.name)
     return {
         "label": verdict.label,
         "class": verdict.class_name,
@@ -27,7 +27,7 @@ def reply(bundle: Bundle, verdict: Verdict, *, top_k: int, image: DecodedImage) 
         ],
         "margin": {
             "value": round(verdict.margin, 6),
-            "standard_error": None if error is None else round(error, 6),
+            "standard_error": _rounded(verdict.standard_error),
             "of": setting.average,
             "runner_up": verdict.runner_up,
         },
@@ -43,6 +43,12 @@ def reply(bundle: Bundle, verdict: Verdict, *, top_k: int, image: DecodedImage) 
             "threshold": round(verdict.threshold, 6),
             "false_positive_rate": anomaly.false_positive_rate,
             "flagged": verdict.flagged,
+            "shift": {
+                "value": round(verdict.shift, 6),
+                "threshold": _rounded(verdict.shift_threshold),
+                "false_positive_rate": None if shift is None else shift.false_positive_rate,
+                "flagged": verdict.shifted,
+            },
         },
         "image": {
             "format": image.format,
@@ -52,3 +58,7 @@ def reply(bundle: Bundle, verdict: Verdict, *, top_k: int, image: DecodedImage) 
         },
         "model": {"name": bundle.name, "version": bundle.version, "digest": bundle.digest},
     }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from metastable.anomaly import prediction_shift
 from metastable.bundle import Bundle
 from metastable.engine.inspection import Raw
 from metastable.engine.job import Answer
@@ -26,6 +27,9 @@ class Verdict:
         decided: whether so many chains settle the label, at the error that the setting allows.
         late: whether the deadline cut it short: the best answer so far.
         score: the anomaly score of the image as it came, above `threshold` where it is `flagged`.
+        shift: the prediction shift, from 0 to 1: how far the chains' probabilities are from what the
+            classifier says of the image as it came (metastable.anomaly).  `shifted` is whether it lies above
+            `shift_threshold`; both are None where the bundle has none for this setting.
         unpurified: what the classifier says of the image as it came, and `unpurified_name`.
         probabilities: of all classes, in the order of `classes`.
     """
@@ -44,6 +48,9 @@ class Verdict:
     score: float
     threshold: float
     flagged: bool
+    shift: float
+    shift_threshold: float | None
+    shifted: bool | None
     unpurified: int
     unpurified_name: str
     probabilities: tuple[float, ...] = field(repr=False)
@@ -63,6 +70,7 @@ class Verdict:
             chains + (", decided" if self.decided else ""),
             *(["late"] if self.late else []),
             *([f"flagged: score {self.score:.3g} above {self.threshold:.3g}"] if self.flagged else []),
+            *([f"flagged: shift {self.shift:.3g} above {self.shift_threshold:.3g}"] if self.shifted else []),
             *([f"unpurified: {self.unpurified_name}"] if self.unpurified != self.label else []),
         ]
         return "; ".join(parts)
@@ -79,6 +87,8 @@ def verdict_of(bundle: Bundle, answer: Answer, raw: Raw) -> Verdict:
     classes, result, decision = tuple(bundle.classes), answer.result, answer.decision
     probabilities = tuple(result.probabilities[0].tolist())
     error = decision.standard_error
+    shift = prediction_shift(raw.probabilities, result.probabilities[0].cpu())
+    limit = bundle.shifts.get(answer.job.setting.name)
     return Verdict(
         label=decision.label,
         class_name=classes[decision.label],
@@ -94,6 +104,9 @@ def verdict_of(bundle: Bundle, answer: Answer, raw: Raw) -> Verdict:
         score=raw.score,
         threshold=bundle.anomaly.threshold,
         flagged=raw.flagged,
+        shift=float(shift),
+        shift_threshold=None if limit is None else limit.threshold,
+        shifted=None if limit is None else bool(limit.flags(shift)),
         unpurified=raw.label,
         unpurified_name=classes[raw.label],
         probabilities=probabilities,

@@ -1,25 +1,59 @@
-"""The command `calibrate`: set the anomaly threshold of a bundle on training-split images."""
+"""The command `calibrate`: set the anomaly thresholds of a bundle on training-split images."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
 
 from metastable import anomaly, benign, bundle, datasets
+from metastable.engine.local import engine_on
+from metastable.errors import DataError
 from metastable.evaluation import cli
 
-SUMMARY = "set the anomaly threshold of a bundle on training-split images"
+SUMMARY = "set the anomaly thresholds of a bundle on training-split images"
+BATCH = 50
+
+
+@dataclass(frozen=True)
+class Changed:
+    """Training images for a threshold, perhaps with benign changes (metastable.benign.mixed).
+
+    Attributes:
+        images: float32 [N, C, H, W] in [0, 1].
+        evidence: `data` and `changes` of metastable.anomaly.Threshold.
+    """
+
+    images: Tensor
+    evidence: dict[str, Any]
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
     """Make the parser that of this command."""
     parser.description = SUMMARY
     cli.add_common(parser)
-    parser.add_argument("--n", type=int, default=5000, help="training images")
+    parser.add_argument("--n", type=int, default=5000, help="training images for the score norm's threshold")
     parser.add_argument("--false-positive-rate", type=float, default=0.05, help="share of them to be flagged")
     parser.add_argument(
         "--network", default="score", choices=("score", "energy"), help="whose score's norm is measured"
     )
+    parser.add_argument(
+        "--shift",
+        default="",
+        metavar="SETTINGS",
+        help="set thresholds of the prediction shift too, of these settings, separated by commas; `default` "
+        "is the bundle's default, `all` all of them",
+    )
+    parser.add_argument(
+        "--shift-only", action="store_true", help="leave the score norm's threshold as the bundle has it"
+    )
+    parser.add_argument("--shift-n", type=int, default=1000, help="training images for a shift's threshold")
     every = ",".join(benign.DEFAULT)
     parser.add_argument(
         "--augment",
@@ -29,50 +63,91 @@ def fill(parser: argparse.ArgumentParser) -> None:
         help=f"images have benign changes: {every}, or those named here, separated by commas",
     )
     parser.add_argument("--clean-share", type=float, default=0.5, help="images that --augment leaves alone")
-    parser.add_argument("--seed", type=int, default=0, help="of the changes")
+    parser.add_argument("--seed", type=int, default=0, help="of the changes and of the chains")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> cli.Summary:
     """Calibrate and put the result into the bundle."""
     loaded = bundle.load(args.bundle)
-    train = datasets.load(args.dataset, datasets.data_root(args.data), "train").take(args.n)
-    found = of(
-        loaded,
-        train,
-        false_positive_rate=args.false_positive_rate,
-        network=args.network,
-        augment=benign.named(args.augment) if args.augment else (),
-        clean_share=args.clean_share,
-        seed=args.seed,
+    shifts = _chosen(args.shift, loaded)
+    rate = args.false_positive_rate
+    kept = loaded.anomaly if args.shift_only else None
+    if args.shift_only and (kept is None or not shifts):
+        raise DataError("--shift-only needs a bundle whose score norm is calibrated, and --shift SETTINGS")
+    # At once: what a rate needs is known before an image is read.
+    if kept is None:
+        anomaly.check_rate(rate, args.n)
+    if shifts:
+        anomaly.check_rate(rate, args.shift_n)
+    train = datasets.load(args.dataset, datasets.data_root(args.data), "train")
+    augment = benign.named(args.augment) if args.augment else ()
+    mixture = {"augment": augment, "clean_share": args.clean_share, "seed": args.seed}
+    found = kept or of(
+        loaded, changed(train.take(args.n), **mixture), false_positive_rate=rate, network=args.network
     )
-    bundle.set_anomaly(args.bundle, found)
-    return {"command": "calibrate", **dataclasses.asdict(found)}
+    answered = dataclasses.replace(loaded, anomaly=found)
+    some = changed(train.take(args.shift_n), **mixture)
+    thresholds = {
+        name: shift_of(answered, name, some, false_positive_rate=rate, seed=args.seed) for name in shifts
+    }
+    bundle.set_anomaly(args.bundle, found, thresholds)
+    said = {name: dataclasses.asdict(one) for name, one in thresholds.items()}
+    return {"command": "calibrate", **dataclasses.asdict(found), "shifts": said}
 
 
-def of(
-    loaded: bundle.Bundle,
-    train: datasets.ImageSet,
-    *,
-    false_positive_rate: float,
-    network: str = "score",
-    augment: tuple[str, ...] = (),
-    clean_share: float = 0.5,
-    seed: int = 0,
-) -> anomaly.Calibration:
-    """The calibration of a network's score on images, changed as `augment` says (metastable.benign.mixed).
+def _chosen(names: str, loaded: bundle.Bundle) -> Sequence[str]:
+    """The settings whose shift is wanted; DataError for one that does not purify."""
+    purifies = [name for name, one in loaded.settings.by_name.items() if one.dynamics.kind is not None]
+    if names in ("", "all"):
+        return purifies if names else ()
+    wanted = (loaded.settings.default,) if names == "default" else cli.chosen_settings(names, loaded)
+    if still := sorted(set(wanted) - set(purifies)):
+        raise DataError(
+            f"the settings {still} do not purify, so no prediction shifts: leave them out of --shift"
+        )
+    return wanted
 
-    Raises DataError for a mixture that is none, and ValueError for a rate that so few images cannot set.
-    """
+
+def changed(
+    train: datasets.ImageSet, *, augment: Sequence[str] = (), clean_share: float = 0.5, seed: int = 0
+) -> Changed:
+    """Images to calibrate on; DataError for a mixture that is none."""
     images, data = train.images, {"name": train.name, "split": train.split, "sha256": train.digest()}
     changes: dict[str, int] = {}
     if augment:
-        images, changes = benign.mixed(images, augment, clean_share=clean_share, seed=seed)
+        images, changes = benign.mixed(images, tuple(augment), clean_share=clean_share, seed=seed)
         data["changes_seed"] = str(seed)
-    return anomaly.calibrate(
-        anomaly.score_norms(datasets.to_float(images), loaded.scores[network]),
-        false_positive_rate=false_positive_rate,
-        network=network,
-        data=data,
-        changes=changes,
-    )
+    return Changed(datasets.to_float(images), {"data": data, "changes": changes})
+
+
+def of(
+    loaded: bundle.Bundle, seen: Changed, *, false_positive_rate: float, network: str = "score"
+) -> anomaly.Calibration:
+    """The calibration of a network's score norm; ValueError for a rate that so few images cannot set."""
+    norms = anomaly.score_norms(seen.images, loaded.scores[network])
+    return anomaly.calibrate(norms, false_positive_rate=false_positive_rate, network=network, **seen.evidence)
+
+
+@torch.inference_mode()
+def shift_of(
+    loaded: bundle.Bundle, setting: str, seen: Changed, *, false_positive_rate: float, seed: int = 0
+) -> anomaly.Threshold:
+    """The threshold of a setting's prediction shift, of answers as they are served.
+
+    Raises DataError without a calibration of the score norm, which chooses the noise of some settings, and
+    ValueError for a rate that so few images cannot set.
+    """
+    if loaded.anomaly is None:
+        raise DataError("the bundle has no anomaly calibration: calibrate the score norm first")
+    only = dataclasses.replace(loaded.settings, by_name={setting: loaded.settings[setting]})
+    engine = engine_on("cpu", dataclasses.replace(loaded, settings=only))
+    shifts = []
+    for start in tqdm(range(0, len(seen.images), BATCH), desc=f"{setting}, shift", mininterval=2):
+        images = seen.images[start : start + BATCH]
+        norms = anomaly.score_norms(images, loaded.scores[loaded.anomaly.network])
+        seeds = [(seed << 32) + start + row for row in range(len(images))]
+        answers = engine.answer(images, seeds, loaded.settings[setting], loaded.anomaly.flags(norms))
+        purified = torch.cat([answer.result.probabilities for answer in answers])
+        shifts.append(anomaly.prediction_shift(loaded.classifier(images).float().softmax(1), purified))
+    return anomaly.threshold_of(torch.cat(shifts), false_positive_rate=false_positive_rate, **seen.evidence)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metastable.anomaly import score_norms
+from metastable.anomaly import prediction_shift, score_norms
 from metastable.bundle import Bundle
 from metastable.engine.local import LocalEngine
 from metastable.errors import DataError
@@ -49,12 +49,20 @@ def same_attack(path: Path, attack: str) -> None:
     path.write_text(attack + "\n")
 
 
+def unnoticed(outcome: Outcome) -> bool:
+    """Whether no statistic flags it; outcomes of older releases have the score norm only."""
+    return not (outcome["flagged"] or outcome.get("shifted"))
+
+
+@torch.inference_mode()
 def judge(
     bundle: Bundle, engine: LocalEngine, images: Tensor, norms: Tensor, seeds: Sequence[int], setting: str
 ) -> list[Outcome]:
     """What a server would answer to images [N, C, H, W], one outcome each.
 
-    `purified_score` is the score norm of the mean purified image, which a server does not compute.
+    `flagged` is by the score norm, `shifted` by the prediction shift (None where the setting has no
+    threshold of it); `purified_score` is the score norm of the mean purified image, which a server does not
+    compute.
 
     Args:
         norms: the score norms of the raw images, [N].
@@ -64,17 +72,22 @@ def judge(
         raise DataError("the bundle has no anomaly calibration: run the calibrate command first")
     started = time.perf_counter()
     flagged = bundle.anomaly.flags(norms)
+    home = next(bundle.networks[bundle.anomaly.network].parameters()).device
+    bare = bundle.classifier(images.to(home)).float().softmax(1).cpu()
+    limit = bundle.shifts.get(setting)
     answers = engine.answer(images, seeds, bundle.settings[setting], flagged)
     each_ms = 1e3 * (time.perf_counter() - started) / len(images)
     purified = torch.cat([answer.result.purified for answer in answers])
     network = bundle.anomaly.network
-    device = next(bundle.networks[network].parameters()).device
-    left = score_norms(purified.to(device), bundle.scores[network]).cpu()
+    left = score_norms(purified.to(home), bundle.scores[network]).cpu()
+    shifts = prediction_shift(bare, torch.cat([answer.result.probabilities for answer in answers]).cpu())
     return [
         {
             "predicted": answer.decision.label,
             "score": float(norms[row]),
             "flagged": bool(flagged[row]),
+            "shift": float(shifts[row]),
+            "shifted": None if limit is None else bool(limit.flags(shifts[row])),
             "purified_score": float(left[row]),
             "chains": answer.result.outputs.shape[1],
             "decided": answer.decision.decided,

@@ -34,8 +34,9 @@ from metastable import datasets
 from metastable.anomaly import score_norms
 from metastable.attacks.ball import Ball
 from metastable.attacks.catalogue import Options, Plan, plan
+from metastable.attacks.detectors import Detector, ShiftDetector
 from metastable.attacks.smooth import smooth_backward
-from metastable.attacks.target import Detector, WhiteBox
+from metastable.attacks.target import WhiteBox
 from metastable.bundle import Bundle
 from metastable.defense import score_of
 from metastable.dynamics import ScoreFunction
@@ -124,7 +125,9 @@ def white_box(bundle: Bundle, setting: str) -> WhiteBox:
     score = score_of(bundle.scores, chosen)
     piecewise = isinstance(bundle.networks.get(chosen.network), EnergyNetwork)
     smooth = _differentiable(bundle, chosen.network) if piecewise else None
-    return WhiteBox(chosen, bundle.classifier, score, detectors, smooth)
+    limit = bundle.shifts.get(setting)
+    shift = None if limit is None else ShiftDetector(bundle.classifier, limit.threshold)
+    return WhiteBox(chosen, bundle.classifier, score, detectors, smooth, shift)
 
 
 def _differentiable(bundle: Bundle, name: str) -> ScoreFunction:
@@ -283,6 +286,8 @@ def said(bundle: Bundle, setting: Setting) -> str:
     if bundle.anomaly is not None:
         used.add(bundle.anomaly.network)
         said["threshold"] = bundle.anomaly.threshold
+    if shift := bundle.shifts.get(setting.name):
+        said["shift_threshold"] = shift.threshold
     return repr(said | {part: bundle.parts[part] for part in sorted(used)})
 
 

@@ -30,7 +30,7 @@ from metastable.attacks.target import Eot
 from metastable.bundle import Bundle
 from metastable.engine.local import engine_on
 from metastable.errors import DataError
-from metastable.evaluation.outcomes import same_run
+from metastable.evaluation.outcomes import Outcome, same_run, unnoticed
 from metastable.evaluation.robust import Outcomes, RobustConfig, attackable, moved, planned, said
 from metastable.evaluation.stats import wilson
 from metastable.networks.onnx_classifier import OnnxClassifier
@@ -46,8 +46,8 @@ class Standing:
 
     Attributes:
         lost: answered wrongly, naturally or under one of the attacks.
-        passed: answered wrongly and not flagged at least once, or answered wrongly without an attack: lost
-            also where flagged images are refused.
+        passed: answered wrongly and flagged by no statistic at least once, or answered wrongly without an
+            attack: lost also where flagged images are refused.
     """
 
     lost: frozenset[int] = frozenset()
@@ -144,8 +144,10 @@ class _Suite:
                     "eot": plan.samples,
                     "attacked": len(todo),
                     "broken": sum(map(_wrong, made)),
-                    "broken_unflagged": sum(_wrong(o) and not o["flagged"] for o in made),
+                    "broken_unflagged": sum(_wrong(o) and unnoticed(o) for o in made),
                     "flagged": sum(o["flagged"] for o in made),
+                    "shifted": _shifted(made),
+                    "noticed": sum(not unnoticed(o) for o in made),
                     "newly_lost": len(now.lost - before_it.lost),
                     "left": self._n - len(now.lost),
                     "seconds": round(sum(o["seconds"] for o in made), 1),
@@ -157,7 +159,7 @@ class _Suite:
     def _after(self, name: str, indices: Sequence[int], before: Standing) -> Standing:
         made = {i: self._outcomes.of(self._setting, name, i) for i in indices}
         lost = {i for i, outcome in made.items() if _wrong(outcome)}
-        return Standing(before.lost | lost, before.passed | {i for i in lost if not made[i]["flagged"]})
+        return Standing(before.lost | lost, before.passed | {i for i in lost if unnoticed(made[i])})
 
 
 def _wrong(outcome: dict[str, Any]) -> bool:
@@ -176,9 +178,11 @@ def summarize(
 ) -> dict[str, Any]:
     """What a suite says: shares are [value, low, high], Wilson 95 %, over all n images.
 
-    `worst_case` is the share that no attack broke; `right_or_flagged` the share that no attack broke
-    without being flagged, None where no attack was after the flag.  Wrong without an attack is lost in
-    both.  A flag that refuses everything would score well there: read it beside `flagged_natural`.
+    `worst_case` is the share that no attack broke; `right_or_flagged` the share that no attack broke without
+    being flagged by the score norm or the prediction shift, None where no attack was after the flag.  Wrong
+    without an attack is lost in both.  A flag that refuses everything would score well there: read it beside
+    `flagged_natural` (the score norm's), `shifted_natural` (the prediction shift's) and `noticed_natural`
+    (either's).
     """
     natural = [outcomes.of(setting, "natural", i) for i in range(n)]
     chosen = bundle.settings[setting]
@@ -192,6 +196,8 @@ def summarize(
         "worst_case": _share(n - len(after.lost), n),
         "right_or_flagged": _share(n - len(after.passed), n) if _evaded(rows) else None,
         "flagged_natural": _share(sum(o["flagged"] for o in natural), n),
+        "shifted_natural": None if (count := _shifted(natural)) is None else _share(count, n),
+        "noticed_natural": _share(sum(not unnoticed(o) for o in natural), n),
         "attacks": rows,
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "K": chosen.steps,
@@ -200,6 +206,12 @@ def summarize(
         "delta": chosen.delta,
         "digest": bundle.digest,
     }
+
+
+def _shifted(outcomes: Sequence[Outcome]) -> int | None:
+    """How many the prediction shift flags; None where it has no threshold."""
+    known = [o["shifted"] for o in outcomes if o.get("shifted") is not None]
+    return sum(known) if known else None
 
 
 def _evaded(rows: list[dict[str, Any]]) -> bool:

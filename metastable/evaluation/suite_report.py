@@ -14,22 +14,22 @@ from metastable.evaluation.robust_rows import length, shown
 def markdown(suites: list[dict[str, Any]]) -> str:
     """A row for each setting and radius, then one for each attack."""
     lines = [
-        "| setting | ball | K | H | n | natural | **worst case** | right or flagged | natural flagged | "
-        "minutes of attack |",
+        "| setting | ball | K | H | n | natural | **worst case** | right or flagged | natural flagged: "
+        "norm, shift, either | minutes of attack |",
         "|---" * 10 + "|",
     ]
     for suite in suites:
         lines.append(
             f"| `{suite['setting']}` | {_ball(suite)} | {suite['K']} | {suite['H']} | {suite['n']} | "
             f"{shown(suite['natural'])} | **{shown(suite['worst_case'])}** | "
-            f"{shown(suite['right_or_flagged'])} | {100 * suite['flagged_natural'][0]:.0f} % | "
+            f"{shown(suite['right_or_flagged'])} | {_flags(suite)} | "
             f"{suite['seconds'] / 60:.1f} |"
         )
     lines += [
         "",
-        "| setting | ball | attack | gradient | EOT | attacked | wrong | wrong and unflagged | newly lost | "
-        "left of n | s an image |",
-        "|---" * 11 + "|",
+        "| setting | ball | attack | gradient | EOT | attacked | wrong | wrong and unflagged | "
+        "flagged: norm, shift, either | newly lost | left of n | s an image |",
+        "|---" * 12 + "|",
     ]
     for suite in suites:
         for row in suite["attacks"]:
@@ -37,6 +37,7 @@ def markdown(suites: list[dict[str, Any]]) -> str:
             lines.append(
                 f"| `{suite['setting']}` | {_ball(suite)} | {row['attack']} | {row['gradient']} | "
                 f"{row['eot']} | {row['attacked']} | {row['broken']} | {row['broken_unflagged']} | "
+                f"{row['flagged']}, {_or_dash(row.get('shifted'))}, {row.get('noticed', row['flagged'])} | "
                 f"{row['newly_lost']} | {row['left']} of {suite['n']} | {each:.1f} |"
             )
     return "\n".join(lines) + "\n"
@@ -73,6 +74,17 @@ def draw(suites: list[dict[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=110)
+
+
+def _flags(suite: dict[str, Any]) -> str:
+    """Natural images flagged by the score norm, by the prediction shift and by either, in per cent."""
+    norm = suite["flagged_natural"]
+    shares = norm, suite.get("shifted_natural"), suite.get("noticed_natural", norm)
+    return ", ".join("-" if share is None else f"{100 * share[0]:.0f}" for share in shares) + " %"
+
+
+def _or_dash(count: int | None) -> str:
+    return "-" if count is None else str(count)
 
 
 def _ball(suite: dict[str, Any]) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from metastable.attacks.target import Detector, WhiteBox
+from metastable.attacks.detectors import Detector
+from metastable.attacks.target import WhiteBox
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.score import ScoreNetwork
 from metastable.settings import Setting

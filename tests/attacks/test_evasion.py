@@ -4,8 +4,9 @@ import torch
 
 from metastable.attacks.annealed import Annealed
 from metastable.attacks.ball import Ball
+from metastable.attacks.detectors import Detector
 from metastable.attacks.evasion import Evasion
-from metastable.attacks.target import Detector, Eot
+from metastable.attacks.target import Eot
 from tests.attacks.planted import Prototypes, box, score_network
 
 
@@ -23,7 +24,7 @@ def test_passes_the_flag_that_an_attack_on_the_label_alone_raises() -> None:
     target = Eot(defense, samples=2, gradient="exact")
     shared = {"eps": 0.08, "steps": 30, "samples": 2, "window": 4, "certain": 0.5}
     plain = Annealed(**shared)(target, images, labels)  # type: ignore[arg-type]
-    aware = Evasion(detectors=(detector,), **shared)(target, images, labels)  # type: ignore[arg-type]
+    aware = Evasion(statistics=(detector,), **shared)(target, images, labels)  # type: ignore[arg-type]
     assert plain.success.all()
     assert detector.flags(plain.images).float().mean() > 0.8
     assert aware.success.float().mean() > 0.8
@@ -42,11 +43,11 @@ def test_every_statistic_counts() -> None:
         Detector(score, 1.02 * float(Detector(score, 1.0).norms(images).max())) for score in (first, second)
     )
     strict = Detector(second, 1e-6)
-    attack = Evasion(detectors=detectors, eps=0.1, steps=25, certain=0.3)
+    attack = Evasion(statistics=detectors, eps=0.1, steps=25, certain=0.3)
     both = attack(model, images, labels)
     assert both.success.all()
     assert not any(detector.flags(both.images).any() for detector in detectors)
-    never = dataclasses.replace(attack, detectors=(detectors[0], strict))(model, images, labels)
+    never = dataclasses.replace(attack, statistics=(detectors[0], strict))(model, images, labels)
     assert not never.success.any()
     # Where nothing passes, the image that is wrong by most comes back all the same.
     assert (model(never.images).argmax(1) != labels).all()
@@ -59,9 +60,9 @@ def test_wrong_and_unflagged_beats_wrong_and_flagged_beats_right() -> None:
     rows = torch.arange(3)
     worth = {}
     for name, threshold in (("passes", 2 * level), ("flagged", 0.5 * level)):
-        attack = Evasion(detectors=(Detector(score, threshold),))
+        attack = Evasion(statistics=(Detector(score, threshold),))
         mover = attack._mover(images, Ball("linf", 0.1))
-        worth[name] = mover.look(rows, images, torch.tensor([1.5, 0.2, -0.5]))
+        worth[name] = mover.look(rows, images, torch.tensor([1.5, 0.2, -0.5]), torch.zeros(3, 4))
     assert torch.allclose(worth["passes"], torch.tensor([1.5, 0.2, -1.5]))
     flagged = worth["flagged"]
     assert (flagged[:2] < 0).all()
@@ -75,24 +76,24 @@ def test_a_multiplier_rises_above_its_threshold_and_falls_below_for_each_image_a
     norms = Detector(first, 1.0).norms(images)
     detector = Detector(first, float(norms.mean()))
     over = detector.flags(images)
-    attack = Evasion(detectors=(detector, Detector(second, 1e9)), rate=2.0)
+    attack = Evasion(statistics=(detector, Detector(second, 1e9)), rate=2.0)
     mover = attack._mover(images, Ball("linf", 0.1))
-    rows, margin = torch.arange(2), torch.ones(2)
-    mover.look(rows, images, margin)
-    mover.look(rows[1:], images[1:], margin[1:])
+    rows, margin, logits = torch.arange(2), torch.ones(2), torch.zeros(2, 4)
+    mover.look(rows, images, margin, logits)
+    mover.look(rows[1:], images[1:], margin[1:], logits[1:])
     once, twice = (2.0 if flag else 0.5 for flag in over.tolist())
     assert over.any()
     assert not over.all()
     assert mover._multipliers.tolist() == [[once, twice**2], [0.5, 0.25]]  # type: ignore[attr-defined]
     # Both statistics pull: without the second one the image would go elsewhere.
-    alone = Evasion(detectors=attack.detectors[:1], rate=2.0)._mover(images, Ball("linf", 0.1))
-    alone.look(rows, images, margin)
+    alone = Evasion(statistics=attack.statistics[:1], rate=2.0)._mover(images, Ball("linf", 0.1))
+    alone.look(rows, images, margin, logits)
     assert not torch.allclose(alone._pull[0], mover._pull[0])  # type: ignore[attr-defined]
 
 
 def test_chains_have_the_noise_of_images_that_pass_and_second_starts_are_near_the_image() -> None:
     detector = Detector(score_network().score, 1.0)
-    attack = Evasion(detectors=(detector,), eps=0.08)
+    attack = Evasion(statistics=(detector,), eps=0.08)
     attacked, _ = attack.on(Eot(box(Prototypes()), samples=1, gradient="exact"), 0)
     assert isinstance(attacked, Eot)
     assert attacked.levels == "unflagged"

@@ -3,9 +3,10 @@ import dataclasses
 import torch
 
 from metastable.attacks.aimed import Aimed
+from metastable.attacks.detectors import Detector
 from metastable.attacks.exact import Exact
 from metastable.attacks.score_aware import ScoreAware
-from metastable.attacks.target import Detector, Eot
+from metastable.attacks.target import Eot
 from tests.attacks.planted import Prototypes, box, score_network
 
 

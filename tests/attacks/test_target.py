@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from metastable.attacks.detectors import Detector
 from metastable.attacks.pgd import Pgd
-from metastable.attacks.target import Detector, Eot, WhiteBox, seeded, straight_through
+from metastable.attacks.target import Eot, WhiteBox, seeded, straight_through
 from metastable.defense import defend, purify
 from metastable.dynamics.adp import adaptive_step_size, adp
 from metastable.errors import NoGradient

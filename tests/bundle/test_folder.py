@@ -218,28 +218,6 @@ def test_wrong_changes_of_a_calibration_are_refused(copy: Path, changes: Any) ->
         bundle.load(copy)
 
 
-def test_new_settings_change_the_digest_and_are_checked(copy: Path) -> None:
-    before = bundle.load(copy)
-    text = (copy / "settings.yaml").read_text()
-    bundle.set_settings(copy, text.replace("default: fast", "default: none"))
-    after = bundle.load(copy)
-    assert (before.settings.default, after.settings.default) == ("fast", "none")
-    assert after.digest != before.digest
-    for wrong in ("x", text.replace("default: fast", "default: nothing")):
-        with pytest.raises(BundleError, match=r"settings\.yaml"):
-            bundle.set_settings(copy, wrong)
-    with pytest.raises(BundleError, match=r"settings\.yaml has .* bytes, and at most 65536 are read"):
-        bundle.set_settings(copy, text + "#" * files.SETTINGS_BYTES)
-    assert bundle.load(copy).digest == after.digest
-
-
-def test_settings_mirror_no_chains_of_a_classifier_that_averages_views(copy: Path) -> None:
-    text = (copy / "settings.yaml").read_text()
-    mirrored = text.rstrip("\n") + "\n  twice: {dynamics: noise, steps: 1, sigma: 0.1, mirror: true}\n"
-    with pytest.raises(BundleError, match=r"the settings \['twice'\] mirror every second chain, and the"):
-        bundle.set_settings(copy, mirrored)
-
-
 def test_two_builds_give_the_same_bytes(tiny_folder: Path, tmp_path: Path) -> None:
     again = write_tiny(tmp_path / "again")
     for path in tiny_folder.iterdir():

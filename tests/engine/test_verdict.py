@@ -17,6 +17,9 @@ CAT = Verdict(
     score=0.2,
     threshold=0.25,
     flagged=False,
+    shift=0.1,
+    shift_threshold=None,
+    shifted=None,
     unpurified=1,
     unpurified_name="cat",
     probabilities=(0.5, 0.5, 0.0, 0.0),
@@ -40,6 +43,11 @@ def test_it_prints_as_one_line() -> None:
     assert str(other) == (
         "cat 50.0%; 1.25 ahead of dog; 1 chain of fast; late; flagged: score 0.5 above 0.25; unpurified: ship"
     )
+
+
+def test_a_shift_above_its_threshold_is_said() -> None:
+    moved = dataclasses.replace(CAT, shift=0.75, shift_threshold=0.5, shifted=True)
+    assert str(moved).endswith("; flagged: shift 0.75 above 0.5")
 
 
 def test_the_label_comes_first_among_equals() -> None:

@@ -20,11 +20,18 @@ def images(n: int, seed: int) -> datasets.ImageSet:
     return datasets.ImageSet("smooth", "train", pixels, torch.zeros(n, dtype=torch.int64), [])
 
 
+def calibration(
+    loaded: bundle.Bundle, train: datasets.ImageSet, augment: tuple[str, ...] = (), seed: int = 0
+) -> anomaly.Calibration:
+    seen = calibrated.changed(train, augment=augment, seed=seed)
+    return calibrated.of(loaded, seen, false_positive_rate=0.1)
+
+
 def test_changed_images_are_flagged_at_the_stated_rate_on_average(tiny: bundle.Bundle) -> None:
     rates = []
     names = ("noise4", "sharpened", "darker")
     for turn in range(12):
-        found = calibrated.of(tiny, images(120, turn), false_positive_rate=0.1, augment=names, seed=turn)
+        found = calibration(tiny, images(120, turn), names, turn)
         mixture, _ = benign.mixed(images(200, 1000 + turn).images, names, seed=500 + turn)
         norms = anomaly.score_norms(datasets.to_float(mixture), tiny.scores["score"])
         rates.append(float(found.flags(norms).float().mean()))
@@ -34,13 +41,13 @@ def test_changed_images_are_flagged_at_the_stated_rate_on_average(tiny: bundle.B
 
 def test_the_evidence_says_what_was_included_and_repeats(tiny: bundle.Bundle) -> None:
     train = images(60, 0)
-    found = calibrated.of(tiny, train, false_positive_rate=0.1, augment=("blur", "jpeg50"), seed=2)
+    found = calibration(tiny, train, ("blur", "jpeg50"), 2)
     assert set(found.changes) == {"clean", "blur", "jpeg50"}
     assert sum(found.changes.values()) == 60
     assert found.data["changes_seed"] == "2"
-    assert found == calibrated.of(tiny, train, false_positive_rate=0.1, augment=("blur", "jpeg50"), seed=2)
-    assert found != calibrated.of(tiny, train, false_positive_rate=0.1, augment=("blur", "jpeg50"), seed=3)
-    plain = calibrated.of(tiny, train, false_positive_rate=0.1)
+    assert found == calibration(tiny, train, ("blur", "jpeg50"), 2)
+    assert found != calibration(tiny, train, ("blur", "jpeg50"), 3)
+    plain = calibration(tiny, train)
     assert (plain.changes, set(plain.data)) == ({}, {"name", "split", "sha256"})
 
 
@@ -85,3 +92,59 @@ def test_the_command_refuses_a_change_that_is_none_and_leaves_the_bundle(
     error = capsys.readouterr().err
     assert all(name in error for name in ("swirl", *benign.CHANGES))
     assert bundle.load(Path(arguments[3])).digest == before
+
+
+def test_the_command_sets_thresholds_of_shifts(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [*arguments, "--shift", "fast,softmax", "--shift-n", "40"])
+    command.main()
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    loaded = bundle.load(Path(arguments[3]))
+    assert {name: one.threshold for name, one in loaded.shifts.items()} == {
+        name: one["threshold"] for name, one in printed["shifts"].items()
+    }
+    assert set(loaded.shifts) == {"fast", "softmax"}
+    assert loaded.shifts["fast"].n == 40
+    assert 0 < loaded.shifts["fast"].threshold <= 1
+    train = datasets.load("cifar10", Path(arguments[5]), "train").take(40)
+    monkeypatch.setattr("sys.argv", [*arguments, "--shift", "fast", "--shift-only", "--shift-n", "30"])
+    command.main()
+    after = bundle.load(Path(arguments[3]))
+    assert (after.anomaly, list(after.shifts), after.shifts["fast"].n) == (loaded.anomaly, ["fast"], 30)
+    again = calibrated.shift_of(loaded, "fast", calibrated.changed(train), false_positive_rate=0.05)
+    assert again == loaded.shifts["fast"]
+
+
+def test_a_setting_that_does_not_purify_has_no_shift(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [*arguments, "--shift", "fast,none"])
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    assert stop.value.code == 2
+    assert "the settings ['none'] do not purify" in capsys.readouterr().err
+
+
+def test_shifts_alone_need_a_setting(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [*arguments, "--shift-only"])
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    assert stop.value.code == 2
+    assert "--shift-only needs" in capsys.readouterr().err
+
+
+def test_the_command_checks_its_rate_before_anything_else(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unread(*_: object) -> None:
+        raise AssertionError("the images were read")
+
+    monkeypatch.setattr(datasets, "load", unread)
+    monkeypatch.setattr("sys.argv", [*arguments, "--false-positive-rate", "0.001"])
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    assert stop.value.code == 2
+    assert "cannot be set on 100 images" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metastable import bundle, datasets
+from metastable import anomaly, bundle, datasets
 from metastable.attacks.annealed import Annealed
 from metastable.attacks.ascent import Attacked
 from metastable.errors import DataError
@@ -215,17 +215,17 @@ def test_an_attack_that_leaves_its_ball_is_found_out(
             )
 
 
-def scripted(
-    monkeypatch: pytest.MonkeyPatch, script: dict[tuple[str, float, int], tuple[bool, bool]]
-) -> None:
-    """Attacks that do nothing, and a judge who answers (wrong, flagged) by attack, radius and image."""
+def scripted(monkeypatch: pytest.MonkeyPatch, script: dict[tuple[str, float, int], tuple[bool, ...]]) -> None:
+    """Attacks that do nothing, and a judge who answers (wrong, flagged, shifted) by attack,
+    radius and image."""
 
     class Scripted(Outcomes):
         def attack(self, setting, name, made, group):  # type: ignore[no-untyped-def]
             for i in group:
-                wrong, flagged = script.get((name, self._config.eps, i), (False, False))
+                wrong, flagged, *rest = script.get((name, self._config.eps, i), (False, False))
                 self._done[setting, name, i] = {
                     "index": i, "label": 0, "predicted": int(wrong), "flagged": flagged, "seconds": 0.0,
+                    "shifted": rest[0] if rest else False,
                     "chains": 1, "steps": 0, "strength": 0.0, "setting": setting, "attack": name,
                 }  # fmt: skip
 
@@ -258,6 +258,33 @@ def test_what_is_lost_passed_and_asked_by_a_script(
     [alone] = suite.measure(tiny, test_set, ["none"], [large], config(), tmp_path / "b", members=["transfer"])
     assert alone["right_or_flagged"] is None  # nobody tried to pass the flag
     assert "| – |" in suite_report.markdown([alone])
+
+
+def test_an_image_passes_where_neither_statistic_flags_it(
+    tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, {
+        ("natural", 0.01, 4): (False, False, True),
+        ("transfer", 0.01, 0): (True, False, True),  # only the shift notices
+        ("transfer", 0.01, 1): (True, True, False),
+        ("joint", 0.01, 2): (True, False, False),
+    })  # fmt: skip
+    [one] = suite.measure(tiny, test_set, ["none"], [0.01], config(), tmp_path, members=("transfer", "joint"))
+    assert (one["worst_case"][0], one["right_or_flagged"][0]) == (0.4, 0.8)
+    first = one["attacks"][0]
+    assert [first[key] for key in ("flagged", "shifted", "noticed", "broken_unflagged")] == [1, 1, 2, 0]
+    shares = [one[f"{key}_natural"][0] for key in ("flagged", "shifted", "noticed")]
+    assert shares == [0.0, 0.2, 0.2]
+    assert "| 0, 20, 20 % |" in suite_report.markdown([one])
+
+
+def test_attacks_know_the_shift_where_it_has_a_threshold(tiny: bundle.Bundle) -> None:
+    limit = anomaly.threshold_of(torch.linspace(0, 0.4, 99), false_positive_rate=0.01, data={})
+    both = dataclasses.replace(tiny, shifts={"fast": limit})
+    assert len(planned(tiny, "fast", "joint", config()).attack.statistics) == 1  # type: ignore[attr-defined]
+    norm, shift = planned(both, "fast", "joint", config()).attack.statistics  # type: ignore[attr-defined]
+    assert (norm.threshold, shift.threshold) == (tiny.anomaly.threshold, limit.threshold)  # type: ignore[union-attr]
+    assert robust.said(both, both.settings["fast"]) != robust.said(tiny, tiny.settings["fast"])
 
 
 def test_the_command_takes_a_suite_with_several_radii(

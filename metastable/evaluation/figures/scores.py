@@ -1,4 +1,4 @@
-"""Score norms of natural, attacked and purified images, and what they detect (ADP, Figures 3 and 9).
+"""Score norms and prediction shifts of images, and what they detect (ADP, Figures 3 and 9).
 
 Drawn from the outcomes of `robust`, so nothing is computed again: name its --work folder.
 """
@@ -30,7 +30,9 @@ def roc(negatives: np.ndarray, positives: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def norms(outcomes: list[Outcome], setting: str) -> dict[str, dict[str, np.ndarray]]:
-    """{kind: {"raw": [n], "purified": [n]}} of natural images and of each attack's.
+    """{kind: {"raw": [n], "purified": [n], "shift": [n]}} of natural images and of each attack's.
+
+    `raw` and `purified` are score norms, `shift` prediction shifts, NaN in outcomes of older releases.
 
     Images that nobody attacked, because they were answered wrongly as they are, are not an attack's.
     Raises DataError if there are no natural outcomes of the setting.
@@ -42,11 +44,30 @@ def norms(outcomes: list[Outcome], setting: str) -> dict[str, dict[str, np.ndarr
         raise DataError(f"there are no outcomes of {setting!r} in this folder: run `robust` first")
     return {
         kind: {
-            key: np.array([o[field] for o in mine if o["attack"] == kind])
-            for key, field in (("raw", "score"), ("purified", "purified_score"))
+            key: np.array([o.get(field, np.nan) for o in mine if o["attack"] == kind])
+            for key, field in (("raw", "score"), ("purified", "purified_score"), ("shift", "shift"))
         }
         for kind in kinds
     }
+
+
+def known(found: dict[str, dict[str, np.ndarray]], attack: str) -> bool:
+    """Whether the prediction shifts of natural images and of the attack's were kept."""
+    return not any(np.isnan(found[kind]["shift"]).any() for kind in (NATURAL, attack))
+
+
+def shift_detects(
+    found: dict[str, dict[str, np.ndarray]], attack: str, norm_limit: float, limit: float | None
+) -> dict[str, float | None]:
+    """The shift's AUROC and, with its threshold, the shares that it and either statistic flag."""
+    if not known(found, attack):
+        return {}
+    shifts, norm = found[attack]["shift"], found[attack]["raw"]
+    rates: dict[str, float | None] = {"shift_rate": None, "either_rate": None}
+    if limit is not None:
+        rates["shift_rate"] = round(float((shifts > limit).mean()), 4)
+        rates["either_rate"] = round(float(((shifts > limit) | (norm > norm_limit)).mean()), 4)
+    return {"auroc_shift": round(auroc(found[NATURAL]["shift"].tolist(), shifts.tolist()), 4), **rates}
 
 
 def draw(found: dict[str, dict[str, np.ndarray]], threshold: float, path: Path) -> None:
@@ -71,7 +92,10 @@ def draw(found: dict[str, dict[str, np.ndarray]], threshold: float, path: Path) 
             axes.hist(values, bins=edges, density=True, alpha=0.55, color=color, label=label)
         axes.axvline(threshold, color="black", linestyle="--")
         axes.set(title=attack, xlabel="score norm")
-        curves.plot(*roc(found[NATURAL]["raw"], found[attack]["raw"]), label=attack)
+        curves.plot(*roc(found[NATURAL]["raw"], found[attack]["raw"]), label=f"{attack}, norm")
+        if known(found, attack):
+            shifts = roc(found[NATURAL]["shift"], found[attack]["shift"])
+            curves.plot(*shifts, linestyle="--", color=curves.lines[-1].get_color(), label=f"{attack}, shift")
     panels[0].legend(fontsize=7)
     curves.set(title="detection", xlabel="natural images flagged", ylabel="attacked images flagged")
     curves.legend(fontsize=7)
@@ -101,12 +125,14 @@ def run(args: argparse.Namespace) -> cli.Summary:
     if not attacks:
         raise DataError(f"{args.work} holds no attacked images of {name!r}: run `robust` first")
     natural = found[NATURAL]["raw"]
+    limit = loaded.shifts[name].threshold if name in loaded.shifts else None
     rows = [
         {
             "attack": attack,
             "n": len(found[attack]["raw"]),
             "auroc": round(auroc(natural.tolist(), found[attack]["raw"].tolist()), 4),
             "flag_rate": round(float((found[attack]["raw"] > loaded.anomaly.threshold).mean()), 4),
+            **shift_detects(found, attack, loaded.anomaly.threshold, limit),
             "median": round(float(np.median(found[attack]["raw"])), 4),
             "median_purified": round(float(np.median(found[attack]["purified"])), 4),
         }
@@ -117,6 +143,7 @@ def run(args: argparse.Namespace) -> cli.Summary:
     return {
         "command": "figure scores",
         "setting": name,
-        "natural": {"n": len(natural), "median": round(float(np.median(natural)), 4)},
+        "natural": {"n": len(natural), "median": round(float(np.median(natural)), 4)}
+        | shift_detects(found, NATURAL, loaded.anomaly.threshold, limit),
         "rows": rows,
     }

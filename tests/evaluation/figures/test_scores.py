@@ -32,12 +32,24 @@ def test_images_that_nobody_attacked_are_no_attacks() -> None:
         {**shared, "setting": "other", "attack": "natural", "score": 9.0},
     ]
     found = scores.norms(outcomes, "s")
+    assert not scores.known(found, "pgd")
     assert {kind: values["raw"].tolist() for kind, values in found.items()} == {
         "natural": [1.0],
         "pgd": [2.0],
     }
     with pytest.raises(DataError, match="run `robust` first"):
         scores.norms(outcomes, "third")
+
+
+def test_the_shift_is_reported_alone_and_together_with_the_norm() -> None:
+    found = {
+        "natural": {"raw": np.array([0.1, 0.2]), "shift": np.array([0.0, 0.3])},
+        "pgd": {"raw": np.array([0.1, 0.9, 0.1, 0.1]), "shift": np.array([0.1, 0.1, 0.8, 0.9])},
+    }
+    said = scores.shift_detects(found, "pgd", 0.5, 0.6)
+    assert said == {"auroc_shift": 0.75, "shift_rate": 0.5, "either_rate": 0.75}
+    assert scores.shift_detects(found, "pgd", 0.5, None)["shift_rate"] is None
+    assert scores.shift_detects(found, "natural", 0.5, 0.2)["either_rate"] == 0.5
 
 
 def test_the_command_draws_a_robust_run(
@@ -56,11 +68,15 @@ def test_the_command_draws_a_robust_run(
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed["rows"][0]["auroc"] == row["auroc"]
     assert printed["rows"][0]["flag_rate"] == row["flag_rate"][0]
+    assert printed["rows"][0]["shift_rate"] is None  # the bundle has no threshold
+    assert 0 <= printed["rows"][0]["auroc_shift"] <= 1
     assert (tmp_path / "s.png").exists()
 
 
 def test_many_attacks_fill_rows_instead_of_one_wide_one(tmp_path: Path) -> None:
-    kinds = {name: {"raw": np.arange(3.0), "purified": np.arange(3.0)} for name in ("natural", *"abcde")}
+    kinds = {
+        name: dict.fromkeys(("raw", "purified", "shift"), np.arange(3.0)) for name in ("natural", *"abcde")
+    }
     scores.draw(kinds, 1.0, tmp_path / "s.png")
     with Image.open(tmp_path / "s.png") as picture:
         assert picture.width == round(110 * 3.4 * scores.COLUMNS)
