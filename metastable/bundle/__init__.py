@@ -15,21 +15,18 @@ from metastable.bundle.checks import MANIFEST
 from metastable.bundle.folder import (
     SETTINGS,
     Bundle,
-    Stored,
     file_names,
     load,
-    module_of,
     network,
     rewrite,
     set_anomaly,
     set_settings,
-    stored_network,
-    stored_onnx,
-    stored_part,
     write,
     write_stored,
 )
 from metastable.bundle.manifest import SCHEMA, NetworkPart, OnnxPart, Provenance, parsed_part
+from metastable.bundle.parts import Stored, module_of, stored_network, stored_onnx, stored_part
+from metastable.bundle.purifier import Purifier, classifies, load_purifier
 
 ARCHIVE_FOLDER = "bundle"
 """Where a TorchServe archive keeps its bundle."""
@@ -47,9 +44,12 @@ __all__ = [
     "NetworkPart",
     "OnnxPart",
     "Provenance",
+    "Purifier",
     "Stored",
+    "classifies",
     "file_names",
     "load",
+    "load_purifier",
     "module_of",
     "network",
     "parsed_part",

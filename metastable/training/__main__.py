@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     config = config_type(**{f.name: getattr(args, f.name) for f in dataclasses.fields(config_type)})
     try:
         with sitting(args.minutes):
-            data = Path(images) if (images := getattr(args, "images", "")) else datasets.data_root(args.data)
+            data = Path(own) if (own := getattr(args, "pictures", "")) else datasets.data_root(args.data)
             result: dict[str, Any] = train(config, data, args.out, args.device)
     except Paused as pause:
         return {"paused": str(pause)}

@@ -32,7 +32,7 @@ class NaturalConfig:
     """Noise levels are in [0, 1] image units; shares are probabilities.
 
     Attributes:
-        images: folder of pictures, folders in it included.
+        pictures: folder of pictures, folders in it included (default: that of --data).
         widths: of the three levels of the network, three numbers separated by commas.
         blocks: residual blocks a level.
         updates: number of updates in all.
@@ -49,7 +49,7 @@ class NaturalConfig:
         seed: of weights, patches, noise and the pictures held out.
     """
 
-    images: str = field(default="", metadata=PASSING)
+    pictures: str = field(default="", metadata=PASSING)
     widths: str = "32,64,96"
     blocks: int = 2
     updates: int = 10_000
