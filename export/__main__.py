@@ -28,10 +28,9 @@ def fill(parser: argparse.ArgumentParser) -> None:
 def fill_bundle(parser: argparse.ArgumentParser) -> None:
     """Make the parser that of `bundle`."""
     for part in runs.PARTS:
-        required = part == "classifier"
-        parser.add_argument(
-            f"--{part.replace('_', '-')}", type=Path, required=required, help=f"run folder of the {part}"
-        )
+        without = "; without one the bundle only purifies" if part == "classifier" else ""
+        flag = f"--{part.replace('_', '-')}"
+        parser.add_argument(flag, type=Path, help=f"run folder of the {part}{without}")
     parser.add_argument("--settings", type=Path, required=True, help="YAML file of the settings")
     parser.add_argument("--name", default="cifar10", help="of the bundle")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
@@ -40,6 +39,8 @@ def fill_bundle(parser: argparse.ArgumentParser) -> None:
 
 def _bundle(args: argparse.Namespace) -> dict[str, Any]:
     folders = {part: getattr(args, part) for part in runs.PARTS if getattr(args, part)}
+    if not folders:
+        raise BundleError("a bundle needs a part: give the run folder of a score network, or of another")
     runs.build(folders, args.settings, args.name, args.out)
     return {"command": "bundle", "out": str(args.out), "parts": list(folders)}
 

@@ -75,21 +75,21 @@ def bring(
 
     Raises BundleError for a classifier that is refused or fails a check, DataError for wrong lists.
     """
-    old = bundle.load(base)
+    shape, digest = _base(base, newcomer)
     names = class_names(newcomer.classes)
     raw = files.read(newcomer.file.parent, newcomer.file.name, files.PART_BYTES)
-    stored = _stored(newcomer, raw, old.shape, len(names))
+    stored = _stored(newcomer, raw, shape, len(names))
     network = bundle.module_of(stored, newcomer.file.name)
-    checks = probe(network, old.shape, len(names))
-    accuracy = None if labelled is None else natural_accuracy(network, old.shape, names, *labelled)
+    checks = probe(network, shape, len(names))
+    accuracy = None if labelled is None else natural_accuracy(network, shape, names, *labelled)
     provenance = bundle.Provenance(
         command=newcomer.command(),
-        inputs={"classifier": files.digest(raw), "base": old.digest},
+        inputs={"classifier": files.digest(raw), "base": digest},
         checks=tuple(checks),
     )
-    bundle.rewrite(base, out, stored, name=name, classes=names, provenance=provenance)
+    bundle.rewrite(base, out, stored, name=name, classes=names, shape=shape, provenance=provenance)
     made = bundle.load(out)
-    images = _images(old.shape)
+    images = _images(shape)
     with torch.inference_mode():
         if not torch.equal(made.classifier(images), network(images)):
             raise BundleError(f"{out} does not compute what was brought: this is a bug")
@@ -97,7 +97,7 @@ def bring(
         "classifier": stored.part.kind,
         "classes": len(names),
         "size": newcomer.size,
-        "resized": newcomer.size != old.shape[1],
+        "resized": newcomer.size != shape[1],
         "checks": checks,
         "natural": accuracy,
         "gradients": gradients(network, images),
@@ -186,6 +186,14 @@ def natural_accuracy(
         raise DataError(f"{labels.name} names no images")
     low, high = wilson(right, n)
     return {"n": n, "accuracy": round(right / n, 4), "low": round(low, 4), "high": round(high, 4)}
+
+
+def _base(base: Path, newcomer: Newcomer) -> tuple[tuple[int, int, int], str]:
+    """The shape that images get, the newcomer's own where the base takes any, and the base's digest."""
+    if bundle.classifies(base):
+        old = bundle.load(base)
+        return old.shape, old.digest
+    return (len(newcomer.mean), newcomer.size, newcomer.size), bundle.load_purifier(base).digest
 
 
 def _stored(newcomer: Newcomer, raw: bytes, shape: tuple[int, int, int], classes: int) -> bundle.Stored:

@@ -40,18 +40,19 @@ def network_of(part: str, run: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def build(runs: dict[str, Path], settings: Path, name: str, out: Path) -> None:
-    """Write bundle `out` from {part: run folder}.  The anomaly flag is calibrated afterwards."""
+    """Write bundle `out` from {part: run folder}.  The anomaly flag is calibrated afterwards.
+
+    Without a classifier it purifies colour images of any size.
+    """
     networks = {part: network_of(part, run) for part, run in runs.items()}
     given = " ".join(f"--{part} {run.name}" for part, run in runs.items())
-    # Runs of CIFAR-10 classifiers from before there were others do not name their data.
-    config = json.loads((runs["classifier"] / "config.json").read_text())
-    dataset = config.get("dataset", "cifar10")
+    classes, shape = _classes(runs["classifier"]) if "classifier" in runs else ([], (3,))
     bundle.write(
         out,
         name=name,
         version=__version__,
-        classes=list(datasets.MNIST_CLASSES if dataset == "mnist" else datasets.CIFAR10_CLASSES),
-        shape=(1, 28, 28) if dataset == "mnist" else (3, 32, 32),
+        classes=classes,
+        shape=shape,
         networks=networks,
         settings=settings.read_text(encoding="utf-8"),
         anomaly=None,
@@ -60,6 +61,15 @@ def build(runs: dict[str, Path], settings: Path, name: str, out: Path) -> None:
             inputs={part: files.digest(_weights(run)) for part, run in runs.items()},
         ),
     )
+
+
+def _classes(run: Path) -> tuple[list[str], tuple[int, ...]]:
+    """Class names and shape of images that a classifier was trained on."""
+    # Runs of CIFAR-10 classifiers from before there were others do not name their data.
+    dataset = json.loads((run / "config.json").read_text()).get("dataset", "cifar10")
+    if dataset == "mnist":
+        return list(datasets.MNIST_CLASSES), (1, 28, 28)
+    return list(datasets.CIFAR10_CLASSES), (3, 32, 32)
 
 
 def _weights(run: Path) -> bytes:
@@ -80,6 +90,8 @@ def _architecture(part: str, config: dict[str, Any]) -> tuple[str, dict[str, Any
         return "EnergyNetwork", {"channels": channels, "size": size, "features": config["features"]}
     if part in ("score", "purifier"):
         widths = [int(w) for w in config["widths"].split(",")]
+        if "patch" in config:  # a run of `train natural`
+            return "UnshuffledUNet", {"widths": widths, "blocks": config["blocks"]}
         return "ScoreNetwork", {"channels": channels, "widths": widths, "blocks": config["blocks"]}
     name = config["network"]
     if name == "cnn":

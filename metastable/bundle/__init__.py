@@ -16,19 +16,16 @@ from metastable.bundle.edit import set_anomaly, set_settings
 from metastable.bundle.folder import (
     SETTINGS,
     Bundle,
-    Stored,
     file_names,
     load,
-    module_of,
     network,
     rewrite,
-    stored_network,
-    stored_onnx,
-    stored_part,
     write,
     write_stored,
 )
 from metastable.bundle.manifest import SCHEMA, NetworkPart, OnnxPart, Provenance, parsed_part
+from metastable.bundle.parts import Stored, module_of, stored_network, stored_onnx, stored_part
+from metastable.bundle.purifier import Purifier, classifies, load_purifier
 
 ARCHIVE_FOLDER = "bundle"
 """Where a TorchServe archive keeps its bundle."""
@@ -46,9 +43,12 @@ __all__ = [
     "NetworkPart",
     "OnnxPart",
     "Provenance",
+    "Purifier",
     "Stored",
+    "classifies",
     "file_names",
     "load",
+    "load_purifier",
     "module_of",
     "network",
     "parsed_part",

@@ -22,6 +22,7 @@ from metastable.networks.cnn import Cnn
 from metastable.networks.compact import CompactResNet
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.score import ScoreNetwork
+from metastable.networks.unshuffled import UnshuffledUNet
 
 CLASSES = 10_000
 """The most classes."""
@@ -33,6 +34,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "Cnn": Cnn,
     "EnergyNetwork": EnergyNetwork,
     "ScoreNetwork": ScoreNetwork,
+    "UnshuffledUNet": UnshuffledUNet,
     "Autoencoder": Autoencoder,
 }
 
@@ -68,6 +70,7 @@ ARGUMENTS: dict[str, dict[str, _Check]] = {
     "Cnn": {"classes": _CLASSES, "channels": _CHANNELS, "size": _from(8, 512), "widths": _three_widths},
     "EnergyNetwork": {"channels": _CHANNELS, "size": _from(8, 512), "features": _from(1, 512)},
     "ScoreNetwork": {"channels": _CHANNELS, "widths": _three_widths, "blocks": _from(1, 16)},
+    "UnshuffledUNet": {"widths": _three_widths, "blocks": _from(1, 16)},
     "Autoencoder": {
         "channels": _CHANNELS,
         "variance": lambda value, where: checks.real(value, where, 1e-6, 1e3),

@@ -8,20 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from metastable import settings as settings_module
 from metastable.anomaly import Calibration, Threshold
-from metastable.bundle import architectures, files, weights
+from metastable.bundle import architectures, files
 from metastable.bundle import manifest as manifest_module
 from metastable.bundle.checks import MANIFEST
-from metastable.bundle.manifest import RESIZE, Manifest, NetworkPart, OnnxPart, Part, Provenance
+from metastable.bundle.manifest import Manifest, NetworkPart, Provenance
+from metastable.bundle.parts import Stored, module_of, stored_network
 from metastable.dynamics import ScoreFunction
 from metastable.errors import BundleError, SettingsError
-from metastable.networks.onnx_classifier import OnnxClassifier
 
 SETTINGS = "settings.yaml"
+ANY = ([8, 8], [13, 27], [48, 32])
+"""Heights and widths that stand for all that a bundle without a classifier takes."""
 
 
 @dataclass(frozen=True)
@@ -56,55 +57,13 @@ class Bundle:
         return {name: network.score for name, network in self.networks.items()}  # type: ignore[misc]
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A part as the manifest has it, and the bytes of its file."""
-
-    part: Part
-    data: bytes
-
-
-def stored_network(network: nn.Module, arguments: dict[str, Any], *, half: bool) -> Stored:
-    """A network and its constructor arguments as a part.
-
-    With `half`, weights of two and more dimensions become float16; statistics and biases stay float32.
-    """
-    state = {key: _stored(value, half) for key, value in network.state_dict().items()}
-    data = save_safetensors(state)
-    return Stored(NetworkPart(type(network).__name__, arguments, files.digest(data)), data)
-
-
-def stored_onnx(
-    model: bytes, *, size: int, mean: tuple[float, ...], std: tuple[float, ...], to: int
-) -> Stored:
-    """An ONNX classifier of images of `size` as a part of a bundle whose images have the size `to`."""
-    return Stored(OnnxPart(size, mean, std, None if size == to else RESIZE, files.digest(model)), model)
-
-
-def stored_part(folder: Path, name: str) -> Stored:
-    """A part of the bundle in `folder` with its bytes, checked; BundleError if it is absent or damaged."""
-    manifest = manifest_module.parse(files.read(folder, MANIFEST, files.MANIFEST_BYTES))
-    if name not in manifest.parts:
-        raise BundleError(f"{folder} has no part {name!r}, only {sorted(manifest.parts)}")
-    part = manifest.parts[name]
-    return Stored(part, files.read_checked(folder, manifest.files()[name], files.PART_BYTES, part.sha256))
-
-
-def module_of(stored: Stored, file: str) -> nn.Module:
-    """The network that a part's bytes make; BundleError naming `file` if they do not fit or are refused."""
-    part = stored.part
-    if isinstance(part, NetworkPart):
-        return architectures.build(file, part.architecture, part.arguments, weights.read(stored.data, file))
-    return OnnxClassifier(stored.data, size=part.size, mean=part.mean, std=part.std, file=file)
-
-
 def write(
     folder: Path,
     *,
     name: str,
     version: str,
     classes: list[str],
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     networks: Mapping[str, tuple[nn.Module, dict[str, Any]]],
     settings: str,
     anomaly: Calibration | None,
@@ -113,6 +72,7 @@ def write(
 ) -> None:
     """Write a bundle; `networks` maps part names to (network, constructor arguments), stored as `half` says.
 
+    One without a classifier has no classes, and of the shape the channels alone: it takes any size.
     Raises SettingsError or BundleError for what `load` would refuse in settings.yaml or bundle.json.
     """
     write_stored(
@@ -135,7 +95,7 @@ def write_stored(
     name: str,
     version: str,
     classes: list[str],
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     settings: str,
     anomaly: Calibration | None,
     provenance: Provenance,
@@ -155,10 +115,18 @@ def write_stored(
 
 
 def rewrite(
-    base: Path, folder: Path, classifier: Stored, *, name: str, classes: list[str], provenance: Provenance
+    base: Path,
+    folder: Path,
+    classifier: Stored,
+    *,
+    name: str,
+    classes: list[str],
+    shape: tuple[int, int, int] | None = None,
+    provenance: Provenance,
 ) -> None:
     """Write a bundle that is `base` behind another classifier: its networks, settings and calibration stay.
 
+    `shape` is that of images where `base` has no classifier, and left out where it has one.
     Raises BundleError if `base` is damaged or is the folder to write.
     """
     if base.resolve() == folder.resolve():
@@ -174,6 +142,7 @@ def rewrite(
         old,
         name=name,
         classes=classes,
+        shape=shape or old.shape,
         parts={**old.parts, "classifier": classifier.part},
         provenance=provenance,
         shifts={},  # they are of the old classifier
@@ -182,7 +151,32 @@ def rewrite(
 
 
 def load(folder: Path) -> Bundle:
-    """Load and check a bundle; raises BundleError naming the part that is wrong."""
+    """Load and check a bundle; BundleError names what is wrong, or refuses one that only purifies."""
+    manifest, settings, modules, digest = opened(folder)
+    if not manifest.classifies:
+        raise BundleError(
+            f"the bundle {manifest.name} has no classifier: it purifies images (`metastable purify --bundle "
+            f"{manifest.name}`), and is a base for a classifier of yours (`metastable bring`)"
+        )
+    channels, height, width = manifest.shape
+    return Bundle(
+        name=manifest.name,
+        version=manifest.version,
+        classes=manifest.classes,
+        shape=(channels, height, width),
+        classifier=modules["classifier"],
+        networks={name: module for name, module in modules.items() if name != "classifier"},
+        parts={name: part.sha256 for name, part in manifest.parts.items()},
+        anomaly=manifest.anomaly,
+        settings=settings,
+        provenance=manifest.provenance,
+        digest=digest,
+        shifts=manifest.shifts,
+    )
+
+
+def opened(folder: Path) -> tuple[Manifest, settings_module.Settings, dict[str, nn.Module], str]:
+    """What a bundle holds, checked: manifest, settings, networks by part, and its digest."""
     raw = files.read(folder, MANIFEST, files.MANIFEST_BYTES)
     manifest = manifest_module.parse(raw)
     text = files.read_checked(folder, SETTINGS, files.SETTINGS_BYTES, manifest.settings_sha256)
@@ -193,20 +187,7 @@ def load(folder: Path) -> Bundle:
         )
         for name, file in manifest.files().items()
     }
-    return Bundle(
-        name=manifest.name,
-        version=manifest.version,
-        classes=manifest.classes,
-        shape=manifest.shape,
-        classifier=modules["classifier"],
-        networks={name: module for name, module in modules.items() if name != "classifier"},
-        parts={name: part.sha256 for name, part in manifest.parts.items()},
-        anomaly=manifest.anomaly,
-        settings=settings,
-        provenance=manifest.provenance,
-        digest=files.digest(raw),
-        shifts=manifest.shifts,
-    )
+    return manifest, settings, modules, files.digest(raw)
 
 
 def network(folder: Path, name: str) -> nn.Module:
@@ -250,11 +231,6 @@ def put_manifest(folder: Path, manifest: Manifest) -> None:
     files.replace(folder, MANIFEST, raw)
 
 
-def _stored(value: Tensor, half: bool) -> Tensor:
-    value = value.detach().cpu().contiguous()
-    return value.half() if half and value.is_floating_point() and value.ndim >= 2 else value
-
-
 def checked_settings(text: bytes, manifest: Manifest) -> settings_module.Settings:
     """The settings of a bundle; BundleError if they are wrong or need a part that it does not have."""
     try:
@@ -264,7 +240,7 @@ def checked_settings(text: bytes, manifest: Manifest) -> settings_module.Setting
     used: set[str] = {one.network for one in settings.by_name.values() if one.network}
     if manifest.anomaly is not None:
         used.add(manifest.anomaly.network)
-    part = manifest.parts["classifier"]
+    part = manifest.parts.get("classifier")
     both = isinstance(part, NetworkPart) and architectures.averages_views(part.architecture, part.arguments)
     if twice := [one.name for one in settings.by_name.values() if one.mirror and both]:
         raise BundleError(
@@ -279,10 +255,16 @@ def checked_settings(text: bytes, manifest: Manifest) -> settings_module.Setting
 
 
 def _module(name: str, data: bytes, manifest: Manifest) -> nn.Module:
-    """The network of a part, checked against the shape of images and the number of classes."""
+    """The network of a part, checked against the shape of images and the number of classes.
+
+    Where images have any shape it is checked on several.
+    """
     file = manifest.files()[name]
     network = module_of(Stored(manifest.parts[name], data), file)
     classifies = name == "classifier"
     run: Callable[[Tensor], Tensor] = network if classifies else network.score  # type: ignore[assignment]
-    architectures.check_network(file, run, manifest.shape, len(manifest.classes) if classifies else None)
+    channels, *sides = manifest.shape
+    for height, width in [sides] if sides else ANY:
+        shape = (channels, height, width)
+        architectures.check_network(file, run, shape, len(manifest.classes) if classifies else None)
     return network

@@ -2,11 +2,13 @@
 
     schema            2
     name, version     plain names
-    classes           class names in the order of the logits, all different
-    shape             [channels, size, size] of an image; channels 1 or 3
+    classes           class names in the order of the logits, all different; [] without a classifier
+    shape             [channels, size, size] of an image; channels 1 or 3; [channels] without a classifier,
+                      where images have any height and width
     range             [0.0, 1.0]: what the values of an image span
     conventions       CONVENTIONS: what score, steps and noise mean, so that no release reads them otherwise
-    parts             {classifier, or a name of NETWORKS: a part}; the classifier is there always
+    parts             {classifier, or a name of NETWORKS: a part}; without a classifier the bundle purifies
+                      only, and is a base for classifiers that are brought
     settings_sha256   of settings.yaml
     anomaly           metastable.anomaly.Calibration, or null; `changes` only where images were changed
     shifts            {setting: metastable.anomaly.Threshold of its prediction shift}; left out if empty
@@ -110,12 +112,17 @@ class Manifest:
     name: str
     version: str
     classes: list[str]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     parts: dict[str, Part]
     settings_sha256: str
     anomaly: Calibration | None
     provenance: Provenance
     shifts: dict[str, Threshold] = field(default_factory=dict)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether there is a classifier; where not, images have any height and width."""
+        return "classifier" in self.parts
 
     def files(self) -> dict[str, str]:
         """The file of every part, by part."""
@@ -150,25 +157,28 @@ def parse(raw: bytes) -> Manifest:
         raise BundleError(f"{MANIFEST} is not of schema version {SCHEMA}: export it with this release")
     if set(found) - {"shifts"} != _KEYS:
         raise BundleError(f"{MANIFEST} must have exactly the keys {sorted(_KEYS)}")
-    classes = checks.listing(found["classes"], "classes", 2, architectures.CLASSES)
+    parts = found["parts"]
+    if not isinstance(parts, dict) or not parts or not set(parts) <= set(PARTS):
+        checks.fail("parts", f"a mapping with classifier and any of {', '.join(NETWORKS)}")
+    classifies = "classifier" in parts
+    many = (2, architectures.CLASSES) if classifies else (0, 0)
+    classes = checks.listing(found["classes"], "classes", *many)
     classes = [checks.text(name, f"classes[{i}]", 100) for i, name in enumerate(classes)]
     if len(set(classes)) != len(classes):
         checks.fail("classes", "all different")
-    shape = checks.listing(found["shape"], "shape", 3, 3)
-    channels, height, width = (checks.whole(v, f"shape[{i}]", 1, 1024) for i, v in enumerate(shape))
-    if channels not in (1, 3) or height != width:
-        checks.fail("shape", "[1 or 3, size, size]")
+    sides = 3 if classifies else 1
+    listed = checks.listing(found["shape"], "shape", sides, sides)
+    shape = tuple(checks.whole(v, f"shape[{i}]", 1, 1024) for i, v in enumerate(listed))
+    if shape[0] not in (1, 3) or len(set(shape[1:])) > 1:
+        checks.fail("shape", "[1 or 3, size, size], or [1 or 3] without a classifier")
     if found["range"] != RANGE or found["conventions"] != CONVENTIONS:
         checks.fail("range and conventions", "those of this release: export the bundle again")
-    parts = found["parts"]
-    if not isinstance(parts, dict) or "classifier" not in parts or not set(parts) <= set(PARTS):
-        checks.fail("parts", f"a mapping with classifier and any of {', '.join(NETWORKS)}")
     manifest = Manifest(
         name=checks.plain_name(found["name"], "name"),
         version=checks.plain_name(found["version"], "version"),
         classes=classes,
-        shape=(channels, height, width),
-        parts={name: parsed_part(name, value, (channels, height, width)) for name, value in parts.items()},
+        shape=shape,
+        parts={name: parsed_part(name, value, shape) for name, value in parts.items()},
         settings_sha256=checks.sha256(found["settings_sha256"], "settings_sha256"),
         anomaly=None if found["anomaly"] is None else _anomaly(found["anomaly"]),
         provenance=_provenance(found["provenance"]),
@@ -190,7 +200,7 @@ def _own_digest(raw: dict[str, Any]) -> str:
     return files.digest(json.dumps(raw, sort_keys=True, separators=(",", ":")).encode())
 
 
-def parsed_part(name: str, value: Any, shape: tuple[int, int, int]) -> Part:
+def parsed_part(name: str, value: Any, shape: tuple[int, ...]) -> Part:
     """A part of a bundle for images of `shape`, as bundle.json has it; BundleError for a wrong field."""
     where = f"parts.{name}"
     kind = value.get("kind") if isinstance(value, dict) else None

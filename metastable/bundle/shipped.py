@@ -45,6 +45,11 @@ def folder(bundle: str | os.PathLike[str]) -> Path:
     return path
 
 
+def found(bundle: str) -> Path:
+    """The folder at this path if a bundle is there; else as `folder`, by a shipped bundle's name."""
+    return Path(bundle) if (Path(bundle) / MANIFEST).is_file() else folder(bundle)
+
+
 def _root() -> Path:
     installed = _PACKAGE / "_bundles"
     return installed if installed.is_dir() else _PACKAGE.parent / "model_store"

@@ -20,7 +20,8 @@ from metastable.engine.reply import reply
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.engine.verdict import verdict_of
 from metastable.errors import BundleError, RequestError, SettingsError
-from metastable.images import DecodedImage, decode
+from metastable.images import DEFAULT_LIMITS, DecodedImage, Limits, decode
+from metastable.settings import Setting, Settings
 
 RUNNER = "torch"
 
@@ -41,11 +42,17 @@ def load(folder: Path, setting: str | None) -> Bundle:
     loaded = bundle.load(folder)
     if loaded.anomaly is None:
         raise BundleError(f"the bundle {folder} has no anomaly threshold: run `metastable calibrate` first")
-    name = setting or loaded.settings.default
-    if name not in loaded.settings.names:
-        raise SettingsError(f"there is no setting {name!r}: choose from {', '.join(loaded.settings.names)}")
-    only = dataclasses.replace(loaded.settings, by_name={name: loaded.settings[name]}, default=name)
+    chosen = setting_of(loaded.settings, setting)
+    only = dataclasses.replace(loaded.settings, by_name={chosen.name: chosen}, default=chosen.name)
     return dataclasses.replace(loaded, settings=only)
+
+
+def setting_of(settings: Settings, name: str | None) -> Setting:
+    """The setting of this name, the default for None; SettingsError if there is none."""
+    name = name or settings.default
+    if name not in settings.names:
+        raise SettingsError(f"there is no setting {name!r}: choose from {', '.join(settings.names)}")
+    return settings[name]
 
 
 def read(paths: Sequence[Path], shape: tuple[int, int, int]) -> list[DecodedImage]:
@@ -53,13 +60,15 @@ def read(paths: Sequence[Path], shape: tuple[int, int, int]) -> list[DecodedImag
 
     Raises the RequestError that a server would answer, with the file's name, and OSError.
     """
-    found = []
-    for path in paths:
-        try:
-            found.append(decode(path.read_bytes(), size=shape[1], channels=shape[0]))
-        except RequestError as error:
-            raise type(error)(f"{path}: {error}") from None
-    return found
+    return [decoded(path, size=shape[1], channels=shape[0]) for path in paths]
+
+
+def decoded(path: Path, *, size: int | None, channels: int, limits: Limits = DEFAULT_LIMITS) -> DecodedImage:
+    """One image file, as `read`; with None for a size it keeps its own."""
+    try:
+        return decode(path.read_bytes(), size=size, channels=channels, limits=limits)
+    except RequestError as error:
+        raise type(error)(f"{path}: {error}") from None
 
 
 def answer(loaded: Bundle, images: Sequence[DecodedImage], top_k: int = 3) -> list[Answered]:

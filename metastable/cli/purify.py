@@ -3,7 +3,8 @@
     metastable purify samples/cat.png --out runs/purified
 
 writes runs/purified/cat.png and runs/purified/verdicts.json.  A server hands no purified image
-out, so this runs in this process.
+out, so this runs in this process.  A bundle without a classifier, such as `natural`, purifies images at
+their own size and says nothing else of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from metastable import bundle, noise
+from metastable.bundle import Purifier, shipped
 from metastable.cli import client, local
+from metastable.defense import purify, score_of
+from metastable.errors import InvalidImage
+from metastable.images import Limits
+from metastable.settings import Setting
+
+LIMITS = Limits(max_bytes=100_000_000)
+"""Of images that keep their size: those of whoever runs this, not of clients."""
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +35,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
     parser.add_argument("images", nargs="+", type=Path, help="PNG, JPEG, WebP or .npy files")
     parser.add_argument(
-        "--bundle", type=Path, default=Path("model_store/cifar10"), help="folder of the bundle"
+        "--bundle", default="model_store/cifar10", help="folder of the bundle, or a shipped one's name"
     )
     parser.add_argument("--setting", help="of the bundle (default: its default)")
     parser.add_argument("--top-k", type=int, default=3, help="classes that are listed")
@@ -43,7 +53,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for path, name in zip(args.images, names, strict=True):
         if path.resolve() == (args.out / name).resolve():
             raise ValueError(f"{path} would be written over: choose another --out")
-    loaded = local.load(args.bundle, args.setting)
+    folder = shipped.found(args.bundle)
+    if not bundle.classifies(folder):
+        return _only(args, bundle.load_purifier(folder), names)
+    loaded = local.load(folder, args.setting)
     answered = local.answer(loaded, local.read(args.images, loaded.shape), args.top_k)
     args.out.mkdir(parents=True, exist_ok=True)
     found = []
@@ -53,6 +66,38 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         print(client.line(path, one.verdict))
     (args.out / "verdicts.json").write_text(json.dumps(found, indent=2) + "\n")
     return {"command": "purify", "images": found}
+
+
+def _only(args: argparse.Namespace, loaded: Purifier, names: list[str]) -> dict[str, Any]:
+    """Purify at the images' own sizes, without verdicts."""
+    setting = local.setting_of(loaded.settings, args.setting)
+    args.out.mkdir(parents=True, exist_ok=True)
+    found = []
+    for path, name in zip(args.images, names, strict=True):
+        image = _gray(local.decoded(path, size=None, channels=loaded.channels, limits=LIMITS).pixels)
+        if min(image.shape[1:]) < 8:
+            raise InvalidImage(f"{path}: the image has a side below 8 pixels: purify a larger one")
+        made = mean(image, loaded, setting)
+        moved = float((made - image).square().mean().sqrt())
+        picture(made).save(args.out / name)
+        found.append({"image": str(path), "purified": str(args.out / name), "moved": round(moved, 6)})
+        print(f"{path}: {image.shape[2]} x {image.shape[1]} pixels, moved by {moved:.4f} (root mean square)")
+    return {"command": "purify", "bundle": loaded.name, "setting": setting.name, "images": found}
+
+
+@torch.inference_mode()
+def mean(image: Tensor, loaded: Purifier, setting: Setting) -> Tensor:
+    """The mean [C, H, W] of a setting's chains from an image, made one at a time: images may be large."""
+    seed, score = noise.secret_seed(), score_of(loaded.scores, setting)
+    total, flagged = torch.zeros_like(image), torch.tensor([True])
+    for chain in range(setting.most_chains):
+        total += purify(image[None], [(seed, chain)], setting, score, flagged)[0][0]
+    return total / setting.most_chains
+
+
+def _gray(image: Tensor) -> Tensor:
+    """One channel where all are equal: gray images get the same noise in every channel, and stay gray."""
+    return image[:1] if bool((image == image[:1]).all()) else image
 
 
 def picture(image: Tensor) -> Image.Image:

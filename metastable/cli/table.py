@@ -51,6 +51,9 @@ COMMANDS = (
     _command("ask", "metastable.cli.ask", "", "ask a running server about images, or answer without one"),
     _command("purify", "metastable.cli.purify", "", "write purified images, and what they are"),
     _command("train", "metastable.training.__main__", "", "train networks, in run folders that go on"),
+    _command(
+        "pictures", "metastable.training.pictures", "train", "take listed pictures out of unpacked packages"
+    ),
     _command("bundle info", "metastable.cli.bundles:fill_info", "", "what a bundle holds"),
     _command(
         "bundle check", "metastable.cli.bundles:fill_check", "", "whether a bundle is whole and answers"

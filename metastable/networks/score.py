@@ -26,7 +26,8 @@ class _Residual(nn.Module):
         return out
 
 
-def _stack(channels: int, blocks: int) -> nn.Sequential:
+def stack(channels: int, blocks: int) -> nn.Sequential:
+    """So many residual blocks."""
     return nn.Sequential(*(_Residual(channels) for _ in range(blocks)))
 
 
@@ -49,11 +50,11 @@ class ScoreNetwork(nn.Module):
         super().__init__()
         a, b, c = widths
         self.head = nn.Conv2d(channels, a, 3, padding=1)
-        self.down1, self.half1 = _stack(a, blocks), nn.Conv2d(a, b, 2, 2)
-        self.down2, self.half2 = _stack(b, blocks), nn.Conv2d(b, c, 2, 2)
-        self.middle = _stack(c, 2 * blocks)
-        self.double2, self.up2 = nn.ConvTranspose2d(c, b, 2, 2), _stack(b, blocks)
-        self.double1, self.up1 = nn.ConvTranspose2d(b, a, 2, 2), _stack(a, blocks)
+        self.down1, self.half1 = stack(a, blocks), nn.Conv2d(a, b, 2, 2)
+        self.down2, self.half2 = stack(b, blocks), nn.Conv2d(b, c, 2, 2)
+        self.middle = stack(c, 2 * blocks)
+        self.double2, self.up2 = nn.ConvTranspose2d(c, b, 2, 2), stack(b, blocks)
+        self.double1, self.up1 = nn.ConvTranspose2d(b, a, 2, 2), stack(a, blocks)
         self.tail = nn.Conv2d(a, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:

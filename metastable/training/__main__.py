@@ -16,6 +16,7 @@ from metastable.training import (
     harden,
     harden_config,
     malade,
+    natural,
     purified,
     score,
 )
@@ -35,6 +36,7 @@ TRAINERS: dict[str, tuple[type, Any, str]] = {
     "energy-device": (DeviceConfig, energy_device.train, "the same, everything on one device"),
     "malade": (malade.MaladeConfig, malade.train, "MALADE's supervised denoising autoencoder"),
     "harden": (harden_config.HardenConfig, harden.train, "purifier and classifier through each other"),
+    "natural": (natural.NaturalConfig, natural.train, "the purifier of photographs of any size"),
     "purified": (purified.PurifiedConfig, purified.train, "a classifier on purified attacks"),
 }
 
@@ -61,7 +63,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     config = config_type(**{f.name: getattr(args, f.name) for f in dataclasses.fields(config_type)})
     try:
         with sitting(args.minutes):
-            result: dict[str, Any] = train(config, datasets.data_root(args.data), args.out, args.device)
+            data = Path(own) if (own := getattr(args, "pictures", "")) else datasets.data_root(args.data)
+            result: dict[str, Any] = train(config, data, args.out, args.device)
     except Paused as pause:
         return {"paused": str(pause)}
     return result
