@@ -3,6 +3,9 @@
 The front end calls `step` again and again with every request that has no response yet.  A step
 admits the requests that are new, advances the engine by one segment, and responds to those that
 have ended, each with its own outcome: an image or option that cannot be used harms no other.
+
+A new request's options are read, then the engine admits it or refuses, and only then its image is decoded
+and looked at.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from handlers.options import Options, Policy
 from metastable import noise
 from metastable.bundle import Bundle
 from metastable.engine import assembly
+from metastable.engine.admission import Permit
 from metastable.engine.engine import Limits as EngineLimits
 from metastable.engine.inspection import Inspector, Raw
 from metastable.engine.job import Answer, Job
@@ -58,6 +62,7 @@ class _Held:
 
     id: str
     options: Options
+    permit: Permit
     image: DecodedImage
     received: float
     seconds: dict[str, float]
@@ -108,9 +113,9 @@ class Service:
         request contains.
         """
         received = self._clock()
-        responses = self._admit_new([r for r in requests if r.id not in self._held], received)
         for gone in set(self._held) - {request.id for request in requests}:
-            self._engine.cancel(gone)
+            self._engine.cancel(gone)  # first, so that nobody is refused for the work of those who left
+        responses = self._admit_new([r for r in requests if r.id not in self._held], received)
         self._engine.advance()
         for outcome in self._engine.collect():
             held = self._held.pop(outcome.job.id)
@@ -136,10 +141,15 @@ class Service:
         responses: dict[str, Response] = {}
         new: list[_Held] = []
         for request in requests:
+            setting = "none given"
             try:
-                new.append(self._decode(request, received))
+                data, fields = options_module.split_body(request.row)
+                chosen = options_module.parse(request.headers, fields, self._policy)
+                setting = chosen.setting
+                permit = self._engine.admit(self._bundle.settings[setting])
+                new.append(self._decode(request.id, data, chosen, permit, received))
             except Exception as error:
-                responses[request.id] = self._refuse(request.id, "none given", received, error)
+                responses[request.id] = self._refuse(request.id, setting, received, error)
         if not new:
             return responses
         try:
@@ -147,25 +157,29 @@ class Service:
         except Exception as error:
             # One error object each: what is logged of one request must not grow with the others.
             for held in new:
+                held.permit.release()
                 own = MetastableError("the raw image could not be judged")
                 own.__cause__ = error
-                responses[held.id] = self._refuse(held.id, held.options.setting, received, own)
+                responses[held.id] = self._refuse(held.id, held.options.setting, held.received, own)
             return responses
         for held in new:
             try:
-                self._engine.submit(self._job(held))
+                self._engine.submit(self._job(held), held.permit)
                 self._held[held.id] = held
             except Exception as error:
+                held.permit.release()  # which `submit` does, and `_job` does not
                 responses[held.id] = self._refuse(held.id, held.options.setting, received, error)
         return responses
 
-    def _decode(self, request: Request, received: float) -> _Held:
+    def _decode(self, id: str, data: bytes, options: Options, permit: Permit, received: float) -> _Held:
         started = self._clock()
-        data, fields = options_module.split_body(request.row)
-        chosen = options_module.parse(request.headers, fields, self._policy)
         channels, size, _ = self._bundle.shape
-        image = decode(data, size=size, channels=channels, limits=self._limits)
-        return _Held(request.id, chosen, image, received, {"decode": self._clock() - started})
+        try:
+            image = decode(data, size=size, channels=channels, limits=self._limits)
+        except Exception:
+            permit.release()
+            raise
+        return _Held(id, options, permit, image, received, {"decode": self._clock() - started})
 
     def _inspect(self, new: list[_Held]) -> None:
         started = self._clock()

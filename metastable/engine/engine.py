@@ -1,11 +1,12 @@
 """The engine: a state machine that advances the chains of many jobs together.
 
-    engine.submit(job)      # or it says when to try again
-    engine.advance()        # one segment: a batch of chains, a few steps, their classification
-    engine.collect()        # what has ended since the last look
+    permit = engine.admit(setting)  # or it says when to try again
+    engine.submit(job, permit)
+    engine.advance()                # one segment: a batch of chains, a few steps, their classification
+    engine.collect()                # what has ended since the last look
 
 It has no thread and no clock of its own: whoever drives it calls `advance` again and again, from
-one thread.  Every job that `submit` took ends in exactly one outcome.
+one thread.  Every job that `submit` took ends in exactly one outcome.  `admit` is for any thread.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 
 from metastable import noise, stopping
 from metastable.dynamics.base import Kind
+from metastable.engine.admission import Admission, Permit
 from metastable.engine.chains import Chains, broken
 from metastable.engine.costs import CLASSIFY, Costs
 from metastable.engine.job import Answer, Failure, Job, Outcome, Request
@@ -27,7 +29,6 @@ from metastable.errors import (
     DeadlineExceeded,
     Draining,
     MetastableError,
-    Overloaded,
 )
 from metastable.settings import Setting
 
@@ -42,7 +43,7 @@ class Limits:
         segment: seconds that one call of `advance` aims at.
         slots: chains that can be under way.
         backlog: seconds of expected work that may wait; a job above it is refused, unless it is alone.
-        jobs: jobs that may be held.
+        jobs: jobs that may be admitted and not ended.
     """
 
     segment: float = 0.03
@@ -81,9 +82,9 @@ class Engine:
         self._costs, self._shape, self._clock = costs, shape, clock
         self._limits = limits or Limits()
         self.chains = Chains(runner, costs, self._limits.slots, shape, clock)
+        self.admission = Admission(costs, backlog=self._limits.backlog, jobs=self._limits.jobs)
         self._requests: dict[str, Request] = {}
         self._ended: list[Outcome] = []
-        self._share: dict[str, float] = {}  # of a setting's chains that its requests have needed, lately
         self._orders = 0
         self._policy = Policy()
         self._drain_by: float | None = None
@@ -91,32 +92,31 @@ class Engine:
 
     # --- what callers do -----------------------------------------------------------------------
 
-    def submit(self, job: Job) -> None:
-        """Take a job on.
+    def admit(self, setting: Setting) -> Permit:
+        """Room for one job of this setting, at once and before anything is paid for it; from any thread.
+
+        Raises what `Admission.admit` raises.
+        """
+        return self.admission.admit(setting)
+
+    def submit(self, job: Job, permit: Permit | None = None) -> None:
+        """Take a job on, with a permit of its own or the one that was given for it.
+
+        The permit is the job's from now on, and comes back when that ends, or now if this raises.
 
         Raises:
-            ValueError: a job of this id is held, the image has another shape, or the seed is no seed.
-            Overloaded: too much work is waiting; says after how many seconds to try again.
-            Draining: the engine takes no more jobs.
+            ValueError: a job of this id is held, the image has another shape, the seed is no seed, or the
+                permit is not for this job.
+            Overloaded, Draining: of `admit`; Draining too for a permit from before the engine drained.
         """
-        if job.id in self._requests:
-            raise ValueError(f"a job with id {job.id!r} is already held")
-        if tuple(job.image.shape) != self._shape:
-            raise ValueError(f"the image has shape {tuple(job.image.shape)}, not {self._shape}")
-        if not 0 <= job.seed < 1 << noise.SEED_BITS:
-            raise ValueError(f"a seed lies in [0, 2^{noise.SEED_BITS})")
-        if self._drain_by is not None:
-            raise Draining("the server is stopping: send the request to another one")
-        price, waiting = self.price(job.setting), self.backlog
-        over = waiting + price - self._limits.backlog
-        if self._requests and (over > 0 or len(self._requests) >= self._limits.jobs):
-            wait = over if over > 0 else waiting / len(self._requests)
-            raise Overloaded(
-                f"the server has {waiting:.1f} s of work waiting: try again in {wait:.1f} s, or choose a "
-                "cheaper setting",
-                wait,
-            )
-        request = Request(job, self._orders, self._clock(), price, 0)
+        permit = permit or self.admit(job.setting)
+        try:
+            self._check(job)
+            self.admission.take(permit, job.setting)
+        except Exception:
+            permit.release()
+            raise
+        request = Request(job, self._orders, self._clock(), permit, 0)
         self._orders += 1
         self._requests[job.id] = request
         self._next_round(request, None)
@@ -130,6 +130,7 @@ class Engine:
 
     def drain(self, seconds: float) -> None:
         """Take no more jobs; those still held after `seconds` get the best answer so far, or fail."""
+        self.admission.drain()
         self._drain_by = self._clock() + seconds
 
     def collect(self) -> list[Outcome]:
@@ -137,18 +138,10 @@ class Engine:
         ended, self._ended = self._ended, []
         return ended
 
-    def price(self, setting: Setting) -> float:
-        """Seconds of the machine that a job of this setting is expected to need."""
-        kind, classify = setting.dynamics.kind, self._costs.unit(CLASSIFY)
-        if kind is None:
-            return classify
-        chains = setting.chains * self._share.get(setting.name, 1.0)
-        return max(chains, 1.0) * (setting.steps * self._costs.unit(kind) + classify)
-
     @property
     def backlog(self) -> float:
-        """Seconds of expected work that is left to do."""
-        return sum(max(r.price - r.served, 0.0) for r in self._requests.values())
+        """Seconds of expected work that is left to do for all who were admitted."""
+        return self.admission.backlog
 
     @property
     def held(self) -> int:
@@ -254,8 +247,7 @@ class Engine:
         capped = setting.delta is not None and request.cap > 1 and not decision.decided and not late
         self.counters.capped += capped
         if not late:
-            share = len(request.finished) / request.cap
-            self._share[setting.name] = 0.9 * self._share.get(setting.name, 1.0) + 0.1 * share
+            self.admission.needed(setting, len(request.finished) / request.cap)
         self._leave(request)
         answer = Answer(request.job, result, decision, late, capped, request.redrawn, request.seconds)
         self._ended.append(answer)
@@ -272,6 +264,17 @@ class Engine:
     def _leave(self, request: Request) -> None:
         self.chains.leave(request)
         del self._requests[request.job.id]
+        self.admission.end(request.permit)
+
+    def _check(self, job: Job) -> None:
+        if job.id in self._requests:
+            raise ValueError(f"a job with id {job.id!r} is already held")
+        if tuple(job.image.shape) != self._shape:
+            raise ValueError(f"the image has shape {tuple(job.image.shape)}, not {self._shape}")
+        if not 0 <= job.seed < 1 << noise.SEED_BITS:
+            raise ValueError(f"a seed lies in [0, 2^{noise.SEED_BITS})")
+        if self._drain_by is not None:
+            raise Draining("the server is stopping: send the request to another one")
 
 
 def _rule(setting: Setting) -> stopping.Stopping:

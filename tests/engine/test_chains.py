@@ -18,7 +18,7 @@ from metastable.engine.chains import Chains
 from metastable.engine.costs import Costs
 from metastable.engine.job import Request
 from metastable.engine.runners import Abilities, Batch
-from tests.engine.worlds import ADP, LONG, SHAPE, SHORT, Clock, Walk, job, run_out, world
+from tests.engine.worlds import ADP, LONG, SHAPE, SHORT, Clock, Walk, job, permit, run_out, world
 
 
 def test_a_batch_has_its_keys_packed_and_no_secret_stays() -> None:
@@ -90,7 +90,7 @@ def test_a_walk_takes_no_states_keys_or_parameters_to_the_host() -> None:
     clock = Clock()
     chains = Chains(Far(clock), Costs({Drift("energy"): {1: 1.0}}), 60, SHAPE, clock)
     setting = replace(LONG, dynamics=replace(LONG.dynamics, steps=3))
-    request = Request(job("x", setting), 0, 0.0, 1.0, 60)
+    request = Request(job("x", setting), 0, 0.0, permit(setting), 60)
     slots = chains.begin(request, 60)
     with Border(most=60) as border:  # a number a chain: places, steps moved, whether it is finite
         assert chains.walk(Drift("energy"), slots, 0.0) == ([], [])

@@ -238,11 +238,11 @@ def test_deciding_early_spends_fewer_chains_where_the_answer_is_clear() -> None:
 def test_prices_follow_what_requests_really_need() -> None:
     clear = replace(SHORT, chains=60, delta=0.01)
     engine, *_ = world()
-    before = engine.price(clear)
+    before = engine.admission.price(clear)
     for i in range(30):
         engine.submit(job(f"r{i}", clear, value=5.0, seed=i))
         run_out(engine)
-    assert engine.price(clear) < 0.4 * before
+    assert engine.admission.price(clear) < 0.4 * before
 
 
 def test_a_draining_engine_finishes_what_it_can_in_time() -> None:
