@@ -35,7 +35,7 @@ from metastable.bundle import Bundle
 from metastable.defense import defend
 from metastable.engine import assembly
 from metastable.engine.costs import CLASSIFY, Costs
-from metastable.engine.engine import Engine, Limits
+from metastable.engine.engine import Engine, EngineLimits
 from metastable.engine.job import Answer, Job
 from metastable.engine.runners import Runner
 from metastable.errors import DataError, MetastableError
@@ -239,7 +239,7 @@ def _time(
     for kind, index in tqdm([(k, i) for k in recordings for i in range(timed)], desc="timing"):
         recording = recordings[kind]
         for name, one in (("early", early), ("fixed", fixed)):
-            engine = Engine(runner, curve, bundle.shape, time.perf_counter, Limits(segment=0.2))
+            engine = Engine(runner, curve, bundle.shape, time.perf_counter, EngineLimits(segment=0.2))
             started = time.perf_counter()
             flag = bool(recording.flagged[index])
             engine.submit(Job("image", recording.images[index], one, _seed(kind, index), flagged=flag))

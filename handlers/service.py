@@ -26,14 +26,14 @@ from metastable import noise
 from metastable.bundle import Bundle
 from metastable.engine import assembly
 from metastable.engine.admission import Permit
-from metastable.engine.engine import Limits as EngineLimits
+from metastable.engine.engine import EngineLimits
 from metastable.engine.inspection import Inspector, Raw
 from metastable.engine.job import Answer, Job
 from metastable.engine.reply import reply
 from metastable.engine.runners import Runner
 from metastable.engine.verdict import verdict_of
 from metastable.errors import MetastableError, Overloaded, RequestError
-from metastable.images import DecodedImage, Limits, decode
+from metastable.images import DecodedImage, ImageLimits, decode
 
 log = logging.getLogger(__name__)
 
@@ -91,14 +91,14 @@ class Service:
         runner: Runner,
         *,
         allow_seed: bool = False,
-        limits: Limits | None = None,
+        limits: ImageLimits | None = None,
         engine_limits: EngineLimits | None = None,
         sizes: Sequence[int] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._bundle, self._metrics, self._runner = bundle, metrics, runner
         self._inspector = Inspector(bundle, runner)
-        self._limits, self._clock = limits or Limits(), clock
+        self._limits, self._clock = limits or ImageLimits(), clock
         self._policy = Policy(bundle.settings.names, bundle.settings.default, len(bundle.classes), allow_seed)
         self._engine = assembly.engine_for(
             runner, bundle.settings.by_name.values(), bundle.shape, engine_limits, sizes=sizes, clock=clock

@@ -19,7 +19,7 @@ from handlers.metrics import Metrics
 from handlers.service import Request, Service
 from metastable import bundle, library, questions
 from metastable.bundle import Bundle
-from metastable.engine.engine import Limits as EngineLimits
+from metastable.engine.engine import EngineLimits
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import (
     BundleError,

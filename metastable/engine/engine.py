@@ -36,7 +36,7 @@ LATE = "the deadline passed before there was an answer: allow more time, or choo
 
 
 @dataclass(frozen=True)
-class Limits:
+class EngineLimits:
     """How much the engine does at a time, and takes on.
 
     Attributes:
@@ -77,10 +77,10 @@ class Engine:
         costs: Costs,
         shape: tuple[int, int, int],
         clock: Callable[[], float],
-        limits: Limits | None = None,
+        limits: EngineLimits | None = None,
     ) -> None:
         self._costs, self._shape, self._clock = costs, shape, clock
-        self._limits = limits or Limits()
+        self._limits = limits or EngineLimits()
         self.chains = Chains(runner, costs, self._limits.slots, shape, clock)
         self.admission = Admission(costs, backlog=self._limits.backlog, jobs=self._limits.jobs)
         self._requests: dict[str, Request] = {}

@@ -9,7 +9,7 @@ import pytest
 
 from metastable.engine.admission import Permit
 from metastable.engine.driver import Driver
-from metastable.engine.engine import Engine, Limits
+from metastable.engine.engine import Engine, EngineLimits
 from metastable.errors import DeadlineExceeded, Draining, EngineFailure, Overloaded
 from metastable.settings import Setting
 from tests.engine.worlds import ADP, LONG, NONE, SETTINGS, SHORT, job, run_out, world
@@ -23,7 +23,7 @@ def nothing_is_out(engine: Engine) -> bool:
 
 
 def test_a_permit_counts_before_anything_is_submitted() -> None:
-    engine, *_ = world(Limits(backlog=2.0))
+    engine, *_ = world(EngineLimits(backlog=2.0))
     permit = engine.admit(LONG)
     assert engine.backlog == permit.price == pytest.approx(PRICE)
     with pytest.raises(Overloaded, match=r"1\.3 s of work waiting: try again in 0\.6 s"):
@@ -36,7 +36,7 @@ def test_a_permit_counts_before_anything_is_submitted() -> None:
 
 
 def test_as_many_permits_are_out_as_jobs_may_be_held() -> None:
-    engine, *_ = world(Limits(jobs=2))
+    engine, *_ = world(EngineLimits(jobs=2))
     permits = [engine.admit(NONE) for _ in range(2)]
     with pytest.raises(Overloaded):
         engine.admit(NONE)
@@ -115,7 +115,7 @@ def test_a_permit_from_before_a_drain_is_too_late_and_comes_back() -> None:
 
 @pytest.mark.timeout(300)
 def test_concurrent_clients_leave_nothing_behind() -> None:
-    engine, runner, _ = world(Limits(backlog=0.5, jobs=20))
+    engine, runner, _ = world(EngineLimits(backlog=0.5, jobs=20))
     runner.break_on = lambda batch: any(seed % 50 == 7 for seed, _ in batch.keys)
     ends: dict[str, int] = {}
     lock = threading.Lock()

@@ -14,7 +14,7 @@ from metastable.dynamics.base import Kind
 from metastable.dynamics.drift import Drift
 from metastable.engine.admission import Admission, Permit
 from metastable.engine.costs import CLASSIFY, Costs
-from metastable.engine.engine import Engine, Limits
+from metastable.engine.engine import Engine, EngineLimits
 from metastable.engine.job import Job
 from metastable.engine.runners import Abilities, Batch
 from metastable.settings import Setting
@@ -93,7 +93,7 @@ def costs() -> Costs:
     return Costs(curves)
 
 
-def world(limits: Limits | None = None) -> tuple[Engine, Walk, Clock]:
+def world(limits: EngineLimits | None = None) -> tuple[Engine, Walk, Clock]:
     """An engine on a Walk."""
     clock = Clock()
     runner = Walk(clock)

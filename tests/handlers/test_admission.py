@@ -13,7 +13,7 @@ from torch import Tensor
 from handlers import service as service_module
 from handlers.service import Request, Service
 from metastable.bundle import Bundle
-from metastable.engine.engine import Limits as EngineLimits
+from metastable.engine.engine import EngineLimits
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.images import DecodedImage, decode
 from tests.handlers.test_service import Clock, png, request, service
