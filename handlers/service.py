@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import torch
 
 from handlers import options as options_module
-from handlers.metrics import Metrics
+from handlers.metrics import Judged, Metrics
 from handlers.options import Options, Policy
 from metastable import noise
 from metastable.bundle import Bundle
@@ -201,25 +201,29 @@ class Service:
 
     def _succeed(self, held: _Held, answer: Answer) -> Response:
         verdict = verdict_of(self._bundle, answer, held.raw)
-        body = reply(self._bundle, verdict, top_k=held.options.top_k, image=held.image)
         total = self._clock() - held.received
         seconds = held.seconds | answer.seconds
         for stage, spent in seconds.items():
             self._metrics.stage(stage, spent)
-        name = answer.job.setting.name
         self._metrics.verdict(
-            name,
-            chains=verdict.chains,
-            steps=body["steps"],
-            score=verdict.score,
-            flagged=verdict.flagged,
-            label_changed=verdict.label != verdict.unpurified,
+            Judged(
+                setting=verdict.setting,
+                chains=verdict.chains,
+                steps=verdict.steps,
+                score=verdict.score,
+                flagged=verdict.flagged,
+                label_changed=verdict.label != verdict.unpurified,
+                capped=answer.capped,
+                late=verdict.late,
+                redrawn=answer.redrawn,
+            )
         )
-        self._metrics.effort(name, capped=answer.capped, late=answer.late, redrawn=answer.redrawn)
-        self._metrics.request(name, "ok", total)
-        body["runner"] = self._runner.name
-        body["request_id"] = held.id
-        body["timings_ms"] = {k: round(1e3 * v, 3) for k, v in {**seconds, "total": total}.items()}
+        self._metrics.request(verdict.setting, "ok", total)
+        body = reply(self._bundle, verdict, top_k=held.options.top_k, image=held.image) | {
+            "runner": self._runner.name,
+            "request_id": held.id,
+            "timings_ms": {k: round(1e3 * v, 3) for k, v in {**seconds, "total": total}.items()},
+        }
         return Response(200, json.dumps(body, allow_nan=False))
 
     def _refuse(self, id: str, setting: str, received: float, error: Exception) -> Response:
