@@ -62,7 +62,7 @@ class DecideConfig:
 
 
 @dataclass(frozen=True)
-class Recording:
+class RecordingRunner:
     """Images of one kind [N, C, H, W], their flags [N], and outputs of their chains [N, 150, classes]."""
 
     images: Tensor
@@ -81,7 +81,7 @@ def weights_digest(bundle: Bundle, setting: str) -> str:
 
 def record(
     bundle: Bundle, test: datasets.ImageSet, config: DecideConfig, folder: Path
-) -> dict[str, Recording]:
+) -> dict[str, RecordingRunner]:
     """Record what is missing in `folder`, and read all of it."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
@@ -97,7 +97,7 @@ def record(
             part.replace(path)
     loaded = [np.load(folder / f"chunk-{start:05d}.npz") for start in starts]
     return {
-        kind: Recording(
+        kind: RecordingRunner(
             *(torch.from_numpy(np.concatenate([c[f"{kind}_{f}"] for c in loaded])) for f in _FIELDS)
         )
         for kind in KINDS
@@ -147,7 +147,7 @@ def _seed(kind: str, index: int) -> int:
 def measure(
     bundle: Bundle,
     runner: Runner,
-    recordings: dict[str, Recording],
+    recordings: dict[str, RecordingRunner],
     config: DecideConfig,
     *,
     stopping: Stopping,
@@ -195,7 +195,7 @@ def measure(
 
 
 def _fixed_rounds(
-    recordings: dict[str, Recording],
+    recordings: dict[str, RecordingRunner],
     stopping: Stopping,
     seconds: Callable[[int], float],
     size: int,
@@ -210,7 +210,7 @@ def _fixed_rounds(
 
 
 def _arbitrate(
-    bundle: Bundle, config: DecideConfig, recording: Recording, kind: str, result: Replay, at: list[int]
+    bundle: Bundle, config: DecideConfig, recording: RecordingRunner, kind: str, result: Replay, at: list[int]
 ) -> int:
     """How many of the early labels at these indices are those of 600 chains."""
     right = 0
@@ -226,7 +226,7 @@ def _time(
     bundle: Bundle,
     runner: Runner,
     curve: Costs,
-    recordings: dict[str, Recording],
+    recordings: dict[str, RecordingRunner],
     setting: Setting,
     stopping: Stopping,
     cap: int,

@@ -21,7 +21,7 @@ import torch
 
 from handlers import options as options_module
 from handlers.metrics import Judged, Metrics
-from handlers.options import Options, Policy
+from handlers.options import Allowed, RequestOptions
 from metastable import noise
 from metastable.bundle import Bundle
 from metastable.engine import assembly
@@ -61,7 +61,7 @@ class _Held:
     """A request on its way: what was decoded, and seconds spent by stage."""
 
     id: str
-    options: Options
+    options: RequestOptions
     permit: Permit
     image: DecodedImage
     received: float
@@ -99,7 +99,9 @@ class Service:
         self._bundle, self._metrics, self._runner = bundle, metrics, runner
         self._inspector = Inspector(bundle, runner)
         self._limits, self._clock = limits or ImageLimits(), clock
-        self._policy = Policy(bundle.settings.names, bundle.settings.default, len(bundle.classes), allow_seed)
+        self._policy = Allowed(
+            bundle.settings.names, bundle.settings.default, len(bundle.classes), allow_seed
+        )
         self._engine = assembly.engine_for(
             runner, bundle.settings.by_name.values(), bundle.shape, engine_limits, sizes=sizes, clock=clock
         )
@@ -171,7 +173,9 @@ class Service:
                 responses[held.id] = self._refuse(held.id, held.options.setting, received, error)
         return responses
 
-    def _decode(self, id: str, data: bytes, options: Options, permit: Permit, received: float) -> _Held:
+    def _decode(
+        self, id: str, data: bytes, options: RequestOptions, permit: Permit, received: float
+    ) -> _Held:
         started = self._clock()
         channels, size, _ = self._bundle.shape
         try:

@@ -24,6 +24,7 @@ from metastable import bundle, console
 from metastable.attacks.catalogue import NAMES, Options
 from metastable.errors import MetastableError
 from metastable.evaluation import cli
+from metastable.evaluation.portion import portion
 
 FAILED, INVALID = 1, 3
 ARM = "a setting, or NAME:setting=fast,version=2.0,url=http://127.0.0.1:9000; one --arm for each"
@@ -32,7 +33,7 @@ CONDITION = "such as p99>500 or fast.robust<0.4, ms and shares: the status is th
 
 def run_make(args: argparse.Namespace) -> dict[str, Any]:
     loaded = bundle.load(args.bundle)
-    test = cli.test_images(args, loaded).take(args.n, skip=args.skip)
+    test = portion(cli.test_images(args, loaded), args.n, skip=args.skip)
     asked = {name: getattr(args, name) for name in ("norm", "eps", "step", "steps", "samples", "check")}
     order = Order(
         attack=args.attack,
@@ -71,7 +72,7 @@ def run_run(args: argparse.Namespace) -> dict[str, Any]:
     blocks = arms.run(chosen, drawn, load, rounds=args.rounds, warmup=args.warmup, seed=args.seed)
     whole = report.write(
         args.out,
-        report.Run(
+        report.LoadRun(
             arms=chosen,
             sources=sources,
             items=drawn,
@@ -103,7 +104,7 @@ def run_run(args: argparse.Namespace) -> dict[str, Any]:
 def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
     chosen, sources, drawn = _offered(args)
     load = Load(scenario=args.scenario, **{name: getattr(args, name) for name in _SHARED})
-    goal = sweeping.Goal(args.quantile, args.target, args.low, args.high, args.probes)
+    goal = sweeping.LatencyBound(args.quantile, args.target, args.low, args.high, args.probes)
     found, taken = sweeping.sweep(chosen, sources, drawn, load, goal, warmup=args.warmup, seed=args.seed)
     result = {
         "command": "sweep",

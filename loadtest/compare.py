@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtest import pairs
-from loadtest.figures import FORMAT, ArmChange, ArmFigures, Comparison, Report, read_report
+from loadtest.figures import FORMAT, ArmContrast, ArmFigures, Comparison, Report, read_report
 from loadtest.summary import QUANTILES
 from metastable.errors import DataError
 
@@ -114,12 +114,12 @@ def reports(first: Report, second: Report) -> Comparison:
     )
 
 
-def _arm(first: ArmFigures, second: ArmFigures, paired: bool) -> ArmChange:
+def _arm(first: ArmFigures, second: ArmFigures, paired: bool) -> ArmContrast:
     found = pairs.compare(first.samples, second.samples, paired=paired)
-    return ArmChange(found.latency_ms, found.accuracy, second.arm, (first.identity, second.identity))
+    return ArmContrast(found.latency_ms, found.accuracy, second.arm, (first.identity, second.identity))
 
 
-def sentences(arms: Sequence[ArmChange]) -> list[str]:
+def sentences(arms: Sequence[ArmContrast]) -> list[str]:
     """What a comparison says, a line each."""
     lines = []
     for arm in arms:

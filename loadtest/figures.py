@@ -153,7 +153,7 @@ class ArmFigures:
 
 
 @dataclass(frozen=True)
-class LatencyChange:
+class LatencyContrast:
     """How much later the second is in a quantile; `noise` where zero is plausible."""
 
     value: float | None
@@ -163,7 +163,7 @@ class LatencyChange:
 
 
 @dataclass(frozen=True)
-class AccuracyChange:
+class AccuracyContrast:
     """Accuracy of the first and the second on one source; `only_...` are images that one alone got right."""
 
     source: str
@@ -177,15 +177,15 @@ class AccuracyChange:
 
 
 @dataclass(frozen=True)
-class Change:
+class Contrast:
     """What differs from one arm, or run, to another."""
 
-    latency_ms: dict[str, LatencyChange]
-    accuracy: list[AccuracyChange]
+    latency_ms: dict[str, LatencyContrast]
+    accuracy: list[AccuracyContrast]
 
 
 @dataclass(frozen=True)
-class Pair(Change):
+class Pair(Contrast):
     """Two arms of one run."""
 
     first: str
@@ -193,7 +193,7 @@ class Pair(Change):
 
 
 @dataclass(frozen=True)
-class ArmChange(Change):
+class ArmContrast(Contrast):
     """One arm of two runs, and what answered in each."""
 
     arm: str
@@ -206,7 +206,7 @@ class Comparison:
 
     same_images: bool
     conditions: dict[str, tuple[Any, Any]]
-    arms: list[ArmChange]
+    arms: list[ArmContrast]
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from loadtest.figures import AccuracyChange, Change, LatencyChange, Sample
+from loadtest.figures import AccuracyContrast, Contrast, LatencyContrast, Sample
 from loadtest.statistics import fisher, mcnemar, quantile_difference
 from loadtest.summary import QUANTILES
 
 ALPHA = 0.05
 
 
-def compare(first: Sequence[Sample], second: Sequence[Sample], *, paired: bool) -> Change:
+def compare(first: Sequence[Sample], second: Sequence[Sample], *, paired: bool) -> Contrast:
     """Latency quantiles and accuracy by source of two arms; `noise` tells whether zero is plausible.
 
     Args:
@@ -23,7 +23,7 @@ def compare(first: Sequence[Sample], second: Sequence[Sample], *, paired: bool) 
     places, keys = _keyed(first), _keyed(second)
     common = [key for key in places if key in keys] if paired else []
     sources = list(dict.fromkeys(sample.source for sample in (*first, *second)))
-    return Change(
+    return Contrast(
         latency_ms={
             name: _latency(first, second, q, [(places[key], keys[key]) for key in common])
             for name, q in QUANTILES.items()
@@ -53,7 +53,7 @@ def _keyed(samples: Sequence[Sample]) -> dict[tuple[str, int, int], int]:
 
 def _latency(
     first: Sequence[Sample], second: Sequence[Sample], q: float, common: Sequence[tuple[int, int]]
-) -> LatencyChange:
+) -> LatencyContrast:
     values = [
         np.array([np.inf if s.latency_ms is None else s.latency_ms for s in samples])
         for samples in (first, second)
@@ -62,7 +62,7 @@ def _latency(
         values = [values[side][[pair[side] for pair in common]] for side in (0, 1)]
     found = quantile_difference(values[0], values[1], q, paired=bool(common))
     value, low, high = (v if v is None else round(v, 3) for v in (found.value, found.low, found.high))
-    return LatencyChange(value, low, high, found.is_noise)
+    return LatencyContrast(value, low, high, found.is_noise)
 
 
 def _accuracy(
@@ -70,7 +70,7 @@ def _accuracy(
     first: Sequence[Sample],
     second: Sequence[Sample],
     common: Sequence[tuple[Sample, Sample]],
-) -> AccuracyChange:
+) -> AccuracyContrast:
     """One source's accuracy in both, over common images where there are any."""
     alone: tuple[int, int] | tuple[None, None] = (None, None)
     if common:
@@ -84,4 +84,4 @@ def _accuracy(
         right, n = (sum(answers[0]), sum(answers[1])), (len(answers[0]), len(answers[1]))
         test, p = "Fisher, exact", fisher(right, n) if all(n) else 1.0
     before, after = (round(r / m, 4) if m else None for r, m in zip(right, n, strict=True))
-    return AccuracyChange(source, n, (before, after), test, round(p, 5), p > ALPHA, *alone)
+    return AccuracyContrast(source, n, (before, after), test, round(p, 5), p > ALPHA, *alone)

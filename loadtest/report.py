@@ -24,7 +24,7 @@ TEMPLATE = "report.html.j2"
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class LoadRun:
     """A run as it was asked for and as it happened.
 
     Attributes:
@@ -52,7 +52,7 @@ class Run:
         return records.of_blocks(self.blocks, self.items, attacks)
 
 
-def summarise(run: Run) -> Report:
+def summarise(run: LoadRun) -> Report:
     """The report of a run."""
     summaries = []
     for arm in run.arms:
@@ -85,7 +85,7 @@ def _pair(first: ArmFigures, second: ArmFigures) -> Pair:
     return Pair(found.latency_ms, found.accuracy, first.arm, second.arm)
 
 
-def _settings(run: Run, summaries: Sequence[ArmFigures]) -> dict[str, str]:
+def _settings(run: LoadRun, summaries: Sequence[ArmFigures]) -> dict[str, str]:
     """What the settings that answered say, where the server runs the bundle at hand."""
     if run.bundle is None or not _same_bundle(run.bundle, summaries):
         return {}
@@ -98,7 +98,7 @@ def _same_bundle(bundle: Bundle, summaries: Sequence[ArmFigures]) -> bool:
     return digests == {bundle.digest}
 
 
-def _notes(run: Run, summaries: Sequence[ArmFigures]) -> list[str]:
+def _notes(run: LoadRun, summaries: Sequence[ArmFigures]) -> list[str]:
     """What a reader should know and that makes no run INVALID."""
     found = []
     for summary in summaries:
@@ -121,7 +121,7 @@ def _notes(run: Run, summaries: Sequence[ArmFigures]) -> list[str]:
     return found
 
 
-def pictures(run: Run, report: Report) -> dict[str, bytes]:
+def pictures(run: LoadRun, report: Report) -> dict[str, bytes]:
     """PNG files by name."""
     names, these = [arm.name for arm in run.arms], run.records
     drawn = {
@@ -178,7 +178,7 @@ def milliseconds(one: Latency) -> str:
     return f"{value:.0f} [{low}, {high}]".replace("inf", "∞")
 
 
-def write(folder: Path, run: Run) -> Report:
+def write(folder: Path, run: LoadRun) -> Report:
     """report.json, requests.jsonl, report.html and the pictures, into `folder`; gives the report."""
     folder.mkdir(parents=True, exist_ok=True)
     report = summarise(run)

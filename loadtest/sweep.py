@@ -39,7 +39,7 @@ def search(meets: Callable[[float], bool], low: float, high: float, probes: int)
 
 
 @dataclasses.dataclass(frozen=True)
-class Goal:
+class LatencyBound:
     """`quantile` of the latency within `ms`, and all but 1 % answered, at rates from `low` to `high`."""
 
     quantile: str
@@ -85,7 +85,7 @@ class SweepRow:
 class Sweep:
     """What sweep.json holds; `target` is the goal's name there."""
 
-    target: Goal
+    target: LatencyBound
     rows: list[SweepRow]
 
 
@@ -94,7 +94,7 @@ def sweep(
     sources: Sequence[Source],
     items: Sequence[Item],
     load: Load,
-    goal: Goal,
+    goal: LatencyBound,
     *,
     warmup: int,
     seed: int,
@@ -138,7 +138,7 @@ def sweep(
     return Sweep(goal, rows), everything
 
 
-def _probe(rate: float, one: ArmFigures, goal: Goal, reasons: list[str]) -> Probe:
+def _probe(rate: float, one: ArmFigures, goal: LatencyBound, reasons: list[str]) -> Probe:
     return Probe(
         rate=round(rate, 3),
         met=goal.met(one),

@@ -21,7 +21,7 @@ from metastable.dynamics.base import Kind
 from metastable.engine.admission import Admission, Permit
 from metastable.engine.chains import Chains, broken
 from metastable.engine.costs import CLASSIFY, Costs
-from metastable.engine.job import Answer, Failure, Job, Outcome, Request
+from metastable.engine.job import ActiveJob, Answer, Failure, Job, Outcome
 from metastable.engine.policy import Policy
 from metastable.engine.runners import Runner
 from metastable.errors import (
@@ -83,7 +83,7 @@ class Engine:
         self._limits = limits or EngineLimits()
         self.chains = Chains(runner, costs, self._limits.slots, shape, clock)
         self.admission = Admission(costs, backlog=self._limits.backlog, jobs=self._limits.jobs)
-        self._requests: dict[str, Request] = {}
+        self._held: dict[str, ActiveJob] = {}
         self._ended: list[Outcome] = []
         self._orders = 0
         self._policy = Policy()
@@ -116,16 +116,16 @@ class Engine:
         except Exception:
             permit.release()
             raise
-        request = Request(job, self._orders, self._clock(), permit, 0)
+        active = ActiveJob(job, self._orders, self._clock(), permit, 0)
         self._orders += 1
-        self._requests[job.id] = request
-        self._next_round(request, None)
+        self._held[job.id] = active
+        self._next_round(active, None)
 
     def cancel(self, id: str) -> bool:
         """End a job as cancelled, if it is held; its chains leave before the next segment."""
-        if (request := self._requests.get(id)) is None:
+        if (active := self._held.get(id)) is None:
             return False
-        self._fail(request, Cancelled("the request was given up"))
+        self._fail(active, Cancelled("the request was given up"))
         return True
 
     def drain(self, seconds: float) -> None:
@@ -146,7 +146,7 @@ class Engine:
     @property
     def held(self) -> int:
         """Jobs without an outcome."""
-        return len(self._requests)
+        return len(self._held)
 
     # --- one segment ---------------------------------------------------------------------------
 
@@ -157,7 +157,7 @@ class Engine:
         What goes wrong in a batch fails the jobs that have chains in it, and no others.
         """
         self._expire()
-        if not self._requests:
+        if not self._held:
             return False
         started = self._clock()
         slots, kind = self._choose()
@@ -172,35 +172,35 @@ class Engine:
         except Exception as error:
             self._fail_all(self.chains.owners(slots), "a step of the engine failed", error)
         self._policy.spent(self._clock() - started)
-        for request in list(self._requests.values()):
-            if request.wanting == 0 and not request.slots:
-                self._end_round(request)
+        for active in list(self._held.values()):
+            if active.wanting == 0 and not active.slots:
+                self._end_round(active)
         return True
 
     def _expire(self) -> None:
         now = self._clock()
         stopped = self._drain_by is not None and now >= self._drain_by
-        for request in list(self._requests.values()):
-            deadline = request.job.deadline
+        for active in list(self._held.values()):
+            deadline = active.job.deadline
             if stopped or (deadline is not None and now >= deadline):
-                if len(request.finished) > 1:
-                    self._answer(request, len(request.finished), late=True)
+                if len(active.finished) > 1:
+                    self._answer(active, len(active.finished), late=True)
                 elif stopped:
-                    self._fail(request, Draining("the server stopped before there was an answer"))
+                    self._fail(active, Draining("the server stopped before there was an answer"))
                 else:
-                    self._fail(request, DeadlineExceeded(LATE))
+                    self._fail(active, DeadlineExceeded(LATE))
 
     def _choose(self) -> tuple[list[int], Kind | None]:
         """The slots of the next batch, new chains placed in them, and their kind."""
-        ordered = self._policy.order(self._requests.values())
+        ordered = self._policy.order(self._held.values())
         kind = ordered[0].kind
         same = [r for r in ordered if r.kind == kind]
         width = self._costs.width(CLASSIFY if kind is None else kind, self._limits.segment)
         slots: list[int] = []
-        for request in same:
-            slots += request.slots[: width - len(slots)]
-            if new := min(request.wanting, width - len(slots), self.chains.room(request)):
-                slots += self.chains.begin(request, new)
+        for active in same:
+            slots += active.slots[: width - len(slots)]
+            if new := min(active.wanting, width - len(slots), self.chains.room(active)):
+                slots += self.chains.begin(active, new)
             if len(slots) >= width:
                 break
         if not slots:  # every slot is taken by chains of other kinds: go on with the oldest of them
@@ -210,64 +210,64 @@ class Engine:
 
     # --- the ends of rounds and requests -------------------------------------------------------
 
-    def _end_round(self, request: Request) -> None:
+    def _end_round(self, active: ActiveJob) -> None:
         """Answer if the label is settled or all chains are spent, else ask for more.
 
         The answer is that of the first number of chains that decides, in the order of their numbers:
         so it depends on the seed, and not on how many chains a round had.
         """
-        if request.job.setting.delta is None or request.kind is None:
-            self._answer(request, request.cap)
+        if active.job.setting.delta is None or active.kind is None:
+            self._answer(active, active.cap)
             return
-        outputs, rule = request.outputs(), _rule(request.job.setting)
-        for n in range(request.judged + 1, len(outputs) + 1):
+        outputs, rule = active.outputs(), _rule(active.job.setting)
+        for n in range(active.judged + 1, len(outputs) + 1):
             decision = stopping.decide(outputs[:n], rule)
-            if decision.decided or n == request.cap:
-                self._answer(request, n)
+            if decision.decided or n == active.cap:
+                self._answer(active, n)
                 return
-        request.judged = len(outputs)
-        self._next_round(request, decision)
+        active.judged = len(outputs)
+        self._next_round(active, decision)
 
-    def _next_round(self, request: Request, decision: stopping.Decision | None) -> None:
+    def _next_round(self, active: ActiveJob, decision: stopping.Decision | None) -> None:
         """Ask for more chains: all of them, or as many as deciding early is likely to need."""
-        if request.job.setting.delta is None or request.kind is None:
-            request.goal = request.cap
+        if active.job.setting.delta is None or active.kind is None:
+            active.goal = active.cap
             return
-        kind, steps = request.kind, request.steps
-        request.goal += stopping.next_round(
+        kind, steps = active.kind, active.steps
+        active.goal += stopping.next_round(
             stopping.UNSEEN if decision is None else decision.needed,
-            request.goal,
-            request.cap,
+            active.goal,
+            active.cap,
             lambda n: steps * self._costs.seconds(kind, n) + self._costs.seconds(CLASSIFY, n),
         )
 
-    def _answer(self, request: Request, chains: int, *, late: bool = False) -> None:
-        result, setting = request.result(chains), request.job.setting
+    def _answer(self, active: ActiveJob, chains: int, *, late: bool = False) -> None:
+        result, setting = active.result(chains), active.job.setting
         decision = stopping.decide(result.outputs[0], _rule(setting))
-        capped = setting.delta is not None and request.cap > 1 and not decision.decided and not late
+        capped = setting.delta is not None and active.cap > 1 and not decision.decided and not late
         self.counters.capped += capped
         if not late:
-            self.admission.needed(setting, len(request.finished) / request.cap)
-        self._leave(request)
-        answer = Answer(request.job, result, decision, late, capped, request.redrawn, request.seconds)
+            self.admission.needed(setting, len(active.finished) / active.cap)
+        self._leave(active)
+        answer = Answer(active.job, result, decision, late, capped, active.redrawn, active.seconds)
         self._ended.append(answer)
 
-    def _fail(self, request: Request, error: MetastableError) -> None:
-        self._leave(request)
-        self._ended.append(Failure(request.job, error))
+    def _fail(self, active: ActiveJob, error: MetastableError) -> None:
+        self._leave(active)
+        self._ended.append(Failure(active.job, error))
 
-    def _fail_all(self, requests: list[Request], what: str, cause: Exception | None = None) -> None:
-        for request in {r.order: r for r in requests}.values():
+    def _fail_all(self, jobs: list[ActiveJob], what: str, cause: Exception | None = None) -> None:
+        for active in {r.order: r for r in jobs}.values():
             self.counters.failures += 1
-            self._fail(request, broken(what, cause))
+            self._fail(active, broken(what, cause))
 
-    def _leave(self, request: Request) -> None:
-        self.chains.leave(request)
-        del self._requests[request.job.id]
-        self.admission.end(request.permit)
+    def _leave(self, active: ActiveJob) -> None:
+        self.chains.leave(active)
+        del self._held[active.job.id]
+        self.admission.end(active.permit)
 
     def _check(self, job: Job) -> None:
-        if job.id in self._requests:
+        if job.id in self._held:
             raise ValueError(f"a job with id {job.id!r} is already held")
         if tuple(job.image.shape) != self._shape:
             raise ValueError(f"the image has shape {tuple(job.image.shape)}, not {self._shape}")

@@ -77,7 +77,7 @@ class Finished(NamedTuple):
     steps: int
 
 
-class Request:
+class ActiveJob:
     """A job on its way through the engine.
 
     Chains are numbered from 0 in the order in which they start; `goal` of them are wanted so far,

@@ -12,7 +12,7 @@ from metastable.bundle import Bundle
 from metastable.defense import defend
 from metastable.engine import costs
 from metastable.engine.engine import Engine, EngineLimits
-from metastable.engine.job import Answer, Failure, Job, Request
+from metastable.engine.job import ActiveJob, Answer, Failure, Job
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import Cancelled, DeadlineExceeded, Draining, EngineFailure, Overloaded
 from metastable.settings import Setting
@@ -309,4 +309,4 @@ def test_soak_every_request_has_one_outcome_and_nothing_is_left() -> None:
     assert {"answer", "Cancelled", "DeadlineExceeded", "EngineFailure"} <= set(kinds)
     assert engine.held == engine.chains.used == engine.backlog == 0
     gc.collect()
-    assert not [thing for thing in gc.get_objects() if type(thing) is Request]
+    assert not [thing for thing in gc.get_objects() if type(thing) is ActiveJob]

@@ -69,7 +69,9 @@ class Walk:
         if isinstance(kind, Drift):
             tau = torch.tensor([row[0] for row in batch.parameters]).view(-1, 1, 1, 1)
             for t in range(steps):
-                x += tau * noise.normal(batch.keys, [first + t for first in batch.steps], tuple(x.shape[1:]))
+                x += tau * noise.normal(
+                    batch.keys, [first + t for first in batch.next_steps], tuple(x.shape[1:])
+                )
         else:
             x = 0.5 + (x - 0.5) * 0.5**steps
             moved[batch.x.flatten(1).mean(1) > 0.6] = 0  # some chains have stopped already

@@ -13,7 +13,7 @@ from PIL import Image
 from loadtest import arms, report
 from loadtest.figures import read_report, to_json
 from loadtest.items import Item, Source
-from loadtest.report import Run
+from loadtest.report import LoadRun
 from loadtest.schedule import Load
 from tests.launched import free_port
 from tests.loadtest.servers import Behaviour, item, serving
@@ -44,7 +44,7 @@ def report_of(
     chosen = [arms.parse_arm(f"arm{i}:setting=fast,url={url}", url) for i, url in enumerate(urls)]
     load = load or Load(scenario="constant", rate=150, timeout=0.5)
     blocks = arms.run(chosen, images, load, rounds=rounds, warmup=warmup, seed=0)
-    run = Run(
+    run = LoadRun(
         arms=chosen,
         sources=both,
         items=images,
@@ -188,7 +188,7 @@ def test_the_gallery_is_drawn_with_the_bundle_that_answered(tmp_path: Path, tiny
         images = sources()[0].items
         blocks = arms.run(chosen, images, Load(scenario="single"), rounds=1, warmup=0, seed=0)
     same = dataclasses.replace(tiny, digest="d" * 64)
-    plain = Run(chosen, sources()[:1], images, Load(), 1, 0, 0, 1000.0, "m", "now", blocks)
+    plain = LoadRun(chosen, sources()[:1], images, Load(), 1, 0, 0, 1000.0, "m", "now", blocks)
     found = to_json(report.write(tmp_path, dataclasses.replace(plain, bundle=same)))
     with Image.open(tmp_path / "misses.png") as picture:
         assert picture.height > picture.width / 2

@@ -53,7 +53,7 @@ def test_a_sweep_finds_what_a_server_of_known_speed_can_do() -> None:
     """20 ms a request are 50 a second: above that, evenly spaced requests pile up."""
     images = [item(1 if i % 2 else 2, 1, row=i) for i in range(30)]
     source = Source("clean", "clean", images, {})
-    goal = sweep.Goal("p90", 100.0, 20.0, 160.0, 4)
+    goal = sweep.LatencyBound("p90", 100.0, 20.0, 160.0, 4)
     load = Load(scenario="constant", timeout=5)
     with serving(Behaviour(service=0.02)) as url:
         chosen = [arms.parse_arm("a", url)]

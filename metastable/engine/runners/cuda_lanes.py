@@ -48,7 +48,7 @@ class Lane:
     def load(self, batch: Batch) -> None:
         """Put chains into the first rows; the rows behind them hold what was there before."""
         size, device = len(batch.x), self._x.device
-        packed = cuda_noise.pack(batch.keys, batch.steps) if batch.packed is None else batch.packed
+        packed = cuda_noise.pack(batch.keys, batch.next_steps) if batch.packed is None else batch.packed
         self._x[:size] = batch.x.to(device)
         self._rows[:, :size] = packed.to(device)
         self._columns[:, :size] = _kept(self._kind, batch.columns(device), self._network.scale)

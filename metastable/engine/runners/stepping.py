@@ -35,7 +35,7 @@ class Stepper:
         for t in range(steps):
 
             def normal(draw: int, t: int = t) -> Tensor:
-                numbers = [(first + t) * draws + draw for first in batch.steps]
+                numbers = [(first + t) * draws + draw for first in batch.next_steps]
                 return noise.normal(batch.keys, numbers, shape).to(device)
 
             x, moved = kind.step(x, self.score, parameters, normal, self._adapt)
