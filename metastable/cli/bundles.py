@@ -34,11 +34,17 @@ def _folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "bundle",
         nargs="?",
-        type=Path,
+        type=_named,
         default=Path("model_store/cifar10"),
         help="folder of the bundle (default: %(default)s)",
     )
     console.add_out(parser)
+
+
+def _named(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name: give a folder, such as model_store/cifar10")
+    return Path(text)
 
 
 def info(args: argparse.Namespace) -> dict[str, Any]:

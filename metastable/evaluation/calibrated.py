@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 
 from metastable import anomaly, benign, bundle, datasets
 from metastable.evaluation import cli
+from metastable.evaluation.portion import portion
 
 SUMMARY = "set the anomaly threshold of a bundle on training-split images"
 
@@ -35,12 +37,18 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> cli.Summary:
     """Calibrate and put the result into the bundle."""
+    rate = args.false_positive_rate
+    if not 0 < rate < 1 or math.ceil((args.n + 1) * (1 - rate)) > args.n:  # before anything is computed
+        raise ValueError(
+            f"--false-positive-rate {rate:g} cannot be set on --n {args.n} images: give a share in (0, 1), "
+            "and more images for a smaller one"
+        )
     loaded = bundle.load(args.bundle)
-    train = datasets.load(args.dataset, datasets.data_root(args.data), "train").take(args.n)
+    train = portion(datasets.load(args.dataset, datasets.data_root(args.data), "train"), args.n)
     found = of(
         loaded,
         train,
-        false_positive_rate=args.false_positive_rate,
+        false_positive_rate=rate,
         network=args.network,
         augment=benign.named(args.augment) if args.augment else (),
         clean_share=args.clean_share,
