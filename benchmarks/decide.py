@@ -35,7 +35,7 @@ from metastable.bundle import Bundle
 from metastable.defense import defend
 from metastable.engine import assembly
 from metastable.engine.costs import CLASSIFY, Costs
-from metastable.engine.engine import Engine, Limits
+from metastable.engine.engine import Engine, EngineLimits
 from metastable.engine.job import Answer, Job
 from metastable.engine.runners import Runner
 from metastable.errors import DataError, MetastableError
@@ -62,7 +62,7 @@ class DecideConfig:
 
 
 @dataclass(frozen=True)
-class Recording:
+class RecordingRunner:
     """Images of one kind [N, C, H, W], their flags [N], and outputs of their chains [N, 150, classes]."""
 
     images: Tensor
@@ -81,7 +81,7 @@ def weights_digest(bundle: Bundle, setting: str) -> str:
 
 def record(
     bundle: Bundle, test: datasets.ImageSet, config: DecideConfig, folder: Path
-) -> dict[str, Recording]:
+) -> dict[str, RecordingRunner]:
     """Record what is missing in `folder`, and read all of it."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dataclasses.asdict(config), indent=2) + "\n"
@@ -97,7 +97,7 @@ def record(
             part.replace(path)
     loaded = [np.load(folder / f"chunk-{start:05d}.npz") for start in starts]
     return {
-        kind: Recording(
+        kind: RecordingRunner(
             *(torch.from_numpy(np.concatenate([c[f"{kind}_{f}"] for c in loaded])) for f in _FIELDS)
         )
         for kind in KINDS
@@ -147,7 +147,7 @@ def _seed(kind: str, index: int) -> int:
 def measure(
     bundle: Bundle,
     runner: Runner,
-    recordings: dict[str, Recording],
+    recordings: dict[str, RecordingRunner],
     config: DecideConfig,
     *,
     stopping: Stopping,
@@ -195,7 +195,7 @@ def measure(
 
 
 def _fixed_rounds(
-    recordings: dict[str, Recording],
+    recordings: dict[str, RecordingRunner],
     stopping: Stopping,
     seconds: Callable[[int], float],
     size: int,
@@ -210,7 +210,7 @@ def _fixed_rounds(
 
 
 def _arbitrate(
-    bundle: Bundle, config: DecideConfig, recording: Recording, kind: str, result: Replay, at: list[int]
+    bundle: Bundle, config: DecideConfig, recording: RecordingRunner, kind: str, result: Replay, at: list[int]
 ) -> int:
     """How many of the early labels at these indices are those of 600 chains."""
     right = 0
@@ -226,7 +226,7 @@ def _time(
     bundle: Bundle,
     runner: Runner,
     curve: Costs,
-    recordings: dict[str, Recording],
+    recordings: dict[str, RecordingRunner],
     setting: Setting,
     stopping: Stopping,
     cap: int,
@@ -239,7 +239,7 @@ def _time(
     for kind, index in tqdm([(k, i) for k in recordings for i in range(timed)], desc="timing"):
         recording = recordings[kind]
         for name, one in (("early", early), ("fixed", fixed)):
-            engine = Engine(runner, curve, bundle.shape, time.perf_counter, Limits(segment=0.2))
+            engine = Engine(runner, curve, bundle.shape, time.perf_counter, EngineLimits(segment=0.2))
             started = time.perf_counter()
             flag = bool(recording.flagged[index])
             engine.submit(Job("image", recording.images[index], one, _seed(kind, index), flagged=flag))

@@ -11,7 +11,7 @@ INT8 = ("openvino-int8", "onnx-int8")
 
 
 @dataclass(frozen=True)
-class Target:
+class SpeedTarget:
     """The best of `runners` must reach `least` of `field` at every one of `chains`, on Langevin steps."""
 
     name: str
@@ -22,15 +22,17 @@ class Target:
 
 
 TARGETS = (
-    Target("float32, 1 chain, times eager autograd", F32, "ratio", (1,), 3.0),
-    Target("float32, 64 and more, times eager autograd", F32, "ratio", (64, 150), 1.7),
-    Target("float32, 64 and more, share of the convolution peak", F32, "peak_share", (64, 150), 0.65),
-    Target("int8, 1 chain, times eager autograd", INT8, "ratio", (1,), 3.0),
-    Target("int8, 64 and more, times eager autograd", INT8, "ratio", (64, 150), 2.2),
+    SpeedTarget("float32, 1 chain, times eager autograd", F32, "ratio", (1,), 3.0),
+    SpeedTarget("float32, 64 and more, times eager autograd", F32, "ratio", (64, 150), 1.7),
+    SpeedTarget("float32, 64 and more, share of the convolution peak", F32, "peak_share", (64, 150), 0.65),
+    SpeedTarget("int8, 1 chain, times eager autograd", INT8, "ratio", (1,), 3.0),
+    SpeedTarget("int8, 64 and more, times eager autograd", INT8, "ratio", (64, 150), 2.2),
 )
 
 
-def judge(rows: Iterable[Mapping[str, Any]], targets: Iterable[Target] = TARGETS) -> list[dict[str, Any]]:
+def judge(
+    rows: Iterable[Mapping[str, Any]], targets: Iterable[SpeedTarget] = TARGETS
+) -> list[dict[str, Any]]:
     """Each target with the best that was measured where it was worst; met is None if nothing was."""
     langevin = [r for r in rows if r["work"] == "langevin"]
     found = []

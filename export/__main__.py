@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from export import artifacts, bring, hardened, mar, real_images, runs
-from export.kinds import KINDS, Source
+from export.kinds import KINDS, Materials
 from metastable import bundle, console
 from metastable.errors import BundleError, SettingsError
 
@@ -99,7 +99,7 @@ def _all(args: argparse.Namespace) -> dict[str, Any]:
         calibration, real = real_images.of_data(Path(args.calibration_data), loaded.shape, args.images)
     else:
         real = real_images.of_folder(SAMPLES, loaded.shape, args.images)
-    source = Source(loaded, calibration, real)
+    source = Materials(loaded, calibration, real)
     outcomes = artifacts.build(source, args.out, [kind.strip() for kind in args.only.split(",")])
     for one in outcomes:
         seconds = f"built in {one.build_seconds:.1f} s, judged in {one.judge_seconds:.1f} s"

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from export import parity, tensorrt
-from export.kinds import KINDS, Source
+from export.kinds import KINDS, Materials
 from export.signatures import signature
 from metastable.bundle import files
 from metastable.engine.runners import artifacts, cards
@@ -28,7 +28,7 @@ from metastable.errors import BundleError, SettingsError
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Built:
     """What became of a kind: `made`, `kept` or `skipped`, and why; how long building and judging took."""
 
     kind: str
@@ -39,7 +39,7 @@ class Outcome:
     judge_seconds: float = 0.0
 
 
-def build(source: Source, out: Path, kinds: Sequence[str] = tuple(KINDS)) -> list[Outcome]:
+def build(source: Materials, out: Path, kinds: Sequence[str] = tuple(KINDS)) -> list[Built]:
     """Write the artifacts of these kinds into folders of `out`; what cannot be made here is skipped.
 
     Raises SettingsError for an unknown kind, BundleError naming an artifact that is refused.
@@ -50,11 +50,11 @@ def build(source: Source, out: Path, kinds: Sequence[str] = tuple(KINDS)) -> lis
     outcomes = []
     for name in tqdm(kinds, desc="artifacts", mininterval=2):
         reason = KINDS[name].missing(source)
-        outcomes.append(Outcome(name, "skipped", reason) if reason else _one(source, out / name, name))
+        outcomes.append(Built(name, "skipped", reason) if reason else _one(source, out / name, name))
     return outcomes
 
 
-def _one(source: Source, folder: Path, name: str) -> Outcome:
+def _one(source: Materials, folder: Path, name: str) -> Built:
     kind, key = KINDS[name], _key(source, name)
     card: dict[str, Any] = {
         "artifact": name,
@@ -65,7 +65,7 @@ def _one(source: Source, folder: Path, name: str) -> Outcome:
         "made_with": _made_with(name),
     }
     if _is_there(folder, key):
-        return Outcome(name, "kept", bytes=_size(folder))
+        return Built(name, "kept", bytes=_size(folder))
     aside = folder.with_name(f".{name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
@@ -88,7 +88,7 @@ def _one(source: Source, folder: Path, name: str) -> Outcome:
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return Outcome(name, "made", "", _size(folder), built, judged)
+    return Built(name, "made", "", _size(folder), built, judged)
 
 
 def _is_there(folder: Path, key: str) -> bool:
@@ -98,7 +98,7 @@ def _is_there(folder: Path, key: str) -> bool:
         return False
 
 
-def _key(source: Source, name: str) -> str:
+def _key(source: Materials, name: str) -> str:
     told = {
         "bundle": source.bundle.digest,
         "calibration": None if source.calibration is None else _digest(source.calibration),

@@ -23,7 +23,7 @@ Figures = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class Materials:
     """What artifacts are made of and judged by.
 
     Attributes:
@@ -54,7 +54,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Kind:
+class ArtifactKind:
     """A kind of artifact.
 
     Attributes:
@@ -67,9 +67,9 @@ class Kind:
 
     dtype: str
     packages: tuple[str, ...]
-    write: Callable[[Source, Path], Mapping[str, bytes]]
-    judge: Callable[[Source, Path], Figures] | None = None
-    missing: Callable[[Source], str | None] = lambda source: None
+    write: Callable[[Materials, Path], Mapping[str, bytes]]
+    judge: Callable[[Materials, Path], Figures] | None = None
+    missing: Callable[[Materials], str | None] = lambda source: None
 
 
 def _put(folder: Path, graphs: Mapping[str, bytes], suffix: str) -> Mapping[str, bytes]:
@@ -83,12 +83,12 @@ def _ir(made: Mapping[str, bytes], folder: Path) -> Mapping[str, bytes]:
     return made
 
 
-def _packages(source: Source, folder: Path) -> Mapping[str, bytes]:
+def _packages(source: Materials, folder: Path) -> Mapping[str, bytes]:
     _put(folder, aot.build(source.bundle), ".pt2")
     return source.graphs
 
 
-def _engines(source: Source, folder: Path, precision: str) -> Mapping[str, bytes]:
+def _engines(source: Materials, folder: Path, precision: str) -> Mapping[str, bytes]:
     made = dict(tensorrt.graphs_of(source.bundle, precision))
     if precision == "float32":
         made |= source.fused
@@ -97,7 +97,7 @@ def _engines(source: Source, folder: Path, precision: str) -> Mapping[str, bytes
     return made
 
 
-def _with(make: Callable[[Path], Runner]) -> Callable[[Source, Path], Figures]:
+def _with(make: Callable[[Path], Runner]) -> Callable[[Materials, Path], Figures]:
     return lambda source, folder: parity.measure(make(folder), source.reference)
 
 
@@ -109,13 +109,13 @@ def _xml(folder: Path) -> dict[str, bytes | Path]:
     return {path.stem: path for path in sorted(folder.glob("*.xml"))}
 
 
-def _no_images(source: Source) -> str | None:
+def _no_images(source: Materials) -> str | None:
     if source.calibration is None:
         return "8 bits are calibrated on training images: pass --calibration-data, or set METASTABLE_DATA"
     return None
 
 
-def _no_compiler(source: Source) -> str | None:
+def _no_compiler(source: Materials) -> str | None:
     if isinstance(source.bundle.classifier, OnnxClassifier):
         return "the classifier came as an ONNX graph, and AOTInductor compiles PyTorch's modules only"
     if not (shutil.which("g++") or shutil.which("clang++")):
@@ -123,40 +123,40 @@ def _no_compiler(source: Source) -> str | None:
     return None
 
 
-KINDS: dict[str, Kind] = {
-    artifacts.GRAPHS: Kind(
+KINDS: dict[str, ArtifactKind] = {
+    artifacts.GRAPHS: ArtifactKind(
         "float32",
         ("torch", "onnx", "onnxscript"),
         lambda source, folder: _put(folder, source.graphs, ".onnx"),
         _with(lambda folder: OnnxRunner(_read(folder, ".onnx"))),
     ),
-    "onnx-steps": Kind(
+    "onnx-steps": ArtifactKind(
         "float32, fused steps",
         ("torch", "onnx", "onnxscript"),
         lambda source, folder: _put(folder, source.fused, ".onnx"),
         lambda source, folder: fused_parity.measure(_read(folder, ".onnx"), source.reference),
     ),
-    artifacts.EIGHT: Kind(
+    artifacts.EIGHT: ArtifactKind(
         "int8",
         ("torch", "onnx", "onnxscript", "onnxruntime"),
         lambda source, folder: _put(folder, source.eight, ".onnx"),
         _with(lambda folder: OnnxRunner(_read(folder, ".onnx"), precision="int8")),
         _no_images,
     ),
-    "openvino": Kind(
+    "openvino": ArtifactKind(
         "float32",
         ("torch", "onnx", "onnxscript", "openvino"),
         lambda source, folder: _ir(source.graphs, folder),
         _with(lambda folder: OpenVinoRunner(_xml(folder))),
     ),
-    "openvino-int8": Kind(
+    "openvino-int8": ArtifactKind(
         "int8",
         ("torch", "onnx", "onnxscript", "onnxruntime", "openvino"),
         lambda source, folder: _ir(source.eight, folder),
         _with(lambda folder: OpenVinoRunner(_xml(folder), precision="int8")),
         _no_images,
     ),
-    artifacts.PACKAGES: Kind(
+    artifacts.PACKAGES: ArtifactKind(
         "float32",
         ("torch",),
         _packages,
@@ -164,7 +164,7 @@ KINDS: dict[str, Kind] = {
         _no_compiler,
     ),
     **{
-        f"tensorrt-{precision}": Kind(
+        f"tensorrt-{precision}": ArtifactKind(
             precision,
             ("torch", "onnx", "onnxscript"),
             functools.partial(_engines, precision=precision),

@@ -13,13 +13,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import yaml
-
 from export import graphs
-from metastable import bundle
+from metastable import bundle, yaml_text
 from metastable.engine.runners import cards, choose
 from metastable.engine.runners.artifacts import GRAPHS
 from metastable.errors import BundleError, SettingsError
+from metastable.serving.configuration import Configuration
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_NAME = "metastable"
@@ -35,9 +34,9 @@ def build(folder: Path, config: Path, archive: Path, artifacts: Path | None = No
         artifacts: folder of artifacts of this bundle (`export.artifacts`), for runners that need them.
 
     Raises BundleError for a damaged bundle, artifacts that are missing or of other weights, or a failing
-    archiver; SettingsError for an unknown runner.
+    archiver; SettingsError for an option of the handler that is unknown or wrong.
     """
-    runner = runner_of(config)
+    runner = configuration_of(config).runner
     loaded = bundle.load(folder)
     with tempfile.TemporaryDirectory(prefix="metastable-mar-") as scratch:
         stage, store = Path(scratch) / "stage", Path(scratch) / "store"
@@ -77,15 +76,18 @@ def build(folder: Path, config: Path, archive: Path, artifacts: Path | None = No
     return hashlib.sha256(archive.read_bytes()).hexdigest()
 
 
-def runner_of(config: Path) -> str:
-    """The runner that a model-config YAML names; SettingsError if the file or the name is wrong."""
+def configuration_of(config: Path) -> Configuration:
+    """The handler's options in a model-config YAML; SettingsError if the file or one of them is wrong."""
     try:
-        found = yaml.safe_load(config.read_text(encoding="utf-8"))
-        runner = str(((found or {}).get("handler") or {}).get("runner", choose.AUTO))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+        found = yaml_text.read(config.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError) as error:
         raise SettingsError(f"{config} cannot be read: {error}") from None
-    choose.artifact_of(runner)
-    return runner
+    if not isinstance(found, dict):
+        raise SettingsError(f"{config} must be a mapping of names to values")
+    try:
+        return Configuration.of(found.get("handler"))
+    except SettingsError as error:
+        raise SettingsError(f"{config}: {error}") from None
 
 
 def _files_of(kind: str, loaded: bundle.Bundle, folder: Path | None) -> dict[str, bytes]:

@@ -23,11 +23,9 @@ from handlers.metrics import Metrics
 from handlers.runner import runner_for
 from handlers.service import Request, Response, Service
 from metastable import bundle
-from metastable.engine.engine import Limits as EngineLimits
 from metastable.engine.runners import artifacts
-from metastable.engine.runners.choose import AUTO
 from metastable.errors import PHRASES
-from metastable.images import Limits
+from metastable.serving.configuration import Configuration
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +38,14 @@ class MetastableHandler:
         self._continuous = False
 
     def initialize(self, context: Any) -> None:
-        """Load the bundle, open the metrics address, and answer one image to warm up."""
+        """Load the bundle, and open the metrics address.
+
+        Raises SettingsError for a wrong option, BundleError for a damaged bundle, and what `runner_for` does.
+        """
         config = context.model_yaml_config or {}
-        options = dict(config.get("handler") or {})
+        chosen = Configuration.of(config.get("handler"))
         self._continuous = config.get("continuousBatching", False) is True
-        threads = int(options.get("threads") or os.cpu_count() or 1)
+        threads = chosen.threads or os.cpu_count() or 1
         torch.set_num_threads(threads)
         folder = Path(context.system_properties["model_dir"])
         loaded = bundle.load(folder / bundle.ARCHIVE_FOLDER)
@@ -53,15 +54,10 @@ class MetastableHandler:
         self._service = Service(
             loaded,
             metrics,
-            runner_for(loaded, exported, str(options.get("runner", AUTO)), threads),
-            allow_seed=options.get("allow_seed", False) is True,
-            limits=Limits(
-                int(options.get("max_bytes", 2_000_000)), int(options.get("max_pixels", 16_000_000))
-            ),
-            engine_limits=EngineLimits(
-                segment=1e-3 * float(options.get("segment_ms", 30.0)),
-                backlog=float(options.get("backlog_seconds", 30.0)),
-            ),
+            runner_for(loaded, exported, chosen.runner, threads),
+            allow_seed=chosen.allow_seed,
+            limits=chosen.image_limits,
+            engine_limits=chosen.engine_limits,
         )
         if self._continuous:
             continuous.install()

@@ -19,6 +19,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -47,6 +48,30 @@ def _codes(kind: type[MetastableError]) -> Iterator[str]:
     yield kind.code
     for narrower in kind.__subclasses__():
         yield from _codes(narrower)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one verdict cost and said.
+
+    Attributes:
+        chains: that the answer is from, `steps` the mean number of updates of each.
+        score: the anomaly score of the image as it came.
+        label_changed: whether the label is not that of the image as it came.
+        capped: all chains of the setting were spent without a decision.
+        late: the deadline cut it short.
+        redrawn: chains that were drawn again because they were not numbers.
+    """
+
+    setting: str
+    chains: int
+    steps: float
+    score: float
+    flagged: bool
+    label_changed: bool
+    capped: bool
+    late: bool
+    redrawn: int
 
 
 class Metrics:
@@ -109,32 +134,17 @@ class Metrics:
         self._backlog.set(backlog)
         self._slots.set(chains)
 
-    def effort(self, setting: str, *, capped: bool, late: bool, redrawn: int) -> None:
-        """How one verdict was reached; adding 0 makes the series exist."""
-        setting = self._known(setting)
-        self._capped.labels(setting).inc(int(capped))
-        self._late.labels(setting).inc(int(late))
-        self._redrawn.inc(redrawn)
-
-    def verdict(
-        self,
-        setting: str,
-        *,
-        chains: int,
-        steps: int,
-        score: float | None,
-        flagged: bool,
-        label_changed: bool,
-    ) -> None:
-        """What one verdict cost and said; `score` is None where no anomaly score was computed."""
-        setting = self._known(setting)
-        self._chains.labels(setting).observe(chains)
-        self._steps.labels(setting).observe(steps)
-        if score is not None:
-            self._score.observe(score)
-        # Adding 0 makes the series exist, so that a rate can be taken before the first flag.
-        self._flags.labels(setting).inc(int(flagged))
-        self._changed.labels(setting).inc(int(label_changed))
+    def verdict(self, judged: Judged) -> None:
+        """One verdict was given.  Adding 0 makes a series exist, so that a rate can be taken before."""
+        setting = self._known(judged.setting)
+        self._chains.labels(setting).observe(judged.chains)
+        self._steps.labels(setting).observe(judged.steps)
+        self._score.observe(judged.score)
+        self._flags.labels(setting).inc(int(judged.flagged))
+        self._changed.labels(setting).inc(int(judged.label_changed))
+        self._capped.labels(setting).inc(int(judged.capped))
+        self._late.labels(setting).inc(int(judged.late))
+        self._redrawn.inc(judged.redrawn)
 
     def model(self, name: str, version: str, digest: str) -> None:
         """Name the model that is served."""

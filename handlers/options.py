@@ -25,7 +25,7 @@ MAX_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True)
-class Policy:
+class Allowed:
     """What the operator allows: known settings, the default one, class count, client seeds."""
 
     settings: tuple[str, ...]
@@ -35,7 +35,7 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Options:
+class RequestOptions:
     """Checked options of one request; seed None means a fresh secret one."""
 
     setting: str
@@ -73,7 +73,7 @@ def split_body(row: Mapping[str, object]) -> tuple[bytes, dict[str, str]]:
     return bytes(image), fields
 
 
-def parse(headers: Mapping[str, str], fields: Mapping[str, str], policy: Policy) -> Options:
+def parse(headers: Mapping[str, str], fields: Mapping[str, str], policy: Allowed) -> RequestOptions:
     """Options from headers (any case) and form fields; raises InvalidOption naming the one at fault."""
     given = dict(fields)
     for header, value in headers.items():
@@ -89,7 +89,7 @@ def parse(headers: Mapping[str, str], fields: Mapping[str, str], policy: Policy)
         raise InvalidOption(f"setting must be one of {', '.join(policy.settings)}")
     if "seed" in given and not policy.allow_seed:
         raise InvalidOption("this server does not let clients choose the seed: leave it out")
-    return Options(
+    return RequestOptions(
         setting=setting,
         top_k=_whole(given, "top_k", 1, policy.classes) or min(3, policy.classes),
         deadline_ms=_whole(given, "deadline_ms", 1, MAX_DEADLINE_MS),

@@ -3,6 +3,9 @@
 The front end calls `step` again and again with every request that has no response yet.  A step
 admits the requests that are new, advances the engine by one segment, and responds to those that
 have ended, each with its own outcome: an image or option that cannot be used harms no other.
+
+A new request's options are read, then the engine admits it or refuses, and only then its image is decoded
+and looked at.
 """
 
 from __future__ import annotations
@@ -17,19 +20,20 @@ from dataclasses import dataclass, field
 import torch
 
 from handlers import options as options_module
-from handlers.metrics import Metrics
-from handlers.options import Options, Policy
+from handlers.metrics import Judged, Metrics
+from handlers.options import Allowed, RequestOptions
 from metastable import noise
 from metastable.bundle import Bundle
 from metastable.engine import assembly
-from metastable.engine.engine import Limits as EngineLimits
+from metastable.engine.admission import Permit
+from metastable.engine.engine import EngineLimits
 from metastable.engine.inspection import Inspector, Raw
 from metastable.engine.job import Answer, Job
 from metastable.engine.reply import reply
 from metastable.engine.runners import Runner
 from metastable.engine.verdict import verdict_of
 from metastable.errors import MetastableError, Overloaded, RequestError
-from metastable.images import DecodedImage, Limits, decode
+from metastable.images import DecodedImage, ImageLimits, decode
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +61,8 @@ class _Held:
     """A request on its way: what was decoded, and seconds spent by stage."""
 
     id: str
-    options: Options
+    options: RequestOptions
+    permit: Permit
     image: DecodedImage
     received: float
     seconds: dict[str, float]
@@ -86,15 +91,17 @@ class Service:
         runner: Runner,
         *,
         allow_seed: bool = False,
-        limits: Limits | None = None,
+        limits: ImageLimits | None = None,
         engine_limits: EngineLimits | None = None,
         sizes: Sequence[int] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._bundle, self._metrics, self._runner = bundle, metrics, runner
         self._inspector = Inspector(bundle, runner)
-        self._limits, self._clock = limits or Limits(), clock
-        self._policy = Policy(bundle.settings.names, bundle.settings.default, len(bundle.classes), allow_seed)
+        self._limits, self._clock = limits or ImageLimits(), clock
+        self._policy = Allowed(
+            bundle.settings.names, bundle.settings.default, len(bundle.classes), allow_seed
+        )
         self._engine = assembly.engine_for(
             runner, bundle.settings.by_name.values(), bundle.shape, engine_limits, sizes=sizes, clock=clock
         )
@@ -108,9 +115,9 @@ class Service:
         request contains.
         """
         received = self._clock()
-        responses = self._admit_new([r for r in requests if r.id not in self._held], received)
         for gone in set(self._held) - {request.id for request in requests}:
-            self._engine.cancel(gone)
+            self._engine.cancel(gone)  # first, so that nobody is refused for the work of those who left
+        responses = self._admit_new([r for r in requests if r.id not in self._held], received)
         self._engine.advance()
         for outcome in self._engine.collect():
             held = self._held.pop(outcome.job.id)
@@ -136,10 +143,15 @@ class Service:
         responses: dict[str, Response] = {}
         new: list[_Held] = []
         for request in requests:
+            setting = "none given"
             try:
-                new.append(self._decode(request, received))
+                data, fields = options_module.split_body(request.row)
+                chosen = options_module.parse(request.headers, fields, self._policy)
+                setting = chosen.setting
+                permit = self._engine.admit(self._bundle.settings[setting])
+                new.append(self._decode(request.id, data, chosen, permit, received))
             except Exception as error:
-                responses[request.id] = self._refuse(request.id, "none given", received, error)
+                responses[request.id] = self._refuse(request.id, setting, received, error)
         if not new:
             return responses
         try:
@@ -147,25 +159,31 @@ class Service:
         except Exception as error:
             # One error object each: what is logged of one request must not grow with the others.
             for held in new:
+                held.permit.release()
                 own = MetastableError("the raw image could not be judged")
                 own.__cause__ = error
-                responses[held.id] = self._refuse(held.id, held.options.setting, received, own)
+                responses[held.id] = self._refuse(held.id, held.options.setting, held.received, own)
             return responses
         for held in new:
             try:
-                self._engine.submit(self._job(held))
+                self._engine.submit(self._job(held), held.permit)
                 self._held[held.id] = held
             except Exception as error:
+                held.permit.release()  # which `submit` does, and `_job` does not
                 responses[held.id] = self._refuse(held.id, held.options.setting, received, error)
         return responses
 
-    def _decode(self, request: Request, received: float) -> _Held:
+    def _decode(
+        self, id: str, data: bytes, options: RequestOptions, permit: Permit, received: float
+    ) -> _Held:
         started = self._clock()
-        data, fields = options_module.split_body(request.row)
-        chosen = options_module.parse(request.headers, fields, self._policy)
         channels, size, _ = self._bundle.shape
-        image = decode(data, size=size, channels=channels, limits=self._limits)
-        return _Held(request.id, chosen, image, received, {"decode": self._clock() - started})
+        try:
+            image = decode(data, size=size, channels=channels, limits=self._limits)
+        except Exception:
+            permit.release()
+            raise
+        return _Held(id, options, permit, image, received, {"decode": self._clock() - started})
 
     def _inspect(self, new: list[_Held]) -> None:
         started = self._clock()
@@ -187,25 +205,29 @@ class Service:
 
     def _succeed(self, held: _Held, answer: Answer) -> Response:
         verdict = verdict_of(self._bundle, answer, held.raw)
-        body = reply(self._bundle, verdict, top_k=held.options.top_k, image=held.image)
         total = self._clock() - held.received
         seconds = held.seconds | answer.seconds
         for stage, spent in seconds.items():
             self._metrics.stage(stage, spent)
-        name = answer.job.setting.name
         self._metrics.verdict(
-            name,
-            chains=verdict.chains,
-            steps=body["steps"],
-            score=verdict.score,
-            flagged=verdict.flagged,
-            label_changed=verdict.label != verdict.unpurified,
+            Judged(
+                setting=verdict.setting,
+                chains=verdict.chains,
+                steps=verdict.steps,
+                score=verdict.score,
+                flagged=verdict.flagged,
+                label_changed=verdict.label != verdict.unpurified,
+                capped=answer.capped,
+                late=verdict.late,
+                redrawn=answer.redrawn,
+            )
         )
-        self._metrics.effort(name, capped=answer.capped, late=answer.late, redrawn=answer.redrawn)
-        self._metrics.request(name, "ok", total)
-        body["runner"] = self._runner.name
-        body["request_id"] = held.id
-        body["timings_ms"] = {k: round(1e3 * v, 3) for k, v in {**seconds, "total": total}.items()}
+        self._metrics.request(verdict.setting, "ok", total)
+        body = reply(self._bundle, verdict, top_k=held.options.top_k, image=held.image) | {
+            "runner": self._runner.name,
+            "request_id": held.id,
+            "timings_ms": {k: round(1e3 * v, 3) for k, v in {**seconds, "total": total}.items()},
+        }
         return Response(200, json.dumps(body, allow_nan=False))
 
     def _refuse(self, id: str, setting: str, received: float, error: Exception) -> Response:

@@ -16,6 +16,7 @@ from typing import Any
 from loadtest import arms, compare, items, plots, records, report, sets
 from loadtest import sweep as sweeping
 from loadtest.client import require_loopback
+from loadtest.figures import to_json
 from loadtest.make import Order, make
 from loadtest.schedule import SCENARIOS, Load
 from loadtest.summary import QUANTILES
@@ -23,6 +24,7 @@ from metastable import bundle, console
 from metastable.attacks.catalogue import NAMES, Options
 from metastable.errors import MetastableError
 from metastable.evaluation import cli
+from metastable.evaluation.portion import portion
 
 FAILED, INVALID = 1, 3
 ARM = "a setting, or NAME:setting=fast,version=2.0,url=http://127.0.0.1:9000; one --arm for each"
@@ -31,7 +33,7 @@ CONDITION = "such as p99>500 or fast.robust<0.4, ms and shares: the status is th
 
 def run_make(args: argparse.Namespace) -> dict[str, Any]:
     loaded = bundle.load(args.bundle)
-    test = cli.test_images(args, loaded).take(args.n, skip=args.skip)
+    test = portion(cli.test_images(args, loaded), args.n, skip=args.skip)
     asked = {name: getattr(args, name) for name in ("norm", "eps", "step", "steps", "samples", "check")}
     order = Order(
         attack=args.attack,
@@ -70,7 +72,7 @@ def run_run(args: argparse.Namespace) -> dict[str, Any]:
     blocks = arms.run(chosen, drawn, load, rounds=args.rounds, warmup=args.warmup, seed=args.seed)
     whole = report.write(
         args.out,
-        report.Run(
+        report.LoadRun(
             arms=chosen,
             sources=sources,
             items=drawn,
@@ -86,14 +88,14 @@ def run_run(args: argparse.Namespace) -> dict[str, Any]:
         ),
     )
     failures = [failure for condition in conditions for failure in condition.failures(whole)]
-    for line in (*whole["reasons"], *failures):
+    for line in (*whole.reasons, *failures):
         print(line, file=sys.stderr)
     kept = ("verdict", "reasons", "machine", "load")
     shown = ("arm", "n", "answered", "achieved_rate", "latency_ms", "goodput", "natural", "robust")
     return {
         "command": "run",
-        **{name: whole[name] for name in kept},
-        "arms": [{name: arm[name] for name in shown} for arm in whole["arms"]],
+        **{name: to_json(getattr(whole, name)) for name in kept},
+        "arms": [{name: to_json(getattr(arm, name)) for name in shown} for arm in whole.arms],
         "report": str(args.out / "report.html"),
         "failures": failures,
     }
@@ -102,11 +104,11 @@ def run_run(args: argparse.Namespace) -> dict[str, Any]:
 def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
     chosen, sources, drawn = _offered(args)
     load = Load(scenario=args.scenario, **{name: getattr(args, name) for name in _SHARED})
-    target = sweeping.Target(args.quantile, args.target, args.low, args.high, args.probes)
-    found, taken = sweeping.sweep(chosen, sources, drawn, load, target, warmup=args.warmup, seed=args.seed)
+    goal = sweeping.LatencyBound(args.quantile, args.target, args.low, args.high, args.probes)
+    found, taken = sweeping.sweep(chosen, sources, drawn, load, goal, warmup=args.warmup, seed=args.seed)
     result = {
         "command": "sweep",
-        **found,
+        **to_json(found),
         "machine": cli.machine(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(),
     }
@@ -114,7 +116,7 @@ def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
     (args.out / "sweep.json").write_text(json.dumps(result) + "\n")
     records.write(args.out / "requests.jsonl", taken)
     xlabel = f"highest rate with {args.quantile} within {args.target:g} ms, requests/s"
-    (args.out / "frontier.png").write_bytes(plots.png(plots.frontier(sweeping.points(found["rows"]), xlabel)))
+    (args.out / "frontier.png").write_bytes(plots.png(plots.frontier(sweeping.points(found.rows), xlabel)))
     return result
 
 
@@ -122,12 +124,12 @@ def run_compare(args: argparse.Namespace) -> dict[str, Any]:
     conditions = [compare.parse_condition(text) for text in args.fail_if]
     first, second = compare.load(args.first), compare.load(args.second)
     found = compare.reports(first, second)
-    for line in compare.sentences(found["arms"]):
+    for line in compare.sentences(found.arms):
         print(line)
     failures = [failure for condition in conditions for failure in condition.failures(second)]
     for line in failures:
         print(line, file=sys.stderr)
-    return {"command": "compare", **found, "verdict": second["verdict"], "failures": failures}
+    return {"command": "compare", **to_json(found), "verdict": second.verdict, "failures": failures}
 
 
 _SHARED = ("concurrency", "seconds", "timeout")

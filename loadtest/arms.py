@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from loadtest.client import Played, Target, play
+from loadtest.client import Address, Played, play
 from loadtest.items import Item
 from loadtest.schedule import Load
 from metastable.errors import MetastableError
@@ -32,11 +32,11 @@ class Arm:
     deadline: str = ""
 
     @property
-    def target(self) -> Target:
+    def target(self) -> Address:
         """The address of the model's predictions, and the options as headers."""
         path = "/".join(filter(None, (self.url.rstrip("/"), "predictions", self.model, self.version)))
         named = {"X-Metastable-Setting": self.setting, "X-Metastable-Deadline-Ms": self.deadline}
-        return Target(path, {name: value for name, value in named.items() if value})
+        return Address(path, {name: value for name, value in named.items() if value})
 
 
 def parse_arm(text: str, url: str) -> Arm:

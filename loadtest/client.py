@@ -13,7 +13,7 @@ import httpx
 
 from loadtest import outcome
 from loadtest.items import Item
-from loadtest.outcome import Verdict
+from loadtest.outcome import Reply
 from loadtest.schedule import Load, Times
 from metastable.errors import MetastableError
 
@@ -22,7 +22,7 @@ _BEAT = 0.01  # seconds between two looks at the event loop's lag
 
 
 @dataclass(frozen=True)
-class Target:
+class Address:
     """Where requests go.  Raises MetastableError unless the address is http(s) with a host."""
 
     url: str
@@ -67,7 +67,7 @@ class Exchange:
     sent: float
     done: float
     outcome: str
-    verdict: Verdict | None
+    verdict: Reply | None
 
     @property
     def latency(self) -> float:
@@ -93,7 +93,7 @@ class Played:
 
 
 async def play(
-    target: Target,
+    target: Address,
     items: Sequence[Item],
     load: Load,
     due: Times | None,
@@ -127,7 +127,7 @@ class _Block:
     def __init__(
         self,
         client: httpx.AsyncClient,
-        target: Target,
+        target: Address,
         items: Sequence[Item],
         load: Load,
         tick: Callable[[], object],
@@ -168,11 +168,11 @@ class _Block:
         name, verdict = await self._ask(self._items[number].body)
         self._end(number, sent if due is None else due, sent, name, verdict)
 
-    def _end(self, number: int, due: float, sent: float, name: str, verdict: Verdict | None) -> None:
+    def _end(self, number: int, due: float, sent: float, name: str, verdict: Reply | None) -> None:
         self.exchanges.append(Exchange(number, due, sent, self._now(), name, verdict))
         self._tick()
 
-    async def _ask(self, body: bytes) -> tuple[str, Verdict | None]:
+    async def _ask(self, body: bytes) -> tuple[str, Reply | None]:
         headers = {"Content-Type": "application/octet-stream", **self._target.headers}
         try:
             async with (

@@ -8,14 +8,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from loadtest import pairs
-from loadtest.report import FORMAT
+from loadtest.figures import FORMAT, ArmContrast, ArmFigures, Comparison, Report, read_report
 from loadtest.summary import QUANTILES
 from metastable.errors import DataError
 
 METRICS = (*QUANTILES, "goodput", "natural", "robust", "flagged", "unanswered")
+CONDITIONS = ("load", "machine", "objective_ms", "verdict")
+"""What two runs should have had in common."""
 _CONDITION = re.compile(
     r"(?:(?P<arm>[A-Za-z0-9_.-]+)\.)?(?P<metric>[a-z0-9]+)(?P<sign>[<>])(?P<limit>[0-9.eE+-]+)"
 )
@@ -33,21 +34,21 @@ class Condition:
     def __str__(self) -> str:
         return f"{self.arm + '.' if self.arm else ''}{self.metric}{self.sign}{self.limit!r}"
 
-    def failures(self, report: dict[str, Any]) -> list[str]:
+    def failures(self, report: Report) -> list[str]:
         """One sentence for every arm that the condition holds of, or whose figure is not known.
 
         Raises DataError if the report has no such arm.
         """
-        arms = [arm for arm in report["arms"] if self.arm in (None, arm["arm"])]
+        arms = [arm for arm in report.arms if self.arm in (None, arm.arm)]
         if not arms:
-            raise DataError(f"{self}: the report has the arms {[a['arm'] for a in report['arms']]}")
+            raise DataError(f"{self}: the report has the arms {', '.join(a.arm for a in report.arms)}")
         found = []
         for arm in arms:
             value = metric(arm, self.metric)
             if value is None:
-                found.append(f"{arm['arm']}: {self.metric} is not known")
+                found.append(f"{arm.arm}: {self.metric} is not known")
             elif value > self.limit if self.sign == ">" else value < self.limit:
-                found.append(f"{arm['arm']}: {self.metric} is {value:g}, {self.sign} {self.limit:g}")
+                found.append(f"{arm.arm}: {self.metric} is {value:g}, {self.sign} {self.limit:g}")
         return found
 
 
@@ -66,22 +67,19 @@ def parse_condition(text: str) -> Condition:
     return Condition(match["arm"], match["metric"], match["sign"], limit)
 
 
-def metric(arm: dict[str, Any], name: str) -> float | None:
+def metric(arm: ArmFigures, name: str) -> float | None:
     """A figure of an arm's summary; None where it was not measured, or rests on unanswered requests."""
     if name in QUANTILES:
-        value = arm["latency_ms"][name]["value"]
-    elif name == "unanswered":
-        value = 1 - arm["answered"] / arm["n"] if arm["n"] else None
-    elif name == "flagged":
-        clean = [row["flagged"] for row in arm["sources"] if row["attack"] == "clean" and row["flagged"]]
-        value = max(row[0] for row in clean) if clean else None
-    else:
-        shares = arm["goodput"]["share"] if name == "goodput" else arm[name]
-        value = shares[0] if shares else None
-    return None if value is None else float(value)
+        return arm.latency_ms[name].value
+    if name == "unanswered":
+        return 1 - arm.answered / arm.n if arm.n else None
+    if name == "flagged":
+        return max((r.flagged.value for r in arm.sources if r.attack == "clean" and r.flagged), default=None)
+    share = {"goodput": arm.goodput.share, "natural": arm.natural, "robust": arm.robust}[name]
+    return share.value if share else None
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> Report:
     """A report.json; raises DataError if it is none."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -89,52 +87,52 @@ def load(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read: {error}") from None
     if not isinstance(report, dict) or report.get("format") != FORMAT:
         raise DataError(f"{path} is no report of `metastable loadtest run`")
-    return report
+    try:
+        return read_report(report)
+    except DataError as error:
+        raise DataError(f"{path} is no whole report: {error}") from None
 
 
-def reports(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+def reports(first: Report, second: Report) -> Comparison:
     """What changed from the first report to the second, arm by arm.
 
     Accuracy is compared image by image if the sets have the same digests.  Raises DataError if no
     arm is in both.
     """
-    arms = {arm["arm"]: arm for arm in first["arms"]}
-    both = [(arms[arm["arm"]], arm) for arm in second["arms"] if arm["arm"] in arms]
+    arms = {arm.arm: arm for arm in first.arms}
+    both = [(arms[arm.arm], arm) for arm in second.arms if arm.arm in arms]
     if not both:
-        raise DataError(f"no arm is in both reports: {sorted(arms)} and {[a['arm'] for a in second['arms']]}")
-    digests = [{s["file"]: s.get("digest") for s in report["sets"]} for report in (first, second)]
+        there = ", ".join(arm.arm for arm in second.arms)
+        raise DataError(f"no arm is in both reports: {', '.join(sorted(arms))} and {there}")
+    digests = [{s["file"]: s.get("digest") for s in report.sets} for report in (first, second)]
     paired = digests[0] == digests[1] and None not in digests[0].values()
-    conditions = ("load", "machine", "objective_ms", "verdict")
-    return {
-        "same_images": paired,
-        "conditions": {
-            name: [first[name], second[name]] for name in conditions if first[name] != second[name]
-        },
-        "arms": [
-            {
-                "arm": b["arm"],
-                "identity": [a["identity"], b["identity"]],
-                **pairs.compare(a["samples"], b["samples"], paired=paired),
-            }
-            for a, b in both
-        ],
-    }
+    compared = [(name, getattr(first, name), getattr(second, name)) for name in CONDITIONS]
+    return Comparison(
+        same_images=paired,
+        conditions={name: (before, after) for name, before, after in compared if before != after},
+        arms=[_arm(a, b, paired) for a, b in both],
+    )
 
 
-def sentences(arms: Sequence[dict[str, Any]]) -> list[str]:
+def _arm(first: ArmFigures, second: ArmFigures, paired: bool) -> ArmContrast:
+    found = pairs.compare(first.samples, second.samples, paired=paired)
+    return ArmContrast(found.latency_ms, found.accuracy, second.arm, (first.identity, second.identity))
+
+
+def sentences(arms: Sequence[ArmContrast]) -> list[str]:
     """What a comparison says, a line each."""
     lines = []
     for arm in arms:
-        for name, one in arm["latency_ms"].items():
-            told = "not known" if one["value"] is None else f"{one['value']:+.1f} ms"
-            interval = "" if one["low"] is None else f" [{one['low']:+.1f}, {one['high']:+.1f}]"
-            lines.append(f"{arm['arm']:<16}{name:<22}{told}{interval}  {_judged(one['noise'])}")
-        for row in arm["accuracy"]:
-            before, after = ("-" if v is None else f"{100 * v:.1f} %" for v in row["accuracy"])
-            what = f"accuracy {row['source']}"
+        for name, one in arm.latency_ms.items():
+            told = "not known" if one.value is None else f"{one.value:+.1f} ms"
+            interval = "" if one.low is None else f" [{one.low:+.1f}, {one.high:+.1f}]"
+            lines.append(f"{arm.arm:<16}{name:<22}{told}{interval}  {_judged(one.noise)}")
+        for row in arm.accuracy:
+            before, after = ("-" if v is None else f"{100 * v:.1f} %" for v in row.accuracy)
+            what = f"accuracy {row.source}"
             lines.append(
-                f"{arm['arm']:<16}{what:<22}{before} -> {after}  p {row['p']:.3g} ({row['test']})  "
-                f"{_judged(row['noise'])}"
+                f"{arm.arm:<16}{what:<22}{before} -> {after}  p {row.p:.3g} ({row.test})  "
+                f"{_judged(row.noise)}"
             )
     return lines
 

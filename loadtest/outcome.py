@@ -25,7 +25,7 @@ _CODE = re.compile(r"[a-z][a-z_]{0,39}")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Reply:
     """What a run needs of an answer (docs/http-api.md); `bare` is the unpurified image's label."""
 
     label: int
@@ -44,7 +44,7 @@ class Verdict:
     timings_ms: dict[str, float]
 
 
-def read(status: int, body: bytes) -> tuple[str, Verdict | None]:
+def read(status: int, body: bytes) -> tuple[str, Reply | None]:
     """The outcome's name of a whole reply, and its verdict if it is one.  Never raises."""
     try:
         found = json.loads(body)
@@ -60,12 +60,12 @@ def read(status: int, body: bytes) -> tuple[str, Verdict | None]:
     return f"status {status}", None
 
 
-def _verdict(found: Any) -> Verdict | None:
+def _verdict(found: Any) -> Reply | None:
     """The verdict, or None for anything that is not one."""
     try:
         model, anomaly = found["model"], found["anomaly"]
         timings = {_text(name): _real(value) for name, value in found["timings_ms"].items()}
-        return Verdict(
+        return Reply(
             label=_whole(found["label"]),
             bare=_whole(found["unpurified"]["label"]),
             setting=_text(found["setting"]),

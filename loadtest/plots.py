@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from loadtest import statistics
+from loadtest.figures import Point
 from loadtest.records import Record
 from metastable.evaluation.stats import auroc
 
@@ -72,30 +72,29 @@ def timeline(records: Sequence[Record], arms: Sequence[str]) -> Figure:
     return figure
 
 
-def frontier(points: Sequence[dict[str, Any]], xlabel: str) -> Figure:
+def frontier(points: Sequence[Point], xlabel: str) -> Figure:
     """Accuracy of every arm and source over what it costs.
 
     Args:
-        points: `arm`, `x` and its bounds `low` and `high` (None if unknown), and `sources` with
-            `source` and `accuracy` [value, low, high].
+        points: an arm each.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    names = list(dict.fromkeys(row["source"] for point in points for row in point["sources"]))
+    names = list(dict.fromkeys(row.source for point in points for row in point.sources))
     for place, name in enumerate(names):
         drawn = []
         for point in points:
-            rows = [r for r in point["sources"] if r["source"] == name and r["accuracy"]]
-            if rows and point["x"] is not None:
-                drawn.append((point, rows[0]["accuracy"]))
-        drawn.sort(key=lambda pair: pair[0]["x"])
+            rows = [r for r in point.sources if r.source == name and r.accuracy]
+            if rows and point.x is not None:
+                drawn.append((point.x, point, rows[0].accuracy))
+        drawn.sort(key=lambda one: one[0])
         if not drawn:
             continue
-        x = np.array([point["x"] for point, _ in drawn])
-        value, low, high = np.array([accuracy for _, accuracy in drawn]).T
+        x = np.array([at for at, *_ in drawn])
+        value, low, high = np.array([accuracy for *_, accuracy in drawn]).T
         sides = [
-            [max(0.0, at - (p["low"] or at)) for (p, _), at in zip(drawn, x, strict=True)],
-            [max(0.0, (p["high"] or at) - at) for (p, _), at in zip(drawn, x, strict=True)],
+            [max(0.0, at - (point.low or at)) for at, point, _ in drawn],
+            [max(0.0, (point.high or at) - at) for at, point, _ in drawn],
         ]
         # Of a share of 0 or 1, rounding may put an end of the interval on the wrong side of it.
         errors = np.clip([value - low, high - value], 0, None)
@@ -131,14 +130,14 @@ def _legend(axes: Axes) -> None:
         axes.legend()
 
 
-def _name_arms(axes: Axes, points: Sequence[dict[str, Any]]) -> None:
-    known = [point for point in points if point["x"] is not None]
+def _name_arms(axes: Axes, points: Sequence[Point]) -> None:
+    known = [(point.x, point.arm) for point in points if point.x is not None]
     if known:
         axes.set_xscale("log")
         _plain(axes.xaxis)
-    for place, point in enumerate(sorted(known, key=lambda point: point["x"])):
+    for place, (x, arm) in enumerate(sorted(known)):
         # Two heights, so that names of near arms do not lie on each other.
-        axes.annotate(point["arm"], (point["x"], 1.03 + 0.06 * (place % 2)), ha="center", fontsize=9)
+        axes.annotate(arm, (x, 1.03 + 0.06 * (place % 2)), ha="center", fontsize=9)
 
 
 def roc(records: Sequence[Record], arm: str) -> Figure | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from loadtest.arms import Block
 from loadtest.items import Item
-from loadtest.outcome import ANSWER, Verdict
+from loadtest.outcome import ANSWER, Reply
 from loadtest.sets import CLEAN
 
 
@@ -41,7 +41,7 @@ class Record:
     latency_ms: float
     lag_ms: float
     outcome: str
-    verdict: Verdict | None
+    verdict: Reply | None
 
     @property
     def answered(self) -> bool:

@@ -1,4 +1,4 @@
-"""The report of a run: one dictionary for programs, and one self-contained HTML file for people."""
+"""The report of a run: one value for programs, and one self-contained HTML file for people."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
 from loadtest import gallery, pairs, plots, records, validity
 from loadtest.arms import Arm, Block
+from loadtest.figures import FORMAT, ArmFigures, Latency, Pair, Point, Report, to_json
 from loadtest.items import Item, Source
 from loadtest.records import Record
 from loadtest.schedule import Load
 from loadtest.summary import arm_summary
 from metastable.bundle import Bundle
 
-FORMAT = "metastable-load-test 1"
 TEMPLATE = "report.html.j2"
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class LoadRun:
     """A run as it was asked for and as it happened.
 
     Attributes:
@@ -53,8 +52,8 @@ class Run:
         return records.of_blocks(self.blocks, self.items, attacks)
 
 
-def summarise(run: Run) -> dict[str, Any]:
-    """The report as what report.json holds."""
+def summarise(run: LoadRun) -> Report:
+    """The report of a run."""
     summaries = []
     for arm in run.arms:
         blocks = [block for block in run.blocks if block.arm == arm.name]
@@ -62,59 +61,57 @@ def summarise(run: Run) -> dict[str, Any]:
         summaries.append(arm_summary(arm, blocks, these, run.objective_ms))
     reasons = validity.reasons(run.arms, summaries)
     first = summaries[0]
-    return {
-        "format": FORMAT,
-        "verdict": "INVALID" if reasons else "VALID",
-        "reasons": reasons,
-        "notes": _notes(run, summaries),
-        "started": run.started,
-        "machine": run.machine,
-        "load": dataclasses.asdict(run.load),
-        "rounds": run.rounds,
-        "seed": run.seed,
-        "objective_ms": run.objective_ms,
-        "sets": [{"name": source.name, "n": len(source.items), **source.about} for source in run.sources],
-        "classes": list(next((source.classes for source in run.sources if source.classes), ())),
-        "settings": _settings(run, summaries),
-        "arms": summaries,
-        "pairs": [
-            {
-                "first": first["arm"],
-                "second": second["arm"],
-                **pairs.compare(first["samples"], second["samples"], paired=True),
-            }
-            for second in summaries[1:]
-        ],
-    }
+    return Report(
+        format=FORMAT,
+        verdict="INVALID" if reasons else "VALID",
+        reasons=reasons,
+        notes=_notes(run, summaries),
+        started=run.started,
+        machine=run.machine,
+        load=run.load,
+        rounds=run.rounds,
+        seed=run.seed,
+        objective_ms=run.objective_ms,
+        sets=[{"name": source.name, "n": len(source.items), **source.about} for source in run.sources],
+        classes=list(next((source.classes for source in run.sources if source.classes), ())),
+        settings=_settings(run, summaries),
+        arms=summaries,
+        pairs=[_pair(first, second) for second in summaries[1:]],
+    )
 
 
-def _settings(run: Run, summaries: Sequence[dict[str, Any]]) -> dict[str, str]:
+def _pair(first: ArmFigures, second: ArmFigures) -> Pair:
+    found = pairs.compare(first.samples, second.samples, paired=True)
+    return Pair(found.latency_ms, found.accuracy, first.arm, second.arm)
+
+
+def _settings(run: LoadRun, summaries: Sequence[ArmFigures]) -> dict[str, str]:
     """What the settings that answered say, where the server runs the bundle at hand."""
     if run.bundle is None or not _same_bundle(run.bundle, summaries):
         return {}
-    named = {name for summary in summaries for name in summary["identity"]["setting"]}
+    named = {name for summary in summaries for name in summary.identity.setting}
     return {name: repr(run.bundle.settings[name]) for name in sorted(named)}
 
 
-def _same_bundle(bundle: Bundle, summaries: Sequence[dict[str, Any]]) -> bool:
-    digests = {digest for summary in summaries for digest in summary["identity"]["digest"]}
+def _same_bundle(bundle: Bundle, summaries: Sequence[ArmFigures]) -> bool:
+    digests = {digest for summary in summaries for digest in summary.identity.digest}
     return digests == {bundle.digest}
 
 
-def _notes(run: Run, summaries: Sequence[dict[str, Any]]) -> list[str]:
+def _notes(run: LoadRun, summaries: Sequence[ArmFigures]) -> list[str]:
     """What a reader should know and that makes no run INVALID."""
     found = []
     for summary in summaries:
-        few = [name for name, one in summary["latency_ms"].items() if one["n"] < one["needed"]]
+        few = [name for name, one in summary.latency_ms.items() if one.n < one.needed]
         if few:
-            needed = max(one["needed"] for one in summary["latency_ms"].values())
+            needed = max(one.needed for one in summary.latency_ms.values())
             found.append(
-                f"{summary['arm']}: {summary['n']} requests are too few to bound {', '.join(few)}; "
+                f"{summary.arm}: {summary.n} requests are too few to bound {', '.join(few)}; "
                 f"{needed} bound all quantiles"
             )
-        if summary["n"] < len(run.items):
-            found.append(f"{summary['arm']}: time ended after {summary['n']} of {len(run.items)} images")
-    digests = {digest for summary in summaries for digest in summary["identity"]["digest"]}
+        if summary.n < len(run.items):
+            found.append(f"{summary.arm}: time ended after {summary.n} of {len(run.items)} images")
+    digests = {digest for summary in summaries for digest in summary.identity.digest}
     for source in run.sources:
         against = source.about.get("bundle")
         if source.attack != "clean" and digests and {against} != digests:
@@ -124,7 +121,7 @@ def _notes(run: Run, summaries: Sequence[dict[str, Any]]) -> list[str]:
     return found
 
 
-def pictures(run: Run, report: dict[str, Any]) -> dict[str, bytes]:
+def pictures(run: LoadRun, report: Report) -> dict[str, bytes]:
     """PNG files by name."""
     names, these = [arm.name for arm in run.arms], run.records
     drawn = {
@@ -132,30 +129,24 @@ def pictures(run: Run, report: dict[str, Any]) -> dict[str, bytes]:
         "timeline": plots.png(plots.timeline(these, names)),
         "frontier": plots.png(plots.frontier(_points(report), "median latency, ms")),
     }
-    answering = next((arm["arm"] for arm in report["arms"] if arm["answered"]), names[0])
+    answering = next((arm.arm for arm in report.arms if arm.answered), names[0])
     if roc := plots.roc(these, answering):
         drawn["roc"] = plots.png(roc)
     misses = gallery.choose(these)
-    if misses and run.bundle is not None and _same_bundle(run.bundle, report["arms"]):
+    if misses and run.bundle is not None and _same_bundle(run.bundle, report.arms):
         drawn["misses"] = plots.png(gallery.draw(misses, run.items, run.bundle))
     return drawn
 
 
-def _points(report: dict[str, Any]) -> list[dict[str, Any]]:
+def _points(report: Report) -> list[Point]:
     return [
-        {
-            "arm": arm["arm"],
-            "x": p50["value"],
-            "low": p50["low"],
-            "high": p50["high"],
-            "sources": arm["sources"],
-        }
-        for arm in report["arms"]
-        for p50 in [arm["latency_ms"]["p50"]]
+        Point(arm.arm, p50.value, p50.low, p50.high, arm.sources)
+        for arm in report.arms
+        for p50 in [arm.latency_ms["p50"]]
     ]
 
 
-def html(report: dict[str, Any], drawn: Mapping[str, bytes]) -> str:
+def html(report: Report, drawn: Mapping[str, bytes]) -> str:
     """The page: no script, nothing from a network; everything that a server said is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -178,21 +169,21 @@ def percent(value: Sequence[float] | float | None) -> str:
     return f"{100 * value:.1f} %"
 
 
-def milliseconds(one: Mapping[str, Any]) -> str:
+def milliseconds(one: Latency) -> str:
     """A quantile with its bounds; ∞ for a request without an answer, a dash for no request at all."""
-    if not one["n"]:
+    if not one.n:
         return "–"
-    low, high = ("?" if one[end] is None else f"{one[end]:.0f}" for end in ("low", "high"))
-    value = one["value"] if one["value"] is not None else math.inf
+    low, high = ("?" if end is None else f"{end:.0f}" for end in (one.low, one.high))
+    value = one.value if one.value is not None else math.inf
     return f"{value:.0f} [{low}, {high}]".replace("inf", "∞")
 
 
-def write(folder: Path, run: Run) -> dict[str, Any]:
+def write(folder: Path, run: LoadRun) -> Report:
     """report.json, requests.jsonl, report.html and the pictures, into `folder`; gives the report."""
     folder.mkdir(parents=True, exist_ok=True)
     report = summarise(run)
     drawn = pictures(run, report)
-    (folder / "report.json").write_text(json.dumps(report) + "\n")
+    (folder / "report.json").write_text(json.dumps(to_json(report)) + "\n")
     records.write(folder / "requests.jsonl", run.records)
     (folder / "report.html").write_text(html(report, drawn), encoding="utf-8")
     for name, data in drawn.items():

@@ -1,16 +1,28 @@
-"""From the records of one arm to its figures.  Shares are [value, low, high] with Wilson 95 % intervals."""
+"""From the records of one arm to its figures."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
 from loadtest import statistics
 from loadtest.arms import Arm, Block
+from loadtest.figures import (
+    ArmFigures,
+    Client,
+    Confusion,
+    Goodput,
+    Identity,
+    Latency,
+    Sample,
+    Share,
+    Slow,
+    SourceFigures,
+    Stage,
+)
 from loadtest.records import Record
 from metastable.evaluation.stats import auroc, wilson
 
@@ -20,7 +32,7 @@ WORST = 10  # slowest requests that the report lists
 
 def arm_summary(
     arm: Arm, blocks: Sequence[Block], records: Sequence[Record], objective_ms: float
-) -> dict[str, Any]:
+) -> ArmFigures:
     """All that the report says of one arm.
 
     Args:
@@ -31,65 +43,58 @@ def arm_summary(
     natural = [record for record in measured if not record.attacked]
     sources = list(dict.fromkeys(record.source for record in measured))
     rows = [_source(source, measured, natural) for source in sources]
-    attacked = [row["accuracy"] for row in rows if row["attack"] != "clean" and row["accuracy"]]
+    attacked = [row.accuracy for row in rows if row.attack != "clean" and row.accuracy]
     answered = [record for record in measured if record.answered]
     good = sum(record.waited_ms <= objective_ms for record in measured)
     seconds = sum(_window(block) for block in blocks)
-    return {
-        "arm": arm.name,
-        "url": arm.target.url,
-        "identity": _identity(answered),
-        "n": len(measured),
-        "warmup": len(records) - len(measured),
-        "answered": len(answered),
-        "outcomes": dict(Counter(record.outcome for record in measured).most_common()),
-        "seconds": round(seconds, 2),
-        "offered_rate": _offered(blocks),
-        "achieved_rate": round(len(answered) / seconds, 3) if seconds else None,
-        "latency_ms": latency(measured),
-        "goodput": {
-            "objective_ms": objective_ms,
-            "share": share([record.waited_ms <= objective_ms for record in measured]),
-            "rate": round(good / seconds, 3) if seconds else None,
-        },
-        "time_ms": _time_split(answered),
-        "natural": share([record.right for record in natural if record.answered]),
-        "robust": min(attacked, default=None),
-        "sources": rows,
-        "confusion": {
-            "natural": _confusion(natural),
-            "attacked": _confusion([record for record in measured if record.attacked]),
-        },
-        "client": _client(blocks, measured),
-        "worst": [_brief(r) for r in sorted(measured, key=lambda r: -r.waited_ms)[:WORST]],
-        "samples": [
-            [r.source, r.row, finite(r.waited_ms), r.right if r.answered else None] for r in measured
+    return ArmFigures(
+        arm=arm.name,
+        url=arm.target.url,
+        identity=_identity(answered),
+        n=len(measured),
+        warmup=len(records) - len(measured),
+        answered=len(answered),
+        outcomes=dict(Counter(record.outcome for record in measured).most_common()),
+        seconds=round(seconds, 2),
+        offered_rate=_offered(blocks),
+        achieved_rate=round(len(answered) / seconds, 3) if seconds else None,
+        latency_ms=latency(measured),
+        goodput=Goodput(
+            objective_ms,
+            share([record.waited_ms <= objective_ms for record in measured]),
+            round(good / seconds, 3) if seconds else None,
+        ),
+        time_ms=_time_split(answered),
+        natural=share([record.right for record in natural if record.answered]),
+        robust=min(attacked, default=None),
+        sources=rows,
+        confusion=Confusion(
+            _confusion(natural), _confusion([record for record in measured if record.attacked])
+        ),
+        client=_client(blocks, measured),
+        worst=[_slow(r) for r in sorted(measured, key=lambda r: -r.waited_ms)[:WORST]],
+        samples=[
+            Sample(r.source, r.row, finite(r.waited_ms), r.right if r.answered else None) for r in measured
         ],
-    }
+    )
 
 
-def latency(records: Iterable[Record]) -> dict[str, Any]:
+def latency(records: Iterable[Record]) -> dict[str, Latency]:
     """Quantiles in ms with bounds; a value of None is a request without an answer."""
     waited = [record.waited_ms for record in records]
     found = {name: statistics.quantile(waited, q) for name, q in QUANTILES.items()}
     return {
-        name: {
-            "value": finite(one.value),
-            "low": finite(one.low),
-            "high": finite(one.high),
-            "needed": one.needed,
-            "n": len(waited),
-        }
+        name: Latency(finite(one.value), finite(one.low), finite(one.high), one.needed, len(waited))
         for name, one in found.items()
     }
 
 
-def share(values: Sequence[bool]) -> list[float] | None:
-    """[value, low, high] of a proportion; None of nothing."""
+def share(values: Sequence[bool]) -> Share | None:
+    """A proportion with its interval; None of nothing."""
     if not values:
         return None
     low, high = wilson(sum(values), len(values))
-    return [round(v, 4) for v in (sum(values) / len(values), low, high)]
+    return Share(*(round(v, 4) for v in (sum(values) / len(values), low, high)))
 
 
 def finite(value: float | None) -> float | None:
@@ -97,39 +102,38 @@ def finite(value: float | None) -> float | None:
     return round(value, 3) if value is not None and math.isfinite(value) else None
 
 
-def _source(source: str, measured: Sequence[Record], natural: Sequence[Record]) -> dict[str, Any]:
+def _source(source: str, measured: Sequence[Record], natural: Sequence[Record]) -> SourceFigures:
     these = [record for record in measured if record.source == source]
     verdicts = [record.verdict for record in these if record.verdict]
     clean = [record.verdict.score for record in natural if record.verdict]
     scores = [verdict.score for verdict in verdicts]
     separable = these[0].attacked and clean and scores
-    return {
-        "source": source,
-        "attack": these[0].attack,
-        "n": len(these),
-        "answered": len(verdicts),
-        "accuracy": share([record.right for record in these if record.verdict]),
-        "unpurified": share([r.verdict.bare == r.label for r in these if r.verdict]),
-        "flagged": share([verdict.flagged for verdict in verdicts]),
-        "right_or_flagged": share([r.right or r.verdict.flagged for r in these if r.verdict]),
-        "auroc": round(auroc(clean, scores), 4) if separable else None,
-        "chains": _mean([verdict.chains for verdict in verdicts]),
-        "steps": _mean([verdict.steps for verdict in verdicts]),
-        "decided": share([verdict.decided for verdict in verdicts]),
-        "late": sum(verdict.late for verdict in verdicts),
-        "latency_ms": latency(these),
-    }
+    return SourceFigures(
+        source=source,
+        attack=these[0].attack,
+        n=len(these),
+        answered=len(verdicts),
+        accuracy=share([record.right for record in these if record.verdict]),
+        unpurified=share([r.verdict.bare == r.label for r in these if r.verdict]),
+        flagged=share([verdict.flagged for verdict in verdicts]),
+        right_or_flagged=share([r.right or r.verdict.flagged for r in these if r.verdict]),
+        auroc=round(auroc(clean, scores), 4) if separable else None,
+        chains=_mean([verdict.chains for verdict in verdicts]),
+        steps=_mean([verdict.steps for verdict in verdicts]),
+        decided=share([verdict.decided for verdict in verdicts]),
+        late=sum(verdict.late for verdict in verdicts),
+        latency_ms=latency(these),
+    )
 
 
-def _identity(answered: Sequence[Record]) -> dict[str, list[str]]:
-    """What answered: more than one entry means that it changed under way."""
+def _identity(answered: Sequence[Record]) -> Identity:
     verdicts = [record.verdict for record in answered if record.verdict]
-    return {
-        "model": sorted({f"{v.model} {v.version} {v.digest}" for v in verdicts}),
-        "digest": sorted({v.digest for v in verdicts}),
-        "runner": sorted({v.runner for v in verdicts}),
-        "setting": sorted({v.setting for v in verdicts}),
-    }
+    return Identity(
+        model=sorted({f"{v.model} {v.version} {v.digest}" for v in verdicts}),
+        digest=sorted({v.digest for v in verdicts}),
+        runner=sorted({v.runner for v in verdicts}),
+        setting=sorted({v.setting for v in verdicts}),
+    )
 
 
 def _window(block: Block) -> float:
@@ -148,7 +152,7 @@ def _offered(blocks: Sequence[Block]) -> float | None:
     return round(gaps / spans, 3) if spans else None
 
 
-def _time_split(answered: Sequence[Record]) -> dict[str, dict[str, float]]:
+def _time_split(answered: Sequence[Record]) -> dict[str, Stage]:
     """Mean and median ms by stage of the server's own timings, and `outside` for what they do not hold."""
     stages: dict[str, list[float]] = {}
     for record in answered:
@@ -162,13 +166,12 @@ def _time_split(answered: Sequence[Record]) -> dict[str, dict[str, float]]:
         for name, value in parts.items():
             stages.setdefault(name, []).append(value)
     return {
-        name: {"mean": round(float(np.mean(values)), 2), "p50": round(float(np.median(values)), 2)}
+        name: Stage(round(float(np.mean(values)), 2), round(float(np.median(values)), 2))
         for name, values in stages.items()
     }
 
 
 def _confusion(records: Sequence[Record]) -> list[list[int]]:
-    """counts[true label][label said], as large as the labels need; empty without answers."""
     pairs = Counter((r.label, r.verdict.label) for r in records if r.verdict)
     size = 1 + max((max(pair) for pair in pairs), default=-1)
     if size > 1000:  # a picture of more classes says nothing
@@ -176,29 +179,28 @@ def _confusion(records: Sequence[Record]) -> list[list[int]]:
     return [[pairs[true, said] for said in range(size)] for true in range(size)]
 
 
-def _client(blocks: Sequence[Block], measured: Sequence[Record]) -> dict[str, float]:
-    """How late the client itself was, p99 in ms: leaving the due time, and waking from a 10 ms sleep."""
+def _client(blocks: Sequence[Block], measured: Sequence[Record]) -> Client:
     beats = [1e3 * beat for block in blocks for beat in block.played.beats]
     lags = [record.lag_ms for record in measured]
-    return {
-        "send_lag_p99_ms": finite(statistics.quantile(lags, 0.99).value) or 0.0,
-        "wake_lag_p99_ms": finite(statistics.quantile(beats, 0.99).value) or 0.0,
-        "busy": round(max((block.played.busy for block in blocks), default=0.0), 3),
-    }
+    return Client(
+        finite(statistics.quantile(lags, 0.99).value) or 0.0,
+        finite(statistics.quantile(beats, 0.99).value) or 0.0,
+        round(max((block.played.busy for block in blocks), default=0.0), 3),
+    )
 
 
-def _brief(record: Record) -> dict[str, Any]:
+def _slow(record: Record) -> Slow:
     verdict = record.verdict
-    return {
-        "at": record.at,
-        "image": f"{record.source} {record.row}",
-        "latency_ms": finite(record.waited_ms),
-        "outcome": record.outcome,
-        "label": record.label,
-        "said": verdict.label if verdict else None,
-        "chains": verdict.chains if verdict else None,
-        "flagged": verdict.flagged if verdict else None,
-    }
+    return Slow(
+        at=record.at,
+        image=f"{record.source} {record.row}",
+        latency_ms=finite(record.waited_ms),
+        outcome=record.outcome,
+        label=record.label,
+        said=verdict.label if verdict else None,
+        chains=verdict.chains if verdict else None,
+        flagged=verdict.flagged if verdict else None,
+    )
 
 
 def _mean(values: Sequence[float]) -> float | None:

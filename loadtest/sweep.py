@@ -11,6 +11,7 @@ from loadtest import arms as arms_module
 from loadtest import records, summary, validity
 from loadtest.arms import Arm
 from loadtest.compare import metric
+from loadtest.figures import ArmFigures, Identity, Latency, Point, Share, SourceFigures
 from loadtest.items import Item, Source
 from loadtest.records import Record
 from loadtest.schedule import Load
@@ -38,7 +39,7 @@ def search(meets: Callable[[float], bool], low: float, high: float, probes: int)
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class LatencyBound:
     """`quantile` of the latency within `ms`, and all but 1 % answered, at rates from `low` to `high`."""
 
     quantile: str
@@ -47,10 +48,45 @@ class Target:
     high: float
     probes: int
 
-    def met(self, one: dict[str, Any]) -> bool:
+    def met(self, one: ArmFigures) -> bool:
         value = metric(one, self.quantile)
-        answered: bool = one["answered"] >= (1 - validity.ALLOWED_UNANSWERED) * one["n"]
+        answered = one.answered >= (1 - validity.ALLOWED_UNANSWERED) * one.n
         return value is not None and value <= self.ms and answered
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """One trial of a rate."""
+
+    rate: float
+    met: bool
+    n: int
+    achieved_rate: float | None
+    outcomes: dict[str, int]
+    latency_ms: dict[str, Latency]
+    reasons: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepRow:
+    """An arm: the highest rate that meets the goal, None for none, and its figures over all probes."""
+
+    arm: str
+    url: str
+    identity: Identity
+    rate: float | None
+    natural: Share | None
+    robust: Share | None
+    sources: list[SourceFigures]
+    probes: list[Probe]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What sweep.json holds; `target` is the goal's name there."""
+
+    target: LatencyBound
+    rows: list[SweepRow]
 
 
 def sweep(
@@ -58,12 +94,12 @@ def sweep(
     sources: Sequence[Source],
     items: Sequence[Item],
     load: Load,
-    target: Target,
+    goal: LatencyBound,
     *,
     warmup: int,
     seed: int,
-) -> tuple[dict[str, Any], list[Record]]:
-    """One row an arm: the highest rate that meets the target, every probe, and accuracy over all probes.
+) -> tuple[Sweep, list[Record]]:
+    """One row an arm: the highest rate that meets the goal, every probe, and accuracy over all probes.
 
     Every probe plays all items at its rate (`load.rate` is not used).  Accuracy is pooled over an arm's
     probes: overload changes when a verdict comes, and only with a deadline what it says.
@@ -71,51 +107,49 @@ def sweep(
     attacks = {source.name: source.attack for source in sources}
     rows, everything = [], []
     for arm in arms:
-        probes: list[dict[str, Any]] = []
+        probes: list[Probe] = []
         taken: list[Record] = []
 
         def meets(rate: float, arm: Arm = arm, probes: Any = probes, taken: Any = taken) -> bool:
             offered = dataclasses.replace(load, rate=rate)
             blocks = arms_module.run([arm], items, offered, rounds=1, warmup=warmup, seed=seed + len(probes))
             these = records.of_blocks(blocks, items, attacks)
-            one = summary.arm_summary(arm, blocks, these, target.ms)
+            one = summary.arm_summary(arm, blocks, these, goal.ms)
             reasons = validity.reasons([arm], [one])
             taken.extend(these)
-            probes.append(_probe(rate, one, target, reasons))
-            return target.met(one)
+            probes.append(_probe(rate, one, goal, reasons))
+            return goal.met(one)
 
-        best = search(meets, target.low, target.high, target.probes)
-        pooled = summary.arm_summary(arm, [], taken, target.ms)
+        best = search(meets, goal.low, goal.high, goal.probes)
+        pooled = summary.arm_summary(arm, [], taken, goal.ms)
         rows.append(
-            {
-                "arm": arm.name,
-                "url": arm.target.url,
-                "identity": pooled["identity"],
-                "rate": best,
-                "natural": pooled["natural"],
-                "robust": pooled["robust"],
-                "sources": pooled["sources"],
-                "probes": probes,
-            }
+            SweepRow(
+                arm=arm.name,
+                url=arm.target.url,
+                identity=pooled.identity,
+                rate=best,
+                natural=pooled.natural,
+                robust=pooled.robust,
+                sources=pooled.sources,
+                probes=probes,
+            )
         )
         everything += taken
-    return {"target": dataclasses.asdict(target), "rows": rows}, everything
+    return Sweep(goal, rows), everything
 
 
-def _probe(rate: float, one: dict[str, Any], target: Target, reasons: list[str]) -> dict[str, Any]:
-    return {
-        "rate": round(rate, 3),
-        "met": target.met(one),
-        "n": one["n"],
-        "achieved_rate": one["achieved_rate"],
-        "outcomes": one["outcomes"],
-        "latency_ms": one["latency_ms"],
-        "reasons": reasons,
-    }
+def _probe(rate: float, one: ArmFigures, goal: LatencyBound, reasons: list[str]) -> Probe:
+    return Probe(
+        rate=round(rate, 3),
+        met=goal.met(one),
+        n=one.n,
+        achieved_rate=one.achieved_rate,
+        outcomes=one.outcomes,
+        latency_ms=one.latency_ms,
+        reasons=reasons,
+    )
 
 
-def points(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def points(rows: Sequence[SweepRow]) -> list[Point]:
     """The rows as loadtest.plots.frontier draws them: accuracy over the highest rate."""
-    return [
-        {"arm": r["arm"], "x": r["rate"], "low": None, "high": None, "sources": r["sources"]} for r in rows
-    ]
+    return [Point(row.arm, row.rate, None, None, row.sources) for row in rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,36 @@ from metastable.images import DEFAULT_LIMITS, decode
 ImageFile = str | os.PathLike[str] | bytes
 Images = Tensor | np.ndarray | Sequence[ImageFile]
 """A batch [N, C, H, W] of floats in [0, 1], or image files: their paths, or the bytes of them."""
+WANTED = "paths or bytes of image files, or all images as one array [N, C, H, W] of floats in [0, 1]"
+
+
+def gathered(images: Images) -> Images:
+    """The images as they were given, an iterator's in a list; nothing is read or copied.
+
+    Raises InvalidImage for what is neither an array nor a list.
+    """
+    if isinstance(images, Tensor):
+        if images.is_nested or images.layout is not torch.strided:
+            raise InvalidImage("the images are a sparse or nested tensor: give a dense one [N, C, H, W]")
+        if images.is_meta:
+            raise InvalidImage(
+                "the images are a tensor on the meta device, which has no values: give one that has"
+            )
+        return images
+    if isinstance(images, np.ma.MaskedArray):
+        raise InvalidImage("the images are a masked array: fill what is masked, as in images.filled(0.5)")
+    if isinstance(images, np.ndarray):
+        return images
+    if isinstance(images, str | bytes | os.PathLike):
+        raise InvalidImage("a single file was given: put it into a list, as in defense([path])")
+    if not isinstance(images, Iterable):
+        raise InvalidImage(f"the images are of type {type(images).__name__}: give {WANTED}")
+    return list(images)
+
+
+def number_of(images: Images) -> int:
+    """How many images `gathered` found; 0 for an array without axes, which `batch_of` refuses."""
+    return 0 if isinstance(images, Tensor | np.ndarray) and images.ndim == 0 else len(images)
 
 
 def batch_of(images: Images, shape: tuple[int, int, int]) -> Tensor:
@@ -33,12 +63,11 @@ def batch_of(images: Images, shape: tuple[int, int, int]) -> Tensor:
             be read or is damaged; says which of the images.
         MalformedRequest, UnsupportedImage, TooLarge: a file that is empty, of another format, or too large.
     """
+    images = gathered(images)
     if isinstance(images, np.ndarray):
         return _checked(_tensor(images), shape)
     if isinstance(images, Tensor):
         return _checked(images.detach().cpu(), shape)
-    if isinstance(images, str | bytes | os.PathLike):
-        raise InvalidImage("a single file was given: put it into a list, as in defense([path])")
     channels, size, _ = shape
     pixels = [_decoded(i, one, size, channels) for i, one in enumerate(images)]
     return torch.stack(pixels) if pixels else torch.empty(0, *shape)
@@ -87,10 +116,7 @@ def _read(file: ImageFile) -> bytes:
     if isinstance(file, bytes):
         return file
     if not isinstance(file, str | os.PathLike):
-        raise InvalidImage(
-            f"a list of images holds a {type(file).__name__}: give paths or bytes of image files, or all "
-            "images as one array [N, C, H, W] of floats in [0, 1]"
-        )
+        raise InvalidImage(f"a list of images holds a {type(file).__name__}: give {WANTED}")
     path = Path(file)
     try:
         if path.stat().st_size > DEFAULT_LIMITS.max_bytes:

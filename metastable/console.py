@@ -70,6 +70,15 @@ def add_out(parser: argparse.ArgumentParser, text: str = "write the line of JSON
     parser.set_defaults(out_is_line=True)
 
 
+def _no_line(out: Path) -> str | None:
+    """Why a line of JSON cannot go into --out, before anything is computed; None if it can."""
+    if out.is_dir():
+        return f"--out {out} is a folder: name a file in it, such as {out / 'result.json'}"
+    if out.suffix not in ("", ".json"):
+        return f"--out {out} gets a line of JSON: name it {out.name}.json, or another name in .json"
+    return None
+
+
 def beside(out: Path | None, suffix: str) -> Path | None:
     """The path of --out with another suffix, its folder made; None without --out."""
     if out is None:
@@ -89,6 +98,8 @@ def main(fill: Fill, prog: str, arguments: Sequence[str] | None = None) -> None:
 def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> int:
     """Parse, run, and end: the exit status.  What the user can mend is one sentence on stderr."""
     args = parse(parser, sys.argv[1:] if arguments is None else arguments)
+    if getattr(args, "out_is_line", False) and args.out is not None and (fault := _no_line(args.out)):
+        return wrong(fault)
     try:
         with contextlib.nullcontext() if getattr(args, "tells", False) else _signs(parser.prog):
             result: Result = args.run(args)

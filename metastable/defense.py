@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metastable import noise
 from metastable.dynamics import ScoreFunction
-from metastable.dynamics.base import Dynamics, columns
+from metastable.dynamics.base import Adaptation, Dynamics, columns
 from metastable.dynamics.gaussian import inject
 from metastable.settings import Average, Setting
 
@@ -110,7 +110,7 @@ def walk(
         def normal(draw: int, t: int = t) -> Tensor:
             return drawn(t * draws + draw).to(kept)
 
-        x, moved = kind.step(x, score, given, normal, hold=hold)
+        x, moved = kind.step(x, score, given, normal, Adaptation(hold=hold))
         made += moved.detach()
         if kind.stops and not moved.any():
             break

@@ -44,18 +44,18 @@ _NPY_HEADER = re.compile(rb"\s*+\{%b,%b,%b(?:,\s*+)?\}\s*+" % (_ENTRY, _ENTRY, _
 
 
 @dataclass(frozen=True)
-class Limits:
+class ImageLimits:
     """What a client may send; ValueError if a limit is not positive or above PIXEL_CEILING."""
 
     max_bytes: int = 2_000_000
-    max_pixels: int = 16_000_000  # width * height, checked from the header before any decoding
+    max_pixels: int = 8_000_000  # width * height, of the header; decoding so many takes about 300 MB
 
     def __post_init__(self) -> None:
         if self.max_bytes < 1 or not 1 <= self.max_pixels <= PIXEL_CEILING:
             raise ValueError(f"max_bytes must be positive and max_pixels in 1..{PIXEL_CEILING}")
 
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = ImageLimits()
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class _Raster:  # decoded, not yet scaled
 
 
 def decode(
-    data: bytes, *, size: int | None = 32, channels: int = 3, limits: Limits = DEFAULT_LIMITS
+    data: bytes, *, size: int | None = 32, channels: int = 3, limits: ImageLimits = DEFAULT_LIMITS
 ) -> DecodedImage:
     """Read an image file into float32 [channels, size, size] in [0, 1]; channels is 1 or 3.
 
@@ -136,7 +136,7 @@ def decode(
     return DecodedImage(torch.from_numpy(pixels), kind, (width, height), resized, notes)
 
 
-def _check_size(width: int, height: int, limits: Limits) -> tuple[int, int]:
+def _check_size(width: int, height: int, limits: ImageLimits) -> tuple[int, int]:
     if width < 1 or height < 1:
         raise InvalidImage(f"The image is {width} x {height} pixels: send one that has pixels.")
     if width * height > limits.max_pixels:
@@ -146,7 +146,7 @@ def _check_size(width: int, height: int, limits: Limits) -> tuple[int, int]:
     return width, height
 
 
-def _read_picture(kind: str, data: bytes, limits: Limits) -> _Raster:
+def _read_picture(kind: str, data: bytes, limits: ImageLimits) -> _Raster:
     file = {"PNG": _parse_png, "JPEG": _parse_jpeg, "WEBP": _parse_webp}[kind](data, limits)
     notes = [*file.notes]
     with Image.open(io.BytesIO(file.data), formats=[kind]) as image:
@@ -176,7 +176,7 @@ def _read_picture(kind: str, data: bytes, limits: Limits) -> _Raster:
     return _Raster(samples, 65535 if mode == "I;16" else 255, alpha, tuple(notes))
 
 
-def _parse_png(data: bytes, limits: Limits) -> _File:
+def _parse_png(data: bytes, limits: ImageLimits) -> _File:
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     size = _check_size(width, height, limits)
     chunks = _png_chunks(data)
@@ -213,7 +213,7 @@ def _png_chunks(data: bytes) -> dict[bytes, bytes]:
     return {**chunks, b"IDAT": b"".join(pixels)}
 
 
-def _parse_jpeg(data: bytes, limits: Limits) -> _File:
+def _parse_jpeg(data: bytes, limits: ImageLimits) -> _File:
     kept, size, exif, at = [b"\xff\xd8"], None, b"", 2
     while True:
         at = data.index(b"\xff", at) + 1
@@ -240,7 +240,7 @@ def _parse_jpeg(data: bytes, limits: Limits) -> _File:
     return _File(b"".join([*kept, data[at - 1 :]]), size, exif)
 
 
-def _parse_webp(data: bytes, limits: Limits) -> _File:
+def _parse_webp(data: bytes, limits: ImageLimits) -> _File:
     if data[12:16] == b"VP8X":  # 24 bits each, less one
         width, height = (int.from_bytes(data[i : i + 3], "little") + 1 for i in (24, 27))
     elif data[12:16] == b"VP8L":  # 14 bits each, less one
@@ -264,7 +264,7 @@ def _orientation(exif: bytes) -> int:
     return 1
 
 
-def _read_npy(data: bytes, limits: Limits) -> _Raster:
+def _read_npy(data: bytes, limits: ImageLimits) -> _Raster:
     shape, fortran, dtype, start = _npy_header(data)
     if (dtype.kind, dtype.itemsize) not in (("u", 1), ("f", 2), ("f", 4), ("f", 8)):
         raise InvalidImage(f"The .npy type is {dtype.name}: send uint8, float16, float32 or float64.")

@@ -13,36 +13,34 @@ import asyncio
 import itertools
 import logging
 import os
-import reprlib
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from metastable import bundle as bundles
-from metastable import noise
-from metastable.batches import Images, batch_of
+from metastable.batches import Images, gathered, number_of
 from metastable.bundle import Bundle, shipped
 from metastable.engine import assembly
+from metastable.engine.admission import Permit
 from metastable.engine.costs import CLASSIFY, Costs
 from metastable.engine.driver import Driver
 from metastable.engine.engine import Engine
 from metastable.engine.inspection import Inspector, Raw
-from metastable.engine.job import Answer, Job
+from metastable.engine.job import Answer
 from metastable.engine.runners import Runner, cards, choose
 from metastable.engine.runners.artifacts import Artifacts
 from metastable.engine.verdict import Verdict, verdict_of
 from metastable.errors import EngineFailure, InvalidOption
+from metastable.questions import Question, question_of, setting_of, terms_of
 from metastable.settings import Setting
 
 T = TypeVar("T")
@@ -50,7 +48,6 @@ __all__ = ["Defense", "Verdict", "load"]
 
 log = logging.getLogger("metastable")
 
-LONGEST = 1e9  # seconds of a deadline
 MOST_THREADS = 4096
 PIECE = 64  # images that are looked at in one go, so that others' chains do not wait for thousands
 
@@ -101,7 +98,7 @@ def load(
     loaded = bundles.load(shipped.folder(bundle))
     wanted = [loaded.settings.default, *settings]
     for name in wanted:
-        _setting(loaded, name)
+        setting_of(loaded, name)
     exported: Artifacts = {}
     if artifacts is not None and kind is not None:
         files = cards.packed(Path(artifacts) / kind, kind, loaded.parts, cards.versions_here(kind))
@@ -113,16 +110,6 @@ def load(
     defense.prepare(*wanted)
     log.info("loaded %s", defense)
     return defense
-
-
-@dataclass(frozen=True)
-class _Question:
-    """What was asked, checked: images [N, C, H, W], a seed each, the deadline on the engine's clock."""
-
-    images: Tensor
-    setting: Setting
-    seeds: list[int]
-    deadline: float | None
 
 
 class Defense:
@@ -144,7 +131,8 @@ class Defense:
         self._made, self._costs = runner, Costs({})
         self._inspector = Inspector(bundle, runner)
         limits = assembly.wide(runner)
-        self._driver = Driver(Engine(runner, self._costs, bundle.shape, time.perf_counter, limits))
+        engine = Engine(runner, self._costs, bundle.shape, time.perf_counter, limits)
+        self._driver = Driver(engine, closed="this defense is closed: load the bundle again")
         self._ids = itertools.count()
         # Nobody is left to ask when this runs, so nothing is waited for.
         self._end = weakref.finalize(self, self._driver.close, 0.0)
@@ -176,11 +164,30 @@ class Defense:
             EngineFailure: a network failed, or gave what is no number.
             Draining: the defense is closed.
         """
-        question = self._question(images, setting, deadline, seeds)
-        with _cared_for(self._looks(question)) as looks:
-            raws = [raw for look in looks for raw in look.result()]
-        with _cared_for(self._submit(question, raws)) as answers:
-            return self._verdicts([answer.result() for answer in answers], raws)
+        asked = self.purify(images, setting=setting, deadline=deadline, seeds=seeds)
+        return [verdict for verdict, _ in asked]
+
+    def purify(
+        self,
+        images: Images,
+        *,
+        setting: str | None = None,
+        deadline: float | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> list[tuple[Verdict, Tensor]]:
+        """The same with the purified images: float32 [C, H, W], the mean over the chains of each.
+
+        Chains may leave [0, 1].
+        """
+        terms = terms_of(self.bundle, setting, deadline, time.perf_counter())
+        if not self._knows(terms.setting):
+            self._learn(terms.setting).result()
+        with self._admitted(terms.setting, images) as (given, permits):
+            question = question_of(given, self.bundle.shape, terms, seeds)
+            with _cared_for(self._looks(question)) as looks:
+                raws = [raw for look in looks for raw in look.result()]
+            with _cared_for(self._submit(question, raws, permits)) as answers:
+                return self._judged([answer.result() for answer in answers], raws)
 
     async def ask(
         self,
@@ -191,11 +198,16 @@ class Defense:
         seeds: Sequence[int] | None = None,
     ) -> list[Verdict]:
         """The same for asyncio: `verdicts = await defense.ask(images)`.  Cancelling it frees its chains."""
-        question = await asyncio.to_thread(self._question, images, setting, deadline, seeds)
-        with _cared_for(self._looks(question)) as looks:
-            raws = [raw for look in looks for raw in await asyncio.wrap_future(look)]
-        with _cared_for(self._submit(question, raws)) as answers:
-            return self._verdicts(await asyncio.gather(*map(asyncio.wrap_future, answers)), raws)
+        terms = terms_of(self.bundle, setting, deadline, time.perf_counter())
+        if not self._knows(terms.setting):
+            await asyncio.wrap_future(self._learn(terms.setting))
+        with self._admitted(terms.setting, images) as (given, permits):
+            question = await asyncio.to_thread(question_of, given, self.bundle.shape, terms, seeds)
+            with _cared_for(self._looks(question)) as looks:
+                raws = [raw for look in looks for raw in await asyncio.wrap_future(look)]
+            with _cared_for(self._submit(question, raws, permits)) as answers:
+                found = await asyncio.gather(*map(asyncio.wrap_future, answers))
+                return [verdict for verdict, _ in self._judged(found, raws)]
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -208,7 +220,7 @@ class Defense:
         Raises InvalidOption for one that the bundle does not have.
         """
         for name in settings:
-            self._driver.call(partial(self._learn, _setting(self.bundle, name))).result()
+            self._learn(setting_of(self.bundle, name)).result()
 
     def close(self, drain: float = 10.0) -> None:
         """Take no more questions, give those under way `drain` seconds, end the thread."""
@@ -230,76 +242,46 @@ class Defense:
             f"(default {of.settings.default}), runner {self.runner}>"
         )
 
-    def _question(
-        self,
-        images: Images,
-        setting: str | None,
-        deadline: float | None,
-        seeds: Sequence[int] | None,
-    ) -> _Question:
-        now = time.perf_counter()
-        timed = isinstance(deadline, int | float) and not isinstance(deadline, bool)
-        if deadline is not None and not (timed and 0 < deadline <= LONGEST):
-            raise InvalidOption(
-                f"the deadline must be a positive number of seconds, not {reprlib.repr(deadline)}"
-            )
-        chosen = _setting(self.bundle, self.bundle.settings.default if setting is None else setting)
-        batch = batch_of(images, self.bundle.shape)
-        given = [noise.secret_seed() for _ in batch] if seeds is None else _whole(seeds)
-        if len(given) != len(batch):
-            raise InvalidOption(f"there are {len(given)} seeds for {len(batch)} images: give one for each")
-        if not all(0 <= seed < 1 << noise.SEED_BITS for seed in given):
-            raise InvalidOption(f"every seed must lie in [0, 2^{noise.SEED_BITS})")
-        return _Question(batch, chosen, given, None if deadline is None else now + deadline)
+    def _knows(self, setting: Setting) -> bool:
+        """Whether the cost of its chains is known: without that nothing has a price."""
+        return all(work in self._costs for work in (CLASSIFY, *assembly.kinds_of([setting])))
 
-    def _looks(self, question: _Question) -> list[Future[list[Raw]]]:
+    def _learn(self, setting: Setting) -> Future[None]:
+        return self._driver.call(partial(self._measure, setting))
+
+    def _measure(self, setting: Setting) -> None:
+        if not self._knows(setting):
+            self._costs.add(assembly.measured(self._made, [setting], self.bundle.shape))
+
+    @contextmanager
+    def _admitted(self, setting: Setting, images: Images) -> Iterator[tuple[Images, list[Permit]]]:
+        """The images, which nobody has read yet, and a permit for each; those that no job took come back."""
+        given = gathered(images)
+        with ExitStack() as stack:
+            yield given, [stack.enter_context(self._driver.admit(setting)) for _ in range(number_of(given))]
+
+    def _looks(self, question: Question) -> list[Future[list[Raw]]]:
         pieces = torch.split(question.images, PIECE) if len(question.images) else ()
-        return [self._driver.call(partial(self._look, question.setting, piece)) for piece in pieces]
+        return [self._driver.call(partial(self._look, piece)) for piece in pieces]
 
-    def _look(self, setting: Setting, images: Tensor) -> list[Raw]:
-        """What is known of the images before they are purified; the setting is ready after it."""
-        self._learn(setting)
+    def _look(self, images: Tensor) -> list[Raw]:
+        """What is known of the images before they are purified."""
         try:
             return self._inspector(images)
         except RuntimeError as error:
             raise EngineFailure("the runner failed to look at the images: another one may not") from error
 
-    def _learn(self, setting: Setting) -> None:
-        if not all(work in self._costs for work in (CLASSIFY, *assembly.kinds_of([setting]))):
-            self._costs.add(assembly.measured(self._made, [setting], self.bundle.shape))
+    def _submit(
+        self, question: Question, raws: Sequence[Raw], permits: Sequence[Permit]
+    ) -> list[Future[Answer]]:
+        jobs = question.jobs(raws, self._ids)
+        return [self._driver.submit(*pair) for pair in zip(jobs, permits, strict=True)]
 
-    def _submit(self, question: _Question, raws: Sequence[Raw]) -> list[Future[Answer]]:
+    def _judged(self, answers: Sequence[Answer], raws: Sequence[Raw]) -> list[tuple[Verdict, Tensor]]:
         return [
-            self._driver.submit(
-                Job(
-                    str(next(self._ids)),
-                    image,
-                    question.setting,
-                    seed,
-                    flagged=raw.flagged,
-                    deadline=question.deadline,
-                )
-            )
-            for image, seed, raw in zip(question.images, question.seeds, raws, strict=True)
+            (verdict_of(self.bundle, answer, raw), answer.result.purified[0])
+            for answer, raw in zip(answers, raws, strict=True)
         ]
-
-    def _verdicts(self, answers: Sequence[Answer], raws: Sequence[Raw]) -> list[Verdict]:
-        return [verdict_of(self.bundle, *pair) for pair in zip(answers, raws, strict=True)]
-
-
-def _whole(seeds: object) -> list[int]:
-    """Seeds as they were given; InvalidOption for what is no list of whole numbers."""
-    found = list(seeds) if isinstance(seeds, Sequence | np.ndarray) and not isinstance(seeds, str) else None
-    whole = (int, np.integer)
-    if found is None or not all(isinstance(one, whole) and not isinstance(one, bool) for one in found):
-        raise InvalidOption(f"seeds must be whole numbers, one an image, not {reprlib.repr(seeds)}")
-    return [int(one) for one in found]
-
-
-def _setting(bundle: Bundle, name: str) -> Setting:
-    if name not in bundle.settings.names:
-        raise InvalidOption(f"setting must be one of {', '.join(bundle.settings.names)}, not {name!r}")
-    return bundle.settings[name]
 
 
 @contextmanager

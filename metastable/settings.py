@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
+from metastable import yaml_text
 from metastable.dynamics.base import Dynamics, real, shown, whole
 from metastable.dynamics.table import DYNAMICS
 from metastable.errors import SettingsError
@@ -71,14 +72,17 @@ class Setting:
             )
         kind = DYNAMICS[dynamics]
         read = {field.name for field in dataclasses.fields(kind)}
-        if unread := set(fields) - read - OWN:
+        own = OWN if kind.random else OWN - OF_MANY
+        if unread := set(fields) - read - own:
             raise SettingsError(
-                f"setting {shown(name)} names {sorted(map(shown, unread))}, which {dynamics} does not "
-                f"read: it reads {sorted(read | OWN)}"
+                f"setting {shown(name)} names {', '.join(sorted(map(shown, unread)))}, which {dynamics} does "
+                f"not read: it reads {', '.join(sorted(read | own))}"
             )
         needed = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
         if missing := sorted(needed - set(fields)):
-            raise SettingsError(f"setting {shown(name)} needs the fields {missing} for dynamics {dynamics}")
+            raise SettingsError(
+                f"setting {shown(name)} needs the fields {', '.join(missing)} for dynamics {dynamics}"
+            )
         try:
             moves = kind(**{key: value for key, value in fields.items() if key in read})
         except SettingsError as error:
@@ -126,7 +130,9 @@ class Setting:
 
 
 OWN = {"chains", "average", "delta", "mirror"}
-"""The fields of a setting that every dynamics has."""
+"""The fields of a setting itself, whatever its dynamics."""
+OF_MANY = {"chains", "delta", "mirror"}
+"""Those that say something only where chains differ."""
 
 
 def _changed(one: Any) -> dict[str, Any]:
@@ -159,9 +165,9 @@ def parse(text: str) -> Settings:
     """Settings from YAML text; raises SettingsError naming the first thing that is wrong."""
     try:
         _check_structure(text)
-        raw = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # of impossible dates, say
-        raise SettingsError(f"the settings are not valid YAML: {error}") from None
+        raw = yaml_text.read(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SettingsError(f"the settings are not valid YAML: {yaml_text.one_line(error)}") from None
     if not isinstance(raw, dict) or set(raw) != {"default", "caps", "settings"}:
         raise SettingsError("a settings file has exactly the keys default, caps and settings")
     caps = raw["caps"]

@@ -57,11 +57,22 @@ def test_files_are_read_as_the_server_reads_them(root: Path) -> None:
         (b"bytes", "put it into a list"),
         (["nothing/here.png"], "image 0: .*here.png cannot be read: No such file"),
         ([3.5], "holds a float: give paths"),
+        (None, "the images are of type NoneType: give paths or bytes"),
+        (3, "the images are of type int: give paths or bytes"),
+        (torch.zeros(1, *SHAPE).to_sparse(), "sparse or nested tensor: give a dense one"),
+        (torch.zeros(1, *SHAPE, device="meta"), "on the meta device, which has no values"),
+        (np.ma.masked_array(np.zeros((1, *SHAPE))), "masked array: fill what is masked"),
+        (torch.tensor(0.5), r"shape \[\], this bundle takes"),
     ],
 )
 def test_what_is_no_batch_is_said(given: object, message: str) -> None:
     with pytest.raises(InvalidImage, match=message):
         batch_of(given, SHAPE)  # type: ignore[arg-type]
+
+
+def test_an_iterator_of_files_is_a_list_of_them(root: Path) -> None:
+    files = sorted((root / "samples").glob("*.png"))
+    assert torch.equal(batch_of(iter(files), SHAPE), batch_of(files, SHAPE))  # type: ignore[arg-type]
 
 
 def test_wrong_files_keep_their_error_and_get_a_number(root: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from metastable.errors import InvalidImage, MalformedRequest, RequestError, TooLarge, UnsupportedImage
-from metastable.images import PIXEL_CEILING, DecodedImage, Limits, decode
+from metastable.images import PIXEL_CEILING, DecodedImage, ImageLimits, decode
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -74,9 +74,9 @@ def expected(hwc: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.moveaxis(full, -1, 0).copy()).float() / 255.0
 
 
-def refused(data: bytes, error: type[RequestError], limits: Limits | None = None) -> str:
+def refused(data: bytes, error: type[RequestError], limits: ImageLimits | None = None) -> str:
     with pytest.raises(error) as caught:
-        decode(data, limits=limits or Limits())
+        decode(data, limits=limits or ImageLimits())
     message = str(caught.value)
     assert type(caught.value) is error
     assert message.isascii()
@@ -109,8 +109,8 @@ def test_empty() -> None:
 
 def test_too_many_bytes() -> None:
     data = FILES["png"]
-    assert str(len(data)) in refused(data, TooLarge, Limits(max_bytes=len(data) - 1))
-    assert decode(data, limits=Limits(max_bytes=len(data))).format == "PNG"
+    assert str(len(data)) in refused(data, TooLarge, ImageLimits(max_bytes=len(data) - 1))
+    assert decode(data, limits=ImageLimits(max_bytes=len(data))).format == "PNG"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_wrong_arguments_are_the_callers_fault(size: int, channels: int) -> None
 @pytest.mark.parametrize("limits", [{"max_bytes": 0}, {"max_pixels": 0}, {"max_pixels": PIXEL_CEILING + 1}])
 def test_limits_that_pillow_would_warn_above(limits: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="max_pixels"):
-        Limits(**limits)
+        ImageLimits(**limits)
 
 
 def test_the_ceiling_is_pillows() -> None:
@@ -204,10 +204,10 @@ def test_bombs_stop_at_the_header(data: bytes, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_real_image_above_a_small_limit() -> None:
-    limits = Limits(max_pixels=32 * 32 - 1)
+    limits = ImageLimits(max_pixels=32 * 32 - 1)
     for data in FILES.values():
         refused(data, TooLarge, limits)
-        assert decode(data, limits=Limits(max_pixels=32 * 32)).original_size == (32, 32)
+        assert decode(data, limits=ImageLimits(max_pixels=32 * 32)).original_size == (32, 32)
 
 
 def test_a_second_png_header_cannot_change_the_size() -> None:
@@ -328,7 +328,7 @@ MAGICS = [
 def survive(data: bytes) -> None:
     """An image that keeps every promise, or a RequestError."""
     try:
-        image = decode(data, limits=Limits(max_pixels=100_000))
+        image = decode(data, limits=ImageLimits(max_pixels=100_000))
     except RequestError as error:
         message = str(error)
     else:

@@ -17,8 +17,9 @@ from torch import Tensor
 import metastable
 from handlers.metrics import Metrics
 from handlers.service import Request, Service
-from metastable import bundle, library
+from metastable import bundle, library, questions
 from metastable.bundle import Bundle
+from metastable.engine.engine import EngineLimits
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import (
     BundleError,
@@ -27,7 +28,9 @@ from metastable.errors import (
     EngineFailure,
     InvalidImage,
     InvalidOption,
+    Overloaded,
     SettingsError,
+    UnsupportedImage,
 )
 from metastable.library import Defense
 
@@ -184,8 +187,47 @@ def test_it_says_what_was_loaded(tiny_folder: Path, caplog: pytest.LogCaptureFix
 def test_a_closed_defense_takes_no_questions(tiny_folder: Path, images: Tensor) -> None:
     made = metastable.load(tiny_folder, runner="torch")
     made.close()
-    with pytest.raises(Draining):
+    with pytest.raises(Draining, match="this defense is closed: load the bundle again"):
         made(images)
+
+
+def test_nothing_is_read_of_a_question_that_is_not_admitted(
+    tiny: Bundle, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    monkeypatch.setattr(questions, "batch_of", lambda given, _: read.append(len(given)))
+    monkeypatch.setattr(library.assembly, "wide", lambda _: EngineLimits(jobs=2))
+    with Defense(tiny, TorchRunner(tiny.networks, tiny.classifier)) as made:
+        made.prepare("none")
+        with pytest.raises(Overloaded):
+            made(images, setting="none")
+        with pytest.raises(Overloaded):
+            asyncio.run(made.ask(images, setting="none"))
+        assert read == []
+        assert made._driver._engine.admission.out == 0
+
+
+def test_a_question_that_fails_gives_its_permits_back(tiny: Bundle, images: Tensor) -> None:
+    with Defense(tiny, TorchRunner(tiny.networks, tiny.classifier)) as made:
+        for wrong in (images + 2, images[:, :1], [b"no image"]):
+            with pytest.raises((InvalidImage, UnsupportedImage)):
+                made(wrong, setting="none")
+        with pytest.raises(InvalidOption):
+            made(images, setting="none", seeds=[1])
+        with pytest.raises(DeadlineExceeded):
+            made(images, setting="fast", deadline=1e-9)
+        assert made._driver._engine.admission.out == 0
+
+
+def test_purified_images_are_means_over_chains(defense: Defense, images: Tensor) -> None:
+    found = defense.purify(images, setting="fast", seeds=[1, 2, 3])
+    verdicts = defense(images, setting="fast", seeds=[1, 2, 3])
+    for (verdict, purified), same, image in zip(found, verdicts, images, strict=True):
+        assert verdict.margin == pytest.approx(same.margin, abs=1e-4)
+        assert purified.shape == image.shape
+        assert not torch.equal(purified, image)
+    for (_, untouched), image in zip(defense.purify(images, setting="none"), images, strict=True):
+        assert torch.equal(untouched, image)
 
 
 def test_a_forgotten_defense_ends_its_thread(tiny: Bundle) -> None:

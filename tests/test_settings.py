@@ -60,7 +60,11 @@ def test_a_good_file() -> None:
         ("sigma: 0.25", "cls: b", "cls"),
         ("sigma: 0.25", "1: b", "no text"),
         ("settings:", "setting:", "keys"),
-        ("settings:", "settings: [", "YAML"),
+        ("settings:", "settings: [", r"YAML: .*, in line \d+, column \d+$"),
+        ("  b:", "  a:", "not valid YAML: the name 'a' is given twice, in line 6, column 3$"),
+        ("sigma: 0.25", "sigma: 0.25, sigma: 0.3", "the name 'sigma' is given twice"),
+        ("{dynamics: none}", "{dynamics: none, chains: 4}", "names 'chains', which none does not read"),
+        ("none}", "squeeze, way: bits, level: 3, mirror: true}", "names 'mirror', which squeeze does not"),
     ],
 )
 def test_what_is_wrong_is_named(old: str, new: str, message: str) -> None:

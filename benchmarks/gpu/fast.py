@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from benchmarks.gpu import common
 from benchmarks.gpu.contenders import EAGER, NETWORK, STEPS, Contenders
-from benchmarks.targets import Target, judge
+from benchmarks.targets import SpeedTarget, judge
 from metastable import console
 from metastable.bundle import Bundle
 from metastable.training.run import device_of
@@ -37,9 +37,11 @@ GRAPHS = (
     *("own kernels", "own kernels, 192 at a time"),
 )
 TARGETS = (
-    Target("100 chains, times eager autograd", GRAPHS, "ratio", (100,), 12.0),
-    Target("100 chains, steps a second (60 microseconds a step)", GRAPHS, "steps_per_s", (100,), 1e6 / 60),
-    Target("6000 chains, share of the bf16 matrix peak", GRAPHS, "peak_share", (6000,), 0.45),
+    SpeedTarget("100 chains, times eager autograd", GRAPHS, "ratio", (100,), 12.0),
+    SpeedTarget(
+        "100 chains, steps a second (60 microseconds a step)", GRAPHS, "steps_per_s", (100,), 1e6 / 60
+    ),
+    SpeedTarget("6000 chains, share of the bf16 matrix peak", GRAPHS, "peak_share", (6000,), 0.45),
 )
 
 

@@ -24,7 +24,7 @@ from benchmarks.gpu import common
 from handlers.metrics import Metrics
 from handlers.service import Request, Response, Service
 from metastable import bundle, console
-from metastable.engine.engine import Limits
+from metastable.engine.engine import EngineLimits
 from metastable.engine.runners.cuda_networks import CudaPrecision
 from metastable.engine.runners.cuda_runner import SLOTS, CudaRunner
 from metastable.training.run import device_of
@@ -170,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
         loaded,
         Metrics(CollectorRegistry(), settings=loaded.settings.names),
         runner,
-        engine_limits=Limits(slots=SLOTS),
+        engine_limits=EngineLimits(slots=SLOTS),
         sizes=(1, 4) if args.tiny else None,
     )
     bodies = [path.read_bytes() for path in sorted(args.images.glob("*.png"))]

@@ -21,12 +21,12 @@ def read(folder: Path, name: str, limit: int) -> bytes:
         descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise BundleError(
-            f"{name} is missing from bundle {folder.name}, or a link: {error.strerror}"
+            f"{name} is missing from bundle {folder.name or folder}, or a link: {error.strerror}"
         ) from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
-            raise BundleError(f"{name} of bundle {folder.name} is no file, or above {limit} bytes")
+            raise BundleError(f"{name} of bundle {folder.name or folder} is no file, or above {limit} bytes")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             data = file.read(limit + 1)
     except OSError as error:
@@ -34,7 +34,7 @@ def read(folder: Path, name: str, limit: int) -> bytes:
     finally:
         os.close(descriptor)
     if len(data) > limit:
-        raise BundleError(f"{name} of bundle {folder.name} grows while it is read")
+        raise BundleError(f"{name} of bundle {folder.name or folder} grows while it is read")
     return data
 
 

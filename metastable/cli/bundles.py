@@ -35,10 +35,17 @@ def _folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "bundle",
         nargs="?",
+        type=_named,
         default="model_store/cifar10",
         help="folder of the bundle, or a shipped one's name (default: %(default)s)",
     )
     console.add_out(parser)
+
+
+def _named(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name: give a folder, such as model_store/cifar10")
+    return text
 
 
 def info(args: argparse.Namespace) -> dict[str, Any]:

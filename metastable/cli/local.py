@@ -12,18 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metastable import bundle, noise
+from metastable import bundle
 from metastable.bundle import Bundle
-from metastable.engine.inspection import Inspector
-from metastable.engine.local import LocalEngine
 from metastable.engine.reply import reply
 from metastable.engine.runners.torch_runner import TorchRunner
-from metastable.engine.verdict import verdict_of
 from metastable.errors import BundleError, RequestError, SettingsError
-from metastable.images import DEFAULT_LIMITS, DecodedImage, Limits, decode
+from metastable.images import DEFAULT_LIMITS, DecodedImage, ImageLimits, decode
+from metastable.library import Defense
 from metastable.settings import Setting, Settings
-
-RUNNER = "torch"
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,9 @@ def read(paths: Sequence[Path], shape: tuple[int, int, int]) -> list[DecodedImag
     return [decoded(path, size=shape[1], channels=shape[0]) for path in paths]
 
 
-def decoded(path: Path, *, size: int | None, channels: int, limits: Limits = DEFAULT_LIMITS) -> DecodedImage:
+def decoded(
+    path: Path, *, size: int | None, channels: int, limits: ImageLimits = DEFAULT_LIMITS
+) -> DecodedImage:
     """One image file, as `read`; with None for a size it keeps its own."""
     try:
         return decode(path.read_bytes(), size=size, channels=channels, limits=limits)
@@ -73,21 +71,14 @@ def decoded(path: Path, *, size: int | None, channels: int, limits: Limits = DEF
 
 def answer(loaded: Bundle, images: Sequence[DecodedImage], top_k: int = 3) -> list[Answered]:
     """The verdicts of a bundle that `load` gave, with fresh noise."""
-    setting = loaded.settings[loaded.settings.default]
-    runner = TorchRunner(loaded.networks, loaded.classifier)
-    engine, inspect = LocalEngine(runner, loaded.settings, loaded.shape), Inspector(loaded, runner)
-    started = time.perf_counter()
-    pixels = torch.stack([image.pixels for image in images])
-    raw = inspect(pixels)
-    flags = torch.tensor([one.flagged for one in raw])
-    answers = engine.answer(pixels, [noise.secret_seed() for _ in images], setting, flags)
-    each = round(1e3 * (time.perf_counter() - started) / len(images), 3)
+    with Defense(loaded, TorchRunner(loaded.networks, loaded.classifier)) as defense:
+        defense.prepare(loaded.settings.default)
+        started = time.perf_counter()
+        found = defense.purify(torch.stack([image.pixels for image in images]))
+        each = round(1e3 * (time.perf_counter() - started) / len(images), 3)
     shown = min(top_k, len(loaded.classes))
+    said = {"runner": defense.runner, "timings_ms": {"total": each}}
     return [
-        Answered(
-            reply(loaded, verdict_of(loaded, one, seen), top_k=shown, image=image)
-            | {"runner": RUNNER, "timings_ms": {"total": each}},
-            one.result.purified[0],
-        )
-        for image, one, seen in zip(images, answers, raw, strict=True)
+        Answered(reply(loaded, verdict, top_k=shown, image=image) | said, purified)
+        for image, (verdict, purified) in zip(images, found, strict=True)
     ]

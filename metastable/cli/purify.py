@@ -23,10 +23,10 @@ from metastable.bundle import Purifier, shipped
 from metastable.cli import client, local
 from metastable.defense import purify, score_of
 from metastable.errors import InvalidImage
-from metastable.images import Limits
+from metastable.images import ImageLimits
 from metastable.settings import Setting
 
-LIMITS = Limits(max_bytes=100_000_000)
+LIMITS = ImageLimits(max_bytes=100_000_000)
 """Of images that keep their size: those of whoever runs this, not of clients."""
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metastable.dynamics import ScoreFunction, score_norm
-from metastable.dynamics.base import Kind, Network, Normal, Row, real, wide
+from metastable.dynamics.base import PUBLISHED, Adaptation, Kind, Network, Normal, Row, no_noise, real, wide
 from metastable.dynamics.gaussian import TwoLevels
 
 DELTA = 1e-3
@@ -67,10 +67,8 @@ class Ascent(Kind):
         x: Tensor,
         score: ScoreFunction,
         columns: Sequence[Tensor],
-        normal: Normal | None = None,
-        *,
-        ahead: float | None = None,
-        hold: bool = False,
+        normal: Normal = no_noise,
+        adapt: Adaptation = PUBLISHED,
     ) -> tuple[Tensor, Tensor]:
         fraction, low, high, stop = columns
         s = score(x)
@@ -78,11 +76,11 @@ class Ascent(Kind):
         alpha = high
         if self.adaptive:
             delta = torch.full_like(norm, DELTA)
-            if ahead is not None:
+            if adapt.ahead is not None:
                 # Below float32 a state and one DELTA scores ahead of it are much the same number, and the
                 # step size would be noise.
-                delta = (ahead / norm.clamp_min(1e-15)).clamp_min(DELTA)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not hold):
+                delta = (adapt.ahead / norm.clamp_min(1e-15)).clamp_min(DELTA)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not adapt.hold):
                 alpha = adaptive_step_size(x, s, score, fraction=fraction, bounds=(low, high), delta=delta)
         moved = (norm >= stop).to(x.dtype)
         after = (x + wide(alpha) * s).clamp(0, 1)
@@ -111,7 +109,7 @@ def adp(
     kind, made = Ascent("", adaptive=bounds[0] != bounds[1]), torch.zeros(len(x), device=x.device)
     given = [torch.full_like(made, value, dtype=x.dtype) for value in (lambda_, *bounds, stop)]
     for _ in range(steps):
-        x, moved = kind.step(x, score, given, hold=hold)
+        x, moved = kind.step(x, score, given, adapt=Adaptation(hold=hold))
         made += moved.detach()
     return AdpResult(x, made.long())
 

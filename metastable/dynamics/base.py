@@ -32,6 +32,23 @@ _LARGEST = 10**9  # of any number in a settings file
 
 
 @dataclass(frozen=True)
+class Adaptation:
+    """How a step finds its size where that depends on the state.
+
+    Attributes:
+        ahead: how far it looks ahead, in the norm of an image; None looks as far as was published.  Scores of
+            fewer bits than float32 need it (metastable.dynamics.adp).
+        hold: take the size for a constant where autograd is on (metastable.attacks).
+    """
+
+    ahead: float | None = None
+    hold: bool = False
+
+
+PUBLISHED = Adaptation()
+
+
+@dataclass(frozen=True)
 class Kind(ABC):
     """What chains must share to be advanced in one batch, and their step.
 
@@ -62,9 +79,7 @@ class Kind(ABC):
         score: ScoreFunction,
         columns: Sequence[Tensor],
         normal: Normal,
-        *,
-        ahead: float | None = None,
-        hold: bool = False,
+        adapt: Adaptation = PUBLISHED,
     ) -> tuple[Tensor, Tensor]:
         """The states x [B, C, H, W] after one step, and 1.0 for each chain that moved, else 0.0: [B].
 
@@ -72,9 +87,7 @@ class Kind(ABC):
 
         Args:
             columns: the chains' parameters, each a tensor [B].
-            ahead: where an adaptive step looks ahead, how far, in the norm of an image; None looks as far as
-                was published.  Scores of fewer bits than float32 need it (metastable.dynamics.adp).
-            hold: take adaptive step sizes for constants where autograd is on (metastable.attacks).
+            adapt: for kinds whose step sizes adapt.
         """
 
     def factors(self, columns: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
@@ -150,6 +163,11 @@ class Dynamics(ABC):
         """SettingsError unless `good`; `wanted` says what the field must be."""
         if not good:
             raise SettingsError(f"{field} must be {wanted}, not {shown(getattr(self, field))}")
+
+
+def no_noise(draw: int) -> Tensor:
+    """The noise of a step that draws none."""
+    raise AssertionError("a step asks for noise that its kind says it does not draw")
 
 
 def columns(rows: Sequence[Row], dtype: torch.dtype = torch.float32) -> list[Tensor]:

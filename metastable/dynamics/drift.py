@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metastable.dynamics import ScoreFunction
-from metastable.dynamics.base import Kind, Normal, Row, wide
+from metastable.dynamics.base import PUBLISHED, Adaptation, Kind, Normal, Row, wide
 
 
 def drift_step(
@@ -48,9 +48,7 @@ class Drift(Kind):
         score: ScoreFunction,
         columns: Sequence[Tensor],
         normal: Normal,
-        *,
-        ahead: float | None = None,
-        hold: bool = False,
+        adapt: Adaptation = PUBLISHED,
     ) -> tuple[Tensor, Tensor]:
         share, strength = columns
         return drift_step(x, score(x), wide(share), wide(strength), normal(0)), torch.ones_like(share)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metastable.dynamics import ScoreFunction
-from metastable.dynamics.base import Dynamics, Kind, Normal, Row, real, wide
+from metastable.dynamics.base import PUBLISHED, Adaptation, Dynamics, Kind, Normal, Row, real, wide
 
 
 def inject(x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
@@ -36,9 +36,7 @@ class Noisy(Kind):
         score: ScoreFunction,
         columns: Sequence[Tensor],
         normal: Normal,
-        *,
-        ahead: float | None = None,
-        hold: bool = False,
+        adapt: Adaptation = PUBLISHED,
     ) -> tuple[Tensor, Tensor]:
         return inject(x, columns[0], normal(0)), torch.ones_like(columns[0])
 

@@ -20,7 +20,18 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from metastable.dynamics import ScoreFunction
-from metastable.dynamics.base import Dynamics, Kind, Network, Normal, Row, real, whole, wide
+from metastable.dynamics.base import (
+    PUBLISHED,
+    Adaptation,
+    Dynamics,
+    Kind,
+    Network,
+    Normal,
+    Row,
+    real,
+    whole,
+    wide,
+)
 from metastable.dynamics.langevin import langevin_step
 from metastable.errors import NoGradient
 
@@ -112,9 +123,7 @@ class Rolls(Kind):
         score: ScoreFunction,
         columns: Sequence[Tensor],
         normal: Normal,
-        *,
-        ahead: float | None = None,
-        hold: bool = False,
+        adapt: Adaptation = PUBLISHED,
     ) -> tuple[Tensor, Tensor]:
         rate, tau, eta = map(wide, columns)
         walk, iterations = self.walk, self.iterations

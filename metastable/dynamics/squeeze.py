@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from metastable.dynamics import ScoreFunction
-from metastable.dynamics.base import Dynamics, Kind, Normal, Row, whole
+from metastable.dynamics.base import PUBLISHED, Adaptation, Dynamics, Kind, Normal, Row, no_noise, whole
 from metastable.errors import NoGradient
 
 
@@ -49,10 +48,20 @@ def fewer_bits(x: Tensor, bits: int) -> Tensor:
 def median(x: Tensor, size: int) -> Tensor:
     """The median of the size x size pixels around each, channel by channel; borders are reflected."""
     before, after = (size - 1) // 2, size // 2
-    padded = F.pad(x, (before, after, before, after), mode="reflect")
-    windows = padded.unfold(2, size, 1).unfold(3, size, 1).flatten(4)
+    rows, columns = (_reflected(side, before, after).to(x.device) for side in x.shape[2:])
+    windows = x[:, :, rows][:, :, :, columns].unfold(2, size, 1).unfold(3, size, 1).flatten(4)
     middle: Tensor = windows.quantile(0.5, dim=-1)
     return middle
+
+
+def _reflected(side: int, before: int, after: int) -> Tensor:
+    """Places in an axis of `side` pixels and beyond it, reflected, again where it is short.
+
+    (PyTorch's own padding refuses images smaller than the window.)
+    """
+    period = max(2 * (side - 1), 1)
+    places = torch.arange(-before, side + after) % period
+    return torch.minimum(places, period - places)
 
 
 WAYS: dict[str, tuple[Callable[[Tensor, int], Tensor], int, int]] = {
@@ -79,10 +88,8 @@ class Squeezed(Kind):
         x: Tensor,
         score: ScoreFunction,
         columns: Sequence[Tensor],
-        normal: Normal | None = None,
-        *,
-        ahead: float | None = None,
-        hold: bool = False,
+        normal: Normal = no_noise,
+        adapt: Adaptation = PUBLISHED,
     ) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled() and x.requires_grad:
             raise NoGradient(f"{self.way} has no gradient with respect to its image: use BPDA")

@@ -13,7 +13,7 @@ from metastable.bundle import Bundle
 from metastable.dynamics.base import Kind
 from metastable.engine import costs
 from metastable.engine.costs import Costs
-from metastable.engine.engine import Engine, Limits
+from metastable.engine.engine import Engine, EngineLimits
 from metastable.engine.runners import Runner, choose
 from metastable.engine.runners.cuda_runner import SLOTS
 from metastable.settings import Setting
@@ -92,9 +92,9 @@ def measured(
     return costs.measure(runner, kinds_of(settings), shape, sizes or runner.abilities.sizes or usual, clock)
 
 
-def wide(runner: Runner) -> Limits:
-    """Limits of an engine of one's own: nothing is refused, batches are large and fill a GPU."""
-    limits = Limits(segment=0.2, backlog=math.inf, jobs=1_000_000)
+def wide(runner: Runner) -> EngineLimits:
+    """EngineLimits of an engine of one's own: nothing is refused, batches are large and fill a GPU."""
+    limits = EngineLimits(segment=0.2, backlog=math.inf, jobs=1_000_000)
     return limits if runner.abilities.device.type == "cpu" else replace(limits, slots=SLOTS)
 
 
@@ -102,7 +102,7 @@ def engine_for(
     runner: Runner,
     settings: Iterable[Setting],
     shape: tuple[int, int, int],
-    limits: Limits | None = None,
+    limits: EngineLimits | None = None,
     *,
     sizes: Sequence[int] | None = None,
     usual: Sequence[int] = SIZES,

@@ -15,7 +15,7 @@ from metastable import cuda_noise
 from metastable.defense import begin, mirrored
 from metastable.dynamics.base import Kind
 from metastable.engine.costs import CLASSIFY, Costs
-from metastable.engine.job import Finished, Request
+from metastable.engine.job import ActiveJob, Finished
 from metastable.engine.runners import Batch, Runner
 from metastable.errors import EngineFailure
 from metastable.noise import ChainKey
@@ -50,7 +50,7 @@ class Chains:
         self._held: dict[Kind, Tensor] = {}  # parameters, [width, slots]
         self._steps = torch.zeros(slots, dtype=torch.int64)
         self._key: list[ChainKey] = [(0, 0)] * slots
-        self._owner: list[Request | None] = [None] * slots
+        self._owner: list[ActiveJob | None] = [None] * slots
         self._free = list(range(slots))
         self.steps_made = 0
         self.redrawn = 0
@@ -59,39 +59,39 @@ class Chains:
     def used(self) -> int:
         return len(self._owner) - len(self._free)
 
-    def room(self, request: Request) -> int:
+    def room(self, active: ActiveJob) -> int:
         """Slots that new chains of a request may take.
 
         A quarter is kept for requests that hold none, so that long chains cannot shut others out.
         """
-        kept = len(self._owner) // 4 if request.slots else 0
+        kept = len(self._owner) // 4 if active.slots else 0
         return max(len(self._free) - kept, 0)
 
-    def owners(self, slots: Sequence[int]) -> list[Request]:
+    def owners(self, slots: Sequence[int]) -> list[ActiveJob]:
         """The requests that have chains in `slots`, each once; slots freed meanwhile have none."""
         found = {id(o): o for slot in slots if (o := self._owner[slot]) is not None}
         return list(found.values())
 
-    def begin(self, request: Request, count: int) -> list[int]:
+    def begin(self, active: ActiveJob, count: int) -> list[int]:
         """Start the next `count` chains of a request; returns their slots."""
-        if not request.begun:
-            request.seconds["queue"] = self._clock() - request.arrived
+        if not active.begun:
+            active.seconds["queue"] = self._clock() - active.arrived
         slots = []
-        for chain in range(request.begun, request.begun + count):
+        for chain in range(active.begun, active.begun + count):
             slot = self._free.pop()
-            self._owner[slot], self._key[slot] = request, (request.job.seed, chain)
+            self._owner[slot], self._key[slot] = active, (active.job.seed, chain)
             slots.append(slot)
-        request.begun += count
-        request.slots += slots
-        self._place(request, slots)
+        active.begun += count
+        active.slots += slots
+        self._place(active, slots)
         return slots
 
-    def leave(self, request: Request) -> None:
+    def leave(self, active: ActiveJob) -> None:
         """Free all slots of a request."""
-        self._give(request.slots)
-        request.slots = []
+        self._give(active.slots)
+        active.slots = []
 
-    def walk(self, kind: Kind, slots: list[int], budget: float) -> tuple[list[int], list[Request]]:
+    def walk(self, kind: Kind, slots: list[int], budget: float) -> tuple[list[int], list[ActiveJob]]:
         """Advance the chains in `slots` by as many steps as fit into `budget` seconds, at least one.
 
         Returns the slots of chains that have arrived, and requests with a chain that is broken.
@@ -123,13 +123,13 @@ class Chains:
         finite = x.flatten(1).isfinite().all(1).cpu()
         over = finite & ((made + moved >= wanted) | (moved < steps))
         broken = [
-            request
+            active
             for row in (~finite).nonzero().flatten().tolist()
-            for request in self._redraw(owners[row], slots[row])
+            for active in self._redraw(owners[row], slots[row])
         ]
         return [slots[row] for row in over.nonzero().flatten().tolist()], broken
 
-    def classify(self, slots: list[int]) -> list[Request]:
+    def classify(self, slots: list[int]) -> list[ActiveJob]:
         """Classify finished chains, give outputs and states to their requests, and free the slots.
 
         Returns the requests for which the classifier returned what is not a number.
@@ -157,33 +157,33 @@ class Chains:
         self._give(slots)
         return broken
 
-    def _place(self, request: Request, slots: list[int]) -> None:
+    def _place(self, active: ActiveJob, slots: list[int]) -> None:
         """Put the starting states of a request's chains into their slots."""
         device, keys = self._x.device, [self._key[slot] for slot in slots]
         self._packed[:, slots] = cuda_noise.pack(keys, [0] * len(slots)).to(device)
         self._steps[slots] = 0
-        if (kind := request.kind) is not None:
+        if (kind := active.kind) is not None:
             if kind not in self._held:
                 self._held[kind] = torch.zeros(len(kind.probe), len(self._owner), device=device)
-            self._held[kind][:, slots] = torch.tensor(request.parameters, device=device)[:, None]
-        x = request.job.image.to(device).expand(len(slots), *self._shape)
-        x = begin(x, keys, request.job.setting.dynamics, [request.job.flagged] * len(slots))
+            self._held[kind][:, slots] = torch.tensor(active.parameters, device=device)[:, None]
+        x = active.job.image.to(device).expand(len(slots), *self._shape)
+        x = begin(x, keys, active.job.setting.dynamics, [active.job.flagged] * len(slots))
         self._x[slots] = x
 
-    def _owned(self, slot: int) -> Request:
+    def _owned(self, slot: int) -> ActiveJob:
         owner = self._owner[slot]
         assert owner is not None, "a chain that is under way has an owner"
         return owner
 
-    def _redraw(self, request: Request, slot: int) -> list[Request]:
+    def _redraw(self, active: ActiveJob, slot: int) -> list[ActiveJob]:
         """Start a chain again with other noise, once; the second time its request is broken."""
         seed, chain = self._key[slot]
         if chain >= REDRAWN:
-            return [request]
+            return [active]
         self.redrawn += 1
-        request.redrawn += 1
+        active.redrawn += 1
         self._key[slot] = (seed, chain + REDRAWN)
-        self._place(request, [slot])
+        self._place(active, [slot])
         return []
 
     def _give(self, slots: list[int]) -> None:

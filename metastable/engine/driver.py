@@ -1,11 +1,13 @@
 """A thread that drives an engine, for scripts, tests and front ends without a loop of their own.
 
     with Driver(engine) as driver:
-        answer = driver.submit(job).result()      # from any thread
-        answer = await driver.answer(job)         # from any event loop
-        logits = driver.call(work).result()       # something else with the engine's runner
+        permit = driver.admit(setting)                # at once, from any thread
+        answer = driver.submit(job, permit).result()  # from any thread
+        answer = await driver.answer(job, permit)     # from any event loop
+        logits = driver.call(work).result()           # something else with the engine's runner
 
-Cancelling the future, or the task that awaits it, frees the job's chains at the next segment.
+Cancelling the future, or the task that awaits it, frees the job's chains at the next segment and gives its
+permit back.
 """
 
 from __future__ import annotations
@@ -18,19 +20,27 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
 
+from metastable.engine.admission import Permit
 from metastable.engine.engine import Engine
 from metastable.engine.job import Answer, Failure, Job
 from metastable.errors import Draining
+from metastable.settings import Setting
 
 T = TypeVar("T")
 
 
 class Driver:
-    """Owns `engine` from now on: nobody else may call it."""
+    """Owns `engine` from now on: nobody else may call it.
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._inbox: deque[tuple[Job, Future[Answer]]] = deque()
+    Args:
+        closed: what is said to those who come after its end.
+    """
+
+    def __init__(
+        self, engine: Engine, *, closed: str = "the driver is closed: send the request to another one"
+    ) -> None:
+        self._engine, self._closed = engine, closed
+        self._inbox: deque[tuple[Job, Permit | None, Future[Answer]]] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._futures: dict[str, Future[Answer]] = {}
         self._changed = threading.Condition()
@@ -38,13 +48,27 @@ class Driver:
         self._thread = threading.Thread(target=self._run, name="metastable-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job) -> Future[Answer]:
+    def admit(self, setting: Setting) -> Permit:
+        """Room for one job of this setting, without waiting for the engine's thread.
+
+        Raises what `Engine.admit` raises, and Draining if the driver is closed.
+        """
+        if self._closing is not None:
+            raise Draining(self._closed)
+        return self._engine.admit(setting)
+
+    def submit(self, job: Job, permit: Permit | None = None) -> Future[Answer]:
         """The answer to come; the future raises what `Engine.submit` raises, or the job's failure.
 
-        Raises Draining if the driver is closed.
+        Raises Draining if the driver is closed; the permit has come back then.
         """
         future: Future[Answer] = Future()
-        self._put(self._inbox, (job, future))
+        try:
+            self._put(self._inbox, (job, permit, future))
+        except Draining:
+            if permit is not None:
+                permit.release()
+            raise
         return future
 
     def call(self, work: Callable[[], T]) -> Future[T]:
@@ -58,9 +82,9 @@ class Driver:
         self._put(self._calls, (work, future))
         return future
 
-    async def answer(self, job: Job) -> Answer:
+    async def answer(self, job: Job, permit: Permit | None = None) -> Answer:
         """The same for asyncio."""
-        return await asyncio.wrap_future(self.submit(job))
+        return await asyncio.wrap_future(self.submit(job, permit))
 
     def close(self, drain: float = 10.0) -> None:
         """Take no more jobs, finish or expire those held within `drain` seconds, end the thread."""
@@ -82,7 +106,7 @@ class Driver:
     def _put(self, queue: deque[T], one: T) -> None:
         with self._changed:
             if self._closing is not None:
-                raise Draining("the driver is closed: send the request to another one")
+                raise Draining(self._closed)
             queue.append(one)
             self._changed.notify()
 
@@ -97,8 +121,8 @@ class Driver:
                 self._calls.clear()
             for work, result in calls:
                 _do(work, result)
-            for job, future in arrived:
-                self._take(job, future)
+            for job, permit, future in arrived:
+                self._take(job, permit, future)
             if closing is not None and not draining:
                 draining = True
                 self._engine.drain(closing)
@@ -109,9 +133,13 @@ class Driver:
             if draining and not self._engine.held:
                 return
 
-    def _take(self, job: Job, future: Future[Answer]) -> None:
+    def _take(self, job: Job, permit: Permit | None, future: Future[Answer]) -> None:
+        if future.cancelled():  # before anything was done for it
+            if permit is not None:
+                permit.release()
+            return
         try:
-            self._engine.submit(job)
+            self._engine.submit(job, permit)
         except Exception as error:
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)

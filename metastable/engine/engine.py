@@ -1,11 +1,12 @@
 """The engine: a state machine that advances the chains of many jobs together.
 
-    engine.submit(job)      # or it says when to try again
-    engine.advance()        # one segment: a batch of chains, a few steps, their classification
-    engine.collect()        # what has ended since the last look
+    permit = engine.admit(setting)  # or it says when to try again
+    engine.submit(job, permit)
+    engine.advance()                # one segment: a batch of chains, a few steps, their classification
+    engine.collect()                # what has ended since the last look
 
 It has no thread and no clock of its own: whoever drives it calls `advance` again and again, from
-one thread.  Every job that `submit` took ends in exactly one outcome.
+one thread.  Every job that `submit` took ends in exactly one outcome.  `admit` is for any thread.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import torch
 
 from metastable import noise, stopping
 from metastable.dynamics.base import Kind
+from metastable.engine.admission import Admission, Permit
 from metastable.engine.chains import Chains, broken
 from metastable.engine.costs import CLASSIFY, Costs
-from metastable.engine.job import Answer, Failure, Job, Outcome, Request
+from metastable.engine.job import ActiveJob, Answer, Failure, Job, Outcome
 from metastable.engine.policy import Policy
 from metastable.engine.runners import Runner
 from metastable.errors import (
@@ -27,7 +29,6 @@ from metastable.errors import (
     DeadlineExceeded,
     Draining,
     MetastableError,
-    Overloaded,
 )
 from metastable.settings import Setting
 
@@ -35,14 +36,14 @@ LATE = "the deadline passed before there was an answer: allow more time, or choo
 
 
 @dataclass(frozen=True)
-class Limits:
+class EngineLimits:
     """How much the engine does at a time, and takes on.
 
     Attributes:
         segment: seconds that one call of `advance` aims at.
         slots: chains that can be under way.
         backlog: seconds of expected work that may wait; a job above it is refused, unless it is alone.
-        jobs: jobs that may be held.
+        jobs: jobs that may be admitted and not ended.
     """
 
     segment: float = 0.03
@@ -76,14 +77,14 @@ class Engine:
         costs: Costs,
         shape: tuple[int, int, int],
         clock: Callable[[], float],
-        limits: Limits | None = None,
+        limits: EngineLimits | None = None,
     ) -> None:
         self._costs, self._shape, self._clock = costs, shape, clock
-        self._limits = limits or Limits()
+        self._limits = limits or EngineLimits()
         self.chains = Chains(runner, costs, self._limits.slots, shape, clock)
-        self._requests: dict[str, Request] = {}
+        self.admission = Admission(costs, backlog=self._limits.backlog, jobs=self._limits.jobs)
+        self._held: dict[str, ActiveJob] = {}
         self._ended: list[Outcome] = []
-        self._share: dict[str, float] = {}  # of a setting's chains that its requests have needed, lately
         self._orders = 0
         self._policy = Policy()
         self._drain_by: float | None = None
@@ -91,45 +92,45 @@ class Engine:
 
     # --- what callers do -----------------------------------------------------------------------
 
-    def submit(self, job: Job) -> None:
-        """Take a job on.
+    def admit(self, setting: Setting) -> Permit:
+        """Room for one job of this setting, at once and before anything is paid for it; from any thread.
+
+        Raises what `Admission.admit` raises.
+        """
+        return self.admission.admit(setting)
+
+    def submit(self, job: Job, permit: Permit | None = None) -> None:
+        """Take a job on, with a permit of its own or the one that was given for it.
+
+        The permit is the job's from now on, and comes back when that ends, or now if this raises.
 
         Raises:
-            ValueError: a job of this id is held, the image has another shape, or the seed is no seed.
-            Overloaded: too much work is waiting; says after how many seconds to try again.
-            Draining: the engine takes no more jobs.
+            ValueError: a job of this id is held, the image has another shape, the seed is no seed, or the
+                permit is not for this job.
+            Overloaded, Draining: of `admit`; Draining too for a permit from before the engine drained.
         """
-        if job.id in self._requests:
-            raise ValueError(f"a job with id {job.id!r} is already held")
-        if tuple(job.image.shape) != self._shape:
-            raise ValueError(f"the image has shape {tuple(job.image.shape)}, not {self._shape}")
-        if not 0 <= job.seed < 1 << noise.SEED_BITS:
-            raise ValueError(f"a seed lies in [0, 2^{noise.SEED_BITS})")
-        if self._drain_by is not None:
-            raise Draining("the server is stopping: send the request to another one")
-        price, waiting = self.price(job.setting), self.backlog
-        over = waiting + price - self._limits.backlog
-        if self._requests and (over > 0 or len(self._requests) >= self._limits.jobs):
-            wait = over if over > 0 else waiting / len(self._requests)
-            raise Overloaded(
-                f"the server has {waiting:.1f} s of work waiting: try again in {wait:.1f} s, or choose a "
-                "cheaper setting",
-                wait,
-            )
-        request = Request(job, self._orders, self._clock(), price, 0)
+        permit = permit or self.admit(job.setting)
+        try:
+            self._check(job)
+            self.admission.take(permit, job.setting)
+        except Exception:
+            permit.release()
+            raise
+        active = ActiveJob(job, self._orders, self._clock(), permit, 0)
         self._orders += 1
-        self._requests[job.id] = request
-        self._next_round(request, None)
+        self._held[job.id] = active
+        self._next_round(active, None)
 
     def cancel(self, id: str) -> bool:
         """End a job as cancelled, if it is held; its chains leave before the next segment."""
-        if (request := self._requests.get(id)) is None:
+        if (active := self._held.get(id)) is None:
             return False
-        self._fail(request, Cancelled("the request was given up"))
+        self._fail(active, Cancelled("the request was given up"))
         return True
 
     def drain(self, seconds: float) -> None:
         """Take no more jobs; those still held after `seconds` get the best answer so far, or fail."""
+        self.admission.drain()
         self._drain_by = self._clock() + seconds
 
     def collect(self) -> list[Outcome]:
@@ -137,23 +138,15 @@ class Engine:
         ended, self._ended = self._ended, []
         return ended
 
-    def price(self, setting: Setting) -> float:
-        """Seconds of the machine that a job of this setting is expected to need."""
-        kind, classify = setting.dynamics.kind, self._costs.unit(CLASSIFY)
-        if kind is None:
-            return classify
-        chains = setting.chains * self._share.get(setting.name, 1.0)
-        return max(chains, 1.0) * (setting.steps * self._costs.unit(kind) + classify)
-
     @property
     def backlog(self) -> float:
-        """Seconds of expected work that is left to do."""
-        return sum(max(r.price - r.served, 0.0) for r in self._requests.values())
+        """Seconds of expected work that is left to do for all who were admitted."""
+        return self.admission.backlog
 
     @property
     def held(self) -> int:
         """Jobs without an outcome."""
-        return len(self._requests)
+        return len(self._held)
 
     # --- one segment ---------------------------------------------------------------------------
 
@@ -164,7 +157,7 @@ class Engine:
         What goes wrong in a batch fails the jobs that have chains in it, and no others.
         """
         self._expire()
-        if not self._requests:
+        if not self._held:
             return False
         started = self._clock()
         slots, kind = self._choose()
@@ -179,35 +172,35 @@ class Engine:
         except Exception as error:
             self._fail_all(self.chains.owners(slots), "a step of the engine failed", error)
         self._policy.spent(self._clock() - started)
-        for request in list(self._requests.values()):
-            if request.wanting == 0 and not request.slots:
-                self._end_round(request)
+        for active in list(self._held.values()):
+            if active.wanting == 0 and not active.slots:
+                self._end_round(active)
         return True
 
     def _expire(self) -> None:
         now = self._clock()
         stopped = self._drain_by is not None and now >= self._drain_by
-        for request in list(self._requests.values()):
-            deadline = request.job.deadline
+        for active in list(self._held.values()):
+            deadline = active.job.deadline
             if stopped or (deadline is not None and now >= deadline):
-                if len(request.finished) > 1:
-                    self._answer(request, len(request.finished), late=True)
+                if len(active.finished) > 1:
+                    self._answer(active, len(active.finished), late=True)
                 elif stopped:
-                    self._fail(request, Draining("the server stopped before there was an answer"))
+                    self._fail(active, Draining("the server stopped before there was an answer"))
                 else:
-                    self._fail(request, DeadlineExceeded(LATE))
+                    self._fail(active, DeadlineExceeded(LATE))
 
     def _choose(self) -> tuple[list[int], Kind | None]:
         """The slots of the next batch, new chains placed in them, and their kind."""
-        ordered = self._policy.order(self._requests.values())
+        ordered = self._policy.order(self._held.values())
         kind = ordered[0].kind
         same = [r for r in ordered if r.kind == kind]
         width = self._costs.width(CLASSIFY if kind is None else kind, self._limits.segment)
         slots: list[int] = []
-        for request in same:
-            slots += request.slots[: width - len(slots)]
-            if new := min(request.wanting, width - len(slots), self.chains.room(request)):
-                slots += self.chains.begin(request, new)
+        for active in same:
+            slots += active.slots[: width - len(slots)]
+            if new := min(active.wanting, width - len(slots), self.chains.room(active)):
+                slots += self.chains.begin(active, new)
             if len(slots) >= width:
                 break
         if not slots:  # every slot is taken by chains of other kinds: go on with the oldest of them
@@ -217,61 +210,71 @@ class Engine:
 
     # --- the ends of rounds and requests -------------------------------------------------------
 
-    def _end_round(self, request: Request) -> None:
+    def _end_round(self, active: ActiveJob) -> None:
         """Answer if the label is settled or all chains are spent, else ask for more.
 
         The answer is that of the first number of chains that decides, in the order of their numbers:
         so it depends on the seed, and not on how many chains a round had.
         """
-        if request.job.setting.delta is None or request.kind is None:
-            self._answer(request, request.cap)
+        if active.job.setting.delta is None or active.kind is None:
+            self._answer(active, active.cap)
             return
-        outputs, rule = request.outputs(), _rule(request.job.setting)
-        for n in range(request.judged + 1, len(outputs) + 1):
+        outputs, rule = active.outputs(), _rule(active.job.setting)
+        for n in range(active.judged + 1, len(outputs) + 1):
             decision = stopping.decide(outputs[:n], rule)
-            if decision.decided or n == request.cap:
-                self._answer(request, n)
+            if decision.decided or n == active.cap:
+                self._answer(active, n)
                 return
-        request.judged = len(outputs)
-        self._next_round(request, decision)
+        active.judged = len(outputs)
+        self._next_round(active, decision)
 
-    def _next_round(self, request: Request, decision: stopping.Decision | None) -> None:
+    def _next_round(self, active: ActiveJob, decision: stopping.Decision | None) -> None:
         """Ask for more chains: all of them, or as many as deciding early is likely to need."""
-        if request.job.setting.delta is None or request.kind is None:
-            request.goal = request.cap
+        if active.job.setting.delta is None or active.kind is None:
+            active.goal = active.cap
             return
-        kind, steps = request.kind, request.steps
-        request.goal += stopping.next_round(
+        kind, steps = active.kind, active.steps
+        active.goal += stopping.next_round(
             stopping.UNSEEN if decision is None else decision.needed,
-            request.goal,
-            request.cap,
+            active.goal,
+            active.cap,
             lambda n: steps * self._costs.seconds(kind, n) + self._costs.seconds(CLASSIFY, n),
         )
 
-    def _answer(self, request: Request, chains: int, *, late: bool = False) -> None:
-        result, setting = request.result(chains), request.job.setting
+    def _answer(self, active: ActiveJob, chains: int, *, late: bool = False) -> None:
+        result, setting = active.result(chains), active.job.setting
         decision = stopping.decide(result.outputs[0], _rule(setting))
-        capped = setting.delta is not None and request.cap > 1 and not decision.decided and not late
+        capped = setting.delta is not None and active.cap > 1 and not decision.decided and not late
         self.counters.capped += capped
         if not late:
-            share = len(request.finished) / request.cap
-            self._share[setting.name] = 0.9 * self._share.get(setting.name, 1.0) + 0.1 * share
-        self._leave(request)
-        answer = Answer(request.job, result, decision, late, capped, request.redrawn, request.seconds)
+            self.admission.needed(setting, len(active.finished) / active.cap)
+        self._leave(active)
+        answer = Answer(active.job, result, decision, late, capped, active.redrawn, active.seconds)
         self._ended.append(answer)
 
-    def _fail(self, request: Request, error: MetastableError) -> None:
-        self._leave(request)
-        self._ended.append(Failure(request.job, error))
+    def _fail(self, active: ActiveJob, error: MetastableError) -> None:
+        self._leave(active)
+        self._ended.append(Failure(active.job, error))
 
-    def _fail_all(self, requests: list[Request], what: str, cause: Exception | None = None) -> None:
-        for request in {r.order: r for r in requests}.values():
+    def _fail_all(self, jobs: list[ActiveJob], what: str, cause: Exception | None = None) -> None:
+        for active in {r.order: r for r in jobs}.values():
             self.counters.failures += 1
-            self._fail(request, broken(what, cause))
+            self._fail(active, broken(what, cause))
 
-    def _leave(self, request: Request) -> None:
-        self.chains.leave(request)
-        del self._requests[request.job.id]
+    def _leave(self, active: ActiveJob) -> None:
+        self.chains.leave(active)
+        del self._held[active.job.id]
+        self.admission.end(active.permit)
+
+    def _check(self, job: Job) -> None:
+        if job.id in self._held:
+            raise ValueError(f"a job with id {job.id!r} is already held")
+        if tuple(job.image.shape) != self._shape:
+            raise ValueError(f"the image has shape {tuple(job.image.shape)}, not {self._shape}")
+        if not 0 <= job.seed < 1 << noise.SEED_BITS:
+            raise ValueError(f"a seed lies in [0, 2^{noise.SEED_BITS})")
+        if self._drain_by is not None:
+            raise Draining("the server is stopping: send the request to another one")
 
 
 def _rule(setting: Setting) -> stopping.Stopping:

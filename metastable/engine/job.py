@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metastable.defense import Defended, as_averaged
+from metastable.engine.admission import Permit
 from metastable.errors import MetastableError
 from metastable.settings import Setting
 from metastable.stopping import Decision
@@ -76,16 +77,16 @@ class Finished(NamedTuple):
     steps: int
 
 
-class Request:
+class ActiveJob:
     """A job on its way through the engine.
 
     Chains are numbered from 0 in the order in which they start; `goal` of them are wanted so far,
-    and the first `judged` of them were not enough to decide.  `served` is the machine time that it
-    got, in seconds, and `price` what it was expected to need when it was admitted.
+    and the first `judged` of them were not enough to decide.  Its permit counts the machine time that
+    it got.
     """
 
-    def __init__(self, job: Job, order: int, arrived: float, price: float, goal: int) -> None:
-        self.job, self.order, self.arrived, self.price, self.goal = job, order, arrived, price, goal
+    def __init__(self, job: Job, order: int, arrived: float, permit: Permit, goal: int) -> None:
+        self.job, self.order, self.arrived, self.permit, self.goal = job, order, arrived, permit, goal
         dynamics = job.setting.dynamics
         self.kind, self.parameters = dynamics.kind, dynamics.row(job.flagged)
         self.steps, self.cap = dynamics.steps, job.setting.most_chains
@@ -94,7 +95,6 @@ class Request:
         self.finished: dict[int, Finished] = {}
         self.judged = 0
         self.redrawn = 0
-        self.served = 0.0
         self.seconds = {"queue": 0.0, "purify": 0.0, "classify": 0.0}
 
     @property
@@ -102,10 +102,15 @@ class Request:
         """Chains of its rounds so far that have not begun."""
         return self.goal - self.begun
 
+    @property
+    def served(self) -> float:
+        """Seconds of the machine that it got."""
+        return self.permit.served
+
     def charge(self, stage: str, seconds: float) -> None:
         """Note that `stage` spent `seconds` of machine time on it."""
         self.seconds[stage] += seconds
-        self.served += seconds
+        self.permit.charge(seconds)
 
     def outputs(self) -> Tensor:
         """What is averaged over chains of all that have finished, by number: [n, classes]."""

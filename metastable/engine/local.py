@@ -50,12 +50,18 @@ class LocalEngine:
             seeds: one an image.
             flagged: bool [N], the anomaly flags.
 
-        Raises the error of the first job that failed.
+        Raises the error of the first job that failed, and what `Engine.submit` raises; no job is left then.
         """
-        for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
-            self._engine.submit(Job(str(i), image, setting, seed, flagged=bool(flagged[i])))
-        while self._engine.advance():
-            pass
+        try:
+            for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
+                self._engine.submit(Job(str(i), image, setting, seed, flagged=bool(flagged[i])))
+            while self._engine.advance():
+                pass
+        except BaseException:
+            for i in range(len(images)):
+                self._engine.cancel(str(i))
+            self._engine.collect()
+            raise
         found: dict[str, Answer] = {}
         for outcome in self._engine.collect():
             if not isinstance(outcome, Answer):

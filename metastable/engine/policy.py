@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from metastable.engine.job import Request
+from metastable.engine.job import ActiveJob
 
 FOR_THE_OLDEST = 0.25
 
@@ -29,12 +29,12 @@ class Policy:
         self._owed = 0.0
         self._oldest_first = False
 
-    def order(self, requests: Iterable[Request]) -> list[Request]:
+    def order(self, jobs: Iterable[ActiveJob]) -> list[ActiveJob]:
         """Requests in the order in which the next segment takes chains from them."""
         self._oldest_first = self._owed > 0
         if self._oldest_first:
-            return sorted(requests, key=lambda r: r.order)
-        return sorted(requests, key=lambda r: (r.served, r.order))
+            return sorted(jobs, key=lambda r: r.order)
+        return sorted(jobs, key=lambda r: (r.served, r.order))
 
     def spent(self, seconds: float) -> None:
         """The segment that was ordered last has taken this long."""

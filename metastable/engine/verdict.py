@@ -9,7 +9,7 @@ from metastable.anomaly import prediction_shift
 from metastable.bundle import Bundle
 from metastable.engine.inspection import Raw
 from metastable.engine.job import Answer
-from metastable.errors import EngineFailure
+from metastable.errors import EngineFailure, InvalidOption
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,12 @@ class Verdict:
     classes: tuple[str, ...] = field(repr=False)
 
     def top(self, count: int) -> list[tuple[int, str, float]]:
-        """The `count` likeliest classes: index, name and probability; `label` is the first."""
+        """The `count` likeliest classes, all if there are fewer: index, name and probability.
+
+        `label` is the first.  Raises InvalidOption for a negative count.
+        """
+        if count < 0:
+            raise InvalidOption(f"a number of classes cannot be negative: {count}")
         order = sorted(range(len(self.classes)), key=lambda i: (i != self.label, -self.probabilities[i]))
         return [(i, self.classes[i], self.probabilities[i]) for i in order[:count]]
 

@@ -27,6 +27,7 @@ from metastable.evaluation import (
     table,
 )
 from metastable.evaluation.cli import machine
+from metastable.evaluation.portion import portion
 from metastable.images import decode
 
 
@@ -42,7 +43,7 @@ def measure_latency(args: argparse.Namespace) -> dict[str, Any]:
 
 def make_table(args: argparse.Namespace) -> dict[str, Any]:
     loaded = cli.load_bundle(args)
-    test = cli.test_images(args, loaded).take(args.n, skip=args.skip)
+    test = portion(cli.test_images(args, loaded), args.n, skip=args.skip)
     config = table.TableConfig(
         settings=cli.chosen_settings(args.settings, loaded),
         n=len(test),

@@ -16,6 +16,7 @@ from metastable import anomaly, benign, bundle, datasets
 from metastable.engine.local import engine_on
 from metastable.errors import DataError
 from metastable.evaluation import cli
+from metastable.evaluation.portion import portion
 
 SUMMARY = "set the anomaly thresholds of a bundle on training-split images"
 BATCH = 50
@@ -69,9 +70,9 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> cli.Summary:
     """Calibrate and put the result into the bundle."""
+    rate = args.false_positive_rate
     loaded = bundle.load(args.bundle)
     shifts = _chosen(args.shift, loaded)
-    rate = args.false_positive_rate
     kept = loaded.anomaly if args.shift_only else None
     if args.shift_only and (kept is None or not shifts):
         raise DataError("--shift-only needs a bundle whose score norm is calibrated, and --shift SETTINGS")
@@ -84,10 +85,10 @@ def run(args: argparse.Namespace) -> cli.Summary:
     augment = benign.named(args.augment) if args.augment else ()
     mixture = {"augment": augment, "clean_share": args.clean_share, "seed": args.seed}
     found = kept or of(
-        loaded, changed(train.take(args.n), **mixture), false_positive_rate=rate, network=args.network
+        loaded, changed(portion(train, args.n), **mixture), false_positive_rate=rate, network=args.network
     )
     answered = dataclasses.replace(loaded, anomaly=found)
-    some = changed(train.take(args.shift_n), **mixture)
+    some = changed(portion(train, args.shift_n, option="--shift-n"), **mixture)
     thresholds = {
         name: shift_of(answered, name, some, false_positive_rate=rate, seed=args.seed) for name in shifts
     }

@@ -24,6 +24,7 @@ from metastable.console import beside
 from metastable.defense import score_of
 from metastable.evaluation import cli
 from metastable.evaluation.outcomes import read_outcomes, same_run
+from metastable.evaluation.portion import portion
 from metastable.evaluation.stats import wilson
 
 
@@ -39,7 +40,7 @@ def median_heuristic(images: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class _Config:
+class _CertifiedConfig:
     """What the outcomes depend on; kept beside them so that two runs cannot mix."""
 
     settings: tuple[str, ...]
@@ -100,7 +101,7 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run_sigma(args: argparse.Namespace) -> cli.Summary:
     """The heuristic on the first n training images of the fixed order."""
-    train = datasets.load(args.dataset, datasets.data_root(args.data), "train").take(args.n)
+    train = portion(datasets.load(args.dataset, datasets.data_root(args.data), "train"), args.n)
     sigma = median_heuristic(datasets.to_float(train.images))
     return {"command": "sigma", "sigma": round(sigma, 5), "data": train.name, "n": len(train)}
 
@@ -108,13 +109,13 @@ def run_sigma(args: argparse.Namespace) -> cli.Summary:
 def run_certify(args: argparse.Namespace) -> cli.Summary:
     """Certify every image that has no outcome yet, and sum up."""
     loaded = cli.load_bundle(args)
-    test = cli.test_images(args, loaded).take(args.n, skip=args.skip)
+    test = portion(cli.test_images(args, loaded), args.n, skip=args.skip)
     names = cli.chosen_settings(args.settings, loaded)
     noise = {name: smoothing_noise(loaded.settings[name]) for name in names}
     args.work.mkdir(parents=True, exist_ok=True)
     path: Path = args.work / "outcomes.jsonl"
     digests = f"{loaded.digest} {loaded.settings.digest()}", test.digest()
-    config = _Config(names, args.choose, args.chains, args.alpha, args.seed, args.skip, *digests)
+    config = _CertifiedConfig(names, args.choose, args.chains, args.alpha, args.seed, args.skip, *digests)
     same_run(args.work / "certify-config.json", config)
     done = {(o["setting"], o["index"]) for o in read_outcomes(path)}
     images = datasets.to_float(test.images)

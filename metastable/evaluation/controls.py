@@ -27,8 +27,10 @@ from metastable.attacks.target import Eot
 from metastable.bundle import Bundle
 from metastable.console import beside
 from metastable.engine.local import engine_on
+from metastable.errors import DataError
 from metastable.evaluation import cli, robust, suite
 from metastable.evaluation.outcomes import read_outcomes
+from metastable.evaluation.portion import portion
 from metastable.evaluation.robust import RobustConfig, secret
 from metastable.evaluation.robust_rows import Row, shown
 
@@ -164,6 +166,8 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> cli.Summary:
     """Run the controls and write a table beside --out."""
     cli.check_device(args.device)
+    if args.suite is not None and not args.suite.is_dir():
+        raise DataError(f"there is no folder {args.suite}: --suite names the --work of a suite that has run")
     loaded = bundles.load(args.bundle)
     cli.chosen_settings(f"{args.setting},{args.undefended}", loaded)
     test = cli.test_images(args, loaded)
@@ -171,7 +175,7 @@ def run(args: argparse.Namespace) -> cli.Summary:
     config = RobustConfig(**{name: getattr(args, name) for name in asked}, data=test.digest())
     rows = measure(
         loaded,
-        test.take(args.n, skip=args.skip),
+        portion(test, args.n, skip=args.skip),
         args.setting,
         args.undefended,
         config,

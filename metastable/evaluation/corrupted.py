@@ -24,6 +24,7 @@ from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import DataError
 from metastable.evaluation import cli
 from metastable.evaluation.outcomes import Outcome, judge, read_outcomes, same_run
+from metastable.evaluation.portion import portion
 from metastable.evaluation.stats import wilson
 
 BATCH = 16
@@ -51,6 +52,7 @@ def measure(bundle: Bundle, folder: Path, config: CorruptedConfig, out: Path) ->
     """Run what is missing in folder `out`; rows setting x kind x severity with Wilson intervals."""
     if bundle.anomaly is None:
         raise DataError("the bundle has no anomaly calibration: run the calibrate command first")
+    portion(corruptions.load(folder, config.kinds[0], config.severities[0]), config.n)  # or it says so now
     out.mkdir(parents=True, exist_ok=True)
     same_run(out / "corruptions-config.json", config)
     path = out / "outcomes.jsonl"
@@ -196,7 +198,7 @@ def run(args: argparse.Namespace) -> cli.Summary:
 
 def run_generate(args: argparse.Namespace) -> cli.Summary:
     """Write the folder, of the test images that every table begins with."""
-    test = datasets.load(args.dataset, datasets.data_root(args.data), "test").take(args.n)
+    test = portion(datasets.load(args.dataset, datasets.data_root(args.data), "test"), args.n)
     corruptions.generate(test, args.corruptions, args.seed)
     return {"command": "generate-corruptions", "n": len(test), **corruptions.source(args.corruptions)}
 

@@ -25,6 +25,7 @@ from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import DataError
 from metastable.evaluation import cli
 from metastable.evaluation.outcomes import judge
+from metastable.evaluation.portion import portion
 from metastable.evaluation.stats import wilson
 
 BATCH = 16
@@ -156,7 +157,7 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> cli.Summary:
     """Measure; write Markdown and a picture beside --out."""
     loaded = cli.load_bundle(args)
-    test = cli.test_images(args, loaded).take(args.n, skip=args.skip)
+    test = portion(cli.test_images(args, loaded), args.n, skip=args.skip)
     usual = ",".join(name for name in SETTINGS if name in loaded.settings.names)
     config = HonestConfig(
         settings=cli.chosen_settings(args.settings or usual, loaded) if args.judged else (),

@@ -10,6 +10,7 @@ from metastable.attacks.catalogue import NAMES, SUITE
 from metastable.attacks.target import Levels
 from metastable.errors import DataError
 from metastable.evaluation import cli, robust, robust_rows, suite, suite_report
+from metastable.evaluation.portion import portion
 from metastable.evaluation.robust_rows import Row
 
 WHOLE = "suite"
@@ -77,11 +78,7 @@ def run(args: argparse.Namespace) -> cli.Summary:
         names = cli.chosen_settings(args.settings, loaded)
         rows = [Row(setting, attack, args.n) for setting in names for attack in args.attack]
     test = cli.test_images(args, loaded)
-    some = test.take(most := max(row.n for row in rows), skip=args.skip)
-    if len(some) < most:
-        raise DataError(
-            f"there are {len(some)} images after --skip, not {most}: change --n, --rows or --skip"
-        )
+    some = portion(test, max(row.n for row in rows), skip=args.skip)
     own = {"bundle", "data", "setting", "eps"}
     asked = [field.name for field in dataclasses.fields(robust.RobustConfig) if field.name not in own]
     given = {name: getattr(args, name) for name in asked}

@@ -22,7 +22,7 @@ from metastable.networks.score import ScoreNetwork
 from metastable.training import harden_brought
 from metastable.training.harden_brought import Brought
 from metastable.training.harden_config import HardenConfig
-from metastable.training.harden_pipeline import Dynamics, Pipeline
+from metastable.training.harden_pipeline import Pipeline, TrainingWalk
 
 PARTS_FILE = "parts.json"
 """What every part is, beside its file: architecture and arguments, or what bundle.json says of a graph."""
@@ -142,7 +142,7 @@ def check_same(folder: Path, parts: Mapping[str, Part]) -> None:
 
 def pipeline_of(parts: Mapping[str, Part], config: HardenConfig) -> Pipeline:
     purifier = parts["purifier"].network if "purifier" in parts else None
-    dynamics = Dynamics(config.sigma, config.unroll, config.unroll_step, config.unroll_noise)
+    dynamics = TrainingWalk(config.sigma, config.unroll, config.unroll_step, config.unroll_noise)
     return Pipeline(parts["classifier"].network, purifier, dynamics, config.moves)
 
 

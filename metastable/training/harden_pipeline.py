@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Dynamics:
+class TrainingWalk:
     """sigma of one step; or n = `unroll` steps of share a = `step` with noise tau = `noise` in each."""
 
     sigma: float = 0.1
@@ -42,7 +42,7 @@ class Pipeline(nn.Module):
         self,
         classifier: nn.Module,
         purifier: nn.Module | None,
-        dynamics: Dynamics,
+        dynamics: TrainingWalk,
         moves: tuple[str, ...] = ("purifier", "classifier"),
     ) -> None:
         super().__init__()

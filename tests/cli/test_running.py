@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.abc
 import json
 import signal
 import struct
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from metastable import console
+import metastable
+from metastable import __main__ as front
+from metastable import cli, console
 from tests.cli.given import PATIENCE, ROOT, run
 
 
@@ -69,6 +72,46 @@ def test_the_line_of_json_is_written_where_out_says(tmp_path: Path) -> None:
     line = done.stdout.splitlines()[-1]
     assert json.loads(line)["name"] == "mnist"
     assert (tmp_path / "deep" / "info.json").read_text() == line + "\n"
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [(".", "is a folder: name a file in it"), ("x.txt", "gets a line of JSON: name it x.txt.json")],
+)
+def test_an_out_that_cannot_be_the_line_of_json_is_refused_at_once(
+    out: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fill(parser: argparse.ArgumentParser) -> None:
+        console.add_out(parser)
+        parser.set_defaults(run=lambda args: pytest.fail("it ran"))
+
+    parser = console.Parser(prog="work")
+    fill(parser)
+    assert console.run(parser, ["--out", str(tmp_path / out)]) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_the_command_is_imported_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupts(importlib.abc.MetaPathFinder):
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "metastable.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "metastable.cli", raising=False)
+    monkeypatch.delattr(metastable, "cli", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupts(), *sys.meta_path])
+    assert front.main() == 130
+    assert capsys.readouterr().err == "\nstopped\n"
+
+
+def test_an_empty_name_is_no_bundle(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["bundle", "info", ""])
+    assert end.value.code == 2
+    assert "an empty name: give a folder, such as model_store/cifar10" in capsys.readouterr().err
 
 
 def test_bundles_are_checked(tmp_path: Path, tiny_folder: Path) -> None:

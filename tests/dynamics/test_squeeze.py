@@ -57,11 +57,19 @@ def test_each_row_has_its_own_level_and_one_chain_says_all() -> None:
     x, moved = Squeezed(way="bits").step(X, torch.zeros_like, [torch.tensor([1.0, 3.0, 1.0])])
     assert [len(row.unique()) for row in x] == [2, 8, 2]
     assert moved.tolist() == [1.0] * 3
-    setting = Setting.of("a", "squeeze", way="jpeg", level=50, chains=9)
+    setting = Setting.of("a", "squeeze", way="jpeg", level=50)
     assert setting.most_chains == 1
     state, steps = purify(X, [(i, 0) for i in range(3)], setting, torch.zeros_like, torch.ones(3))
     assert torch.equal(state, jpeg(X, 50))
     assert steps.tolist() == [1] * 3
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 5])
+def test_a_window_may_be_larger_than_the_image(side: int) -> None:
+    x = torch.rand(2, 3, side, side)
+    pixels = np.pad(x.numpy(), ((0, 0), (0, 0), (3, 3), (3, 3)), mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(pixels, (7, 7), axis=(2, 3))
+    np.testing.assert_allclose(median(x, 7), np.median(windows, axis=(4, 5)), rtol=1e-6)
 
 
 def test_attackers_take_the_identity_for_its_gradient() -> None:

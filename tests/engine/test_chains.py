@@ -16,9 +16,9 @@ from metastable.dynamics.base import Kind
 from metastable.dynamics.drift import Drift
 from metastable.engine.chains import Chains
 from metastable.engine.costs import Costs
-from metastable.engine.job import Request
+from metastable.engine.job import ActiveJob
 from metastable.engine.runners import Abilities, Batch
-from tests.engine.worlds import ADP, LONG, SHAPE, SHORT, Clock, Walk, job, run_out, world
+from tests.engine.worlds import ADP, LONG, SHAPE, SHORT, Clock, Walk, job, permit, run_out, world
 
 
 def test_a_batch_has_its_keys_packed_and_no_secret_stays() -> None:
@@ -29,7 +29,7 @@ def test_a_batch_has_its_keys_packed_and_no_secret_stays() -> None:
         nonlocal seen
         seen += 1
         assert batch.packed is not None
-        assert torch.equal(batch.packed, cuda_noise.pack(batch.keys, batch.steps))
+        assert torch.equal(batch.packed, cuda_noise.pack(batch.keys, batch.next_steps))
         return False
 
     runner.break_on = check
@@ -90,8 +90,8 @@ def test_a_walk_takes_no_states_keys_or_parameters_to_the_host() -> None:
     clock = Clock()
     chains = Chains(Far(clock), Costs({Drift("energy"): {1: 1.0}}), 60, SHAPE, clock)
     setting = replace(LONG, dynamics=replace(LONG.dynamics, steps=3))
-    request = Request(job("x", setting), 0, 0.0, 1.0, 60)
-    slots = chains.begin(request, 60)
+    active = ActiveJob(job("x", setting), 0, 0.0, permit(setting), 60)
+    slots = chains.begin(active, 60)
     with Border(most=60) as border:  # a number a chain: places, steps moved, whether it is finite
         assert chains.walk(Drift("energy"), slots, 0.0) == ([], [])
         assert chains.walk(Drift("energy"), slots, 1e9) == (slots, [])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from metastable.bundle import Bundle
 from metastable.defense import defend
 from metastable.engine import costs
-from metastable.engine.engine import Engine, Limits
-from metastable.engine.job import Answer, Failure, Job, Request
+from metastable.engine.engine import Engine, EngineLimits
+from metastable.engine.job import ActiveJob, Answer, Failure, Job
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import Cancelled, DeadlineExceeded, Draining, EngineFailure, Overloaded
 from metastable.settings import Setting
@@ -77,7 +77,7 @@ def test_an_answer_does_not_depend_on_company_or_order(rng: random.Random, slots
         run_out(engine)
         alone |= answers(engine)
     rng.shuffle(jobs)
-    engine, *_ = world(Limits(slots=max(slots, 4), segment=rng.choice([0.004, 0.03, 0.3])))
+    engine, *_ = world(EngineLimits(slots=max(slots, 4), segment=rng.choice([0.004, 0.03, 0.3])))
     for one in jobs:
         engine.submit(one)
         for _ in range(rng.randrange(4)):
@@ -112,7 +112,7 @@ def test_a_job_that_cannot_be_taken_is_refused() -> None:
 
 
 def test_work_beyond_the_backlog_is_refused_with_a_time() -> None:
-    engine, _, clock = world(Limits(backlog=2.0))
+    engine, _, clock = world(EngineLimits(backlog=2.0))
     engine.submit(job("small"))  # 4 * (2 * 1 ms + 2 ms) = 0.016 s
     engine.submit(job("first", LONG))  # 60 * (20 * 1 ms + 2 ms) = 1.32 s
     with pytest.raises(Overloaded, match=r"try again in 0\.7 s") as refused:
@@ -127,14 +127,14 @@ def test_work_beyond_the_backlog_is_refused_with_a_time() -> None:
 
 
 def test_a_job_larger_than_the_backlog_is_taken_when_it_is_alone() -> None:
-    engine, *_ = world(Limits(backlog=0.001))
+    engine, *_ = world(EngineLimits(backlog=0.001))
     engine.submit(job("only", LONG))
     run_out(engine)
     assert set(answers(engine)) == {"only"}
 
 
 def test_a_deadline_gives_the_best_answer_so_far_or_fails() -> None:
-    engine, *_ = world(Limits(segment=0.1))
+    engine, *_ = world(EngineLimits(segment=0.1))
     engine.submit(job("hopeless", LONG, deadline=0.01))
     engine.submit(job("partial", LONG, deadline=0.7))
     engine.submit(job("easy", SHORT, deadline=1e6))
@@ -238,11 +238,11 @@ def test_deciding_early_spends_fewer_chains_where_the_answer_is_clear() -> None:
 def test_prices_follow_what_requests_really_need() -> None:
     clear = replace(SHORT, chains=60, delta=0.01)
     engine, *_ = world()
-    before = engine.price(clear)
+    before = engine.admission.price(clear)
     for i in range(30):
         engine.submit(job(f"r{i}", clear, value=5.0, seed=i))
         run_out(engine)
-    assert engine.price(clear) < 0.4 * before
+    assert engine.admission.price(clear) < 0.4 * before
 
 
 def test_a_draining_engine_finishes_what_it_can_in_time() -> None:
@@ -262,7 +262,7 @@ def test_a_draining_engine_finishes_what_it_can_in_time() -> None:
 
 
 def test_no_setting_waits_for_another_kind_for_ever() -> None:
-    engine, *_ = world(Limits(slots=8))
+    engine, *_ = world(EngineLimits(slots=8))
     engine.submit(job("long", LONG))
     for i in range(3):
         engine.submit(job(f"adp{i}", ADP, seed=i))
@@ -279,7 +279,7 @@ def shorter(setting: Setting, chains: int) -> Setting:
 @pytest.mark.timeout(600)
 def test_soak_every_request_has_one_outcome_and_nothing_is_left() -> None:
     rng = random.Random(5)
-    engine, runner, clock = world(Limits(slots=32, backlog=0.5, jobs=40))
+    engine, runner, clock = world(EngineLimits(slots=32, backlog=0.5, jobs=40))
     runner.poison = lambda batch: [i for i, (seed, _) in enumerate(batch.keys) if seed % 97 == 3]
     runner.break_on = lambda batch: any(seed % 499 == 7 for seed, _ in batch.keys)
     small = [shorter(s, chains=rng.randrange(1, 7)) for s in SETTINGS]
@@ -309,4 +309,4 @@ def test_soak_every_request_has_one_outcome_and_nothing_is_left() -> None:
     assert {"answer", "Cancelled", "DeadlineExceeded", "EngineFailure"} <= set(kinds)
     assert engine.held == engine.chains.used == engine.backlog == 0
     gc.collect()
-    assert not [thing for thing in gc.get_objects() if type(thing) is Request]
+    assert not [thing for thing in gc.get_objects() if type(thing) is ActiveJob]

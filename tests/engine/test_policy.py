@@ -1,6 +1,6 @@
 """The promise of the policy, in a simulation on the engine's own clock."""
 
-from metastable.engine.engine import Limits
+from metastable.engine.engine import EngineLimits
 from metastable.engine.job import Answer, Job
 from tests.engine.worlds import LONG, SHORT, job, run_out, world
 
@@ -9,7 +9,7 @@ SEGMENT = 0.03
 
 def latencies(long_jobs: int, short_jobs: int, gap: float) -> tuple[list[float], list[float]]:
     """Seconds from submission to outcome of long jobs that are there first, and of short ones every `gap`."""
-    engine, _, clock = world(Limits(segment=SEGMENT, backlog=1e9, jobs=10_000))
+    engine, _, clock = world(EngineLimits(segment=SEGMENT, backlog=1e9, jobs=10_000))
     arrived: dict[str, float] = {}
     ended: dict[str, float] = {}
 

@@ -1,6 +1,9 @@
 import dataclasses
 
+import pytest
+
 from metastable.engine.verdict import Verdict
+from metastable.errors import InvalidOption
 
 CAT = Verdict(
     label=1,
@@ -52,3 +55,10 @@ def test_a_shift_above_its_threshold_is_said() -> None:
 
 def test_the_label_comes_first_among_equals() -> None:
     assert CAT.top(3) == [(1, "cat", 0.5), (0, "dog", 0.5), (2, "ship", 0.0)]
+
+
+def test_a_number_of_classes_is_not_negative() -> None:
+    assert CAT.top(0) == []
+    assert len(CAT.top(99)) == 4
+    with pytest.raises(InvalidOption, match="cannot be negative: -1"):
+        CAT.top(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,8 +12,9 @@ from metastable import noise
 from metastable.dynamics.adp import Ascent
 from metastable.dynamics.base import Kind
 from metastable.dynamics.drift import Drift
+from metastable.engine.admission import Admission, Permit
 from metastable.engine.costs import CLASSIFY, Costs
-from metastable.engine.engine import Engine, Limits
+from metastable.engine.engine import Engine, EngineLimits
 from metastable.engine.job import Job
 from metastable.engine.runners import Abilities, Batch
 from metastable.settings import Setting
@@ -67,7 +69,9 @@ class Walk:
         if isinstance(kind, Drift):
             tau = torch.tensor([row[0] for row in batch.parameters]).view(-1, 1, 1, 1)
             for t in range(steps):
-                x += tau * noise.normal(batch.keys, [first + t for first in batch.steps], tuple(x.shape[1:]))
+                x += tau * noise.normal(
+                    batch.keys, [first + t for first in batch.next_steps], tuple(x.shape[1:])
+                )
         else:
             x = 0.5 + (x - 0.5) * 0.5**steps
             moved[batch.x.flatten(1).mean(1) > 0.6] = 0  # some chains have stopped already
@@ -83,14 +87,24 @@ class Walk:
         return torch.stack([mean, torch.zeros_like(mean)], dim=1)
 
 
-def world(limits: Limits | None = None) -> tuple[Engine, Walk, Clock]:
-    """An engine on a Walk, with a cost curve that is true."""
-    clock = Clock()
-    runner = Walk(clock)
+def costs() -> Costs:
+    """The cost curve of a Walk, which is true."""
     sizes = (1, 2, 4, 8, 16)
     curves: dict[Kind | str, dict[int, float]] = {kind: {n: STEP * n for n in sizes} for kind in KINDS}
     curves[CLASSIFY] = {n: LOOK * n for n in sizes}
-    return Engine(runner, Costs(curves), SHAPE, clock, limits), runner, clock
+    return Costs(curves)
+
+
+def world(limits: EngineLimits | None = None) -> tuple[Engine, Walk, Clock]:
+    """An engine on a Walk."""
+    clock = Clock()
+    runner = Walk(clock)
+    return Engine(runner, costs(), SHAPE, clock, limits), runner, clock
+
+
+def permit(setting: Setting) -> Permit:
+    """A permit of nobody else's admission."""
+    return Admission(costs(), backlog=math.inf, jobs=1).admit(setting)
 
 
 def job(id: str, setting: Setting = SHORT, *, seed: int = 0, value: float = 1.0, **more: object) -> Job:

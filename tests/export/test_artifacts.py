@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from export import __main__ as command
 from export import artifacts, parity
-from export.kinds import KINDS, Source
+from export.kinds import KINDS, Materials
 from metastable.bundle import Bundle
 from metastable.engine.runners import cards
 from metastable.errors import BundleError, SettingsError
@@ -19,8 +19,8 @@ from metastable.errors import BundleError, SettingsError
 REAL = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(8))
 
 
-def source(tiny: Bundle, graphs: dict[str, bytes]) -> Source:
-    made = Source(tiny, None, REAL)
+def source(tiny: Bundle, graphs: dict[str, bytes]) -> Materials:
+    made = Materials(tiny, None, REAL)
     made.__dict__["graphs"] = graphs  # exported once for all tests
     return made
 
@@ -28,14 +28,14 @@ def source(tiny: Bundle, graphs: dict[str, bytes]) -> Source:
 @pytest.fixture(scope="module")
 def made(
     tiny: Bundle, tiny_graphs: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[artifacts.Outcome]]:
+) -> tuple[Path, list[artifacts.Built]]:
     out = tmp_path_factory.mktemp("artifacts")
     kinds = ("onnx", "onnx-int8", "openvino", "openvino-int8")
     return out, artifacts.build(source(tiny, tiny_graphs), out, kinds)
 
 
 def test_what_can_be_is_made_and_the_rest_is_skipped_with_the_reason(
-    made: tuple[Path, list[artifacts.Outcome]],
+    made: tuple[Path, list[artifacts.Built]],
 ) -> None:
     out, outcomes = made
     assert {one.kind: one.state for one in outcomes} == {
@@ -46,7 +46,7 @@ def test_what_can_be_is_made_and_the_rest_is_skipped_with_the_reason(
 
 
 def test_cards_say_what_there_is_and_how_near_it_is(
-    made: tuple[Path, list[artifacts.Outcome]], tiny: Bundle
+    made: tuple[Path, list[artifacts.Built]], tiny: Bundle
 ) -> None:
     out, _ = made
     for kind in ("onnx", "openvino"):
@@ -77,7 +77,7 @@ def test_cards_say_what_there_is_and_how_near_it_is(
 
 
 def test_what_has_not_changed_is_kept_and_the_rest_made_again(
-    made: tuple[Path, list[artifacts.Outcome]], tiny: Bundle, tiny_graphs: dict[str, bytes]
+    made: tuple[Path, list[artifacts.Built]], tiny: Bundle, tiny_graphs: dict[str, bytes]
 ) -> None:
     out, _ = made
     before = {path: path.read_bytes() for path in out.rglob("*.*")}
@@ -121,7 +121,7 @@ def test_the_command_says_what_it_skips(
 
 def test_an_unknown_kind_is_refused_with_the_known_ones(tiny: Bundle, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"no artifacts \['magic'\]: choose from onnx, onnx-steps"):
-        artifacts.build(Source(tiny, None, REAL), tmp_path, ["magic"])
+        artifacts.build(Materials(tiny, None, REAL), tmp_path, ["magic"])
 
 
 def test_the_shipped_int8_graphs_are_of_the_shipped_weights(root: Path, shipped: Path) -> None:

@@ -15,7 +15,7 @@ from metastable.errors import BundleError
 from metastable.training import harden
 from metastable.training.harden_config import HardenConfig
 from metastable.training.harden_parts import of_bundle
-from metastable.training.harden_pipeline import Dynamics, Pipeline
+from metastable.training.harden_pipeline import Pipeline, TrainingWalk
 
 SETTINGS = """
 default: fast
@@ -74,7 +74,7 @@ def test_the_bundle_answers_as_the_pipeline(
 
     parts = {name: of_bundle(tmp_path / "made", name) for name in ("purifier", "classifier")}
     trained = Pipeline(
-        parts["classifier"].network, parts["purifier"].network, Dynamics(sigma=0.1), ("classifier",)
+        parts["classifier"].network, parts["purifier"].network, TrainingWalk(sigma=0.1), ("classifier",)
     )
     images, setting = torch.rand(5, 3, 32, 32), made.settings["fast"]
     seeds = [11, 12, 13, 14, 15]

@@ -1,5 +1,6 @@
 """Metrics: bounded labels, our own buckets, one address for several processes."""
 
+import dataclasses
 import os
 import signal
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
-from handlers.metrics import STAGES, Metrics, outcomes
+from handlers.metrics import STAGES, Judged, Metrics, outcomes
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -34,6 +36,11 @@ def text_of(metrics: Metrics) -> str:
     return generate_latest(metrics.exposed()).decode()
 
 
+def judged(setting: str, **changes: Any) -> Judged:
+    plain = Judged(setting, 1, 50.0, 3.5, True, label_changed=False, capped=False, late=False, redrawn=0)
+    return dataclasses.replace(plain, **changes)
+
+
 def test_a_request_is_counted_and_timed() -> None:
     metrics = Metrics(settings=["fast"])
     metrics.request("fast", "ok", 0.02)
@@ -45,12 +52,15 @@ def test_a_request_is_counted_and_timed() -> None:
 
 def test_a_verdict_fills_its_series() -> None:
     metrics = Metrics(settings=["fast"])
-    metrics.verdict("fast", chains=16, steps=50, score=3.5, flagged=True, label_changed=False)
-    metrics.verdict("fast", chains=8, steps=50, score=None, flagged=False, label_changed=False)
+    metrics.verdict(judged("fast", chains=16, capped=True))
+    metrics.verdict(judged("fast", chains=8, steps=0.25, flagged=False, redrawn=2))
     value, fast = metrics.registry.get_sample_value, {"setting": "fast"}
     assert value("metastable_chains_sum", fast) == 24
-    assert value("metastable_steps_count", fast) == 2
-    assert value("metastable_anomaly_score_count") == 1
+    assert value("metastable_steps_sum", fast) == 50.25
+    assert value("metastable_anomaly_score_count") == 2
+    assert value("metastable_capped_total", fast) == 1
+    assert value("metastable_late_total", fast) == 0
+    assert value("metastable_redrawn_chains_total") == 2
     assert value("metastable_anomaly_flags_total", fast) == 1
     assert value("metastable_label_changed_total", fast) == 0  # there, so that a rate can be taken
 
@@ -81,8 +91,7 @@ def test_labels_are_bounded_whatever_comes_in(names: list[str]) -> None:
     for name in names:
         metrics.request(name, name, 0.1)
         metrics.stage(name, 0.1)
-        metrics.effort(name, capped=True, late=True, redrawn=1)
-        metrics.verdict(name, chains=1, steps=1, score=1.0, flagged=True, label_changed=True)
+        metrics.verdict(judged(name, capped=True, late=True, redrawn=1, label_changed=True))
     seen = {
         value
         for family in metrics.registry.collect()

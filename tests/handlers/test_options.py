@@ -3,11 +3,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handlers import options
-from handlers.options import Policy
+from handlers.options import Allowed
 from metastable.errors import InvalidOption, MalformedRequest, RequestError
 
-POLICY = Policy(settings=("none", "fast"), default="fast", classes=10)
-OPEN = Policy(settings=("none", "fast"), default="fast", classes=10, allow_seed=True)
+POLICY = Allowed(settings=("none", "fast"), default="fast", classes=10)
+OPEN = Allowed(settings=("none", "fast"), default="fast", classes=10, allow_seed=True)
 
 
 def test_defaults() -> None:

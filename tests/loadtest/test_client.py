@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from loadtest import client, schedule
-from loadtest.client import Played, Target, play, require_loopback
+from loadtest.client import Address, Played, play, require_loopback
 from loadtest.schedule import Load
 from metastable.errors import MetastableError
 from tests.launched import free_port
@@ -15,7 +15,7 @@ ITEMS = [item(i % 10, 3, row=i) for i in range(40)]
 
 
 def played(url: str, load: Load, n: int = 40) -> Played:
-    return asyncio.run(play(Target(url), ITEMS[:n], load, load.due(n, seed=0)))
+    return asyncio.run(play(Address(url), ITEMS[:n], load, load.due(n, seed=0)))
 
 
 def test_answers_are_read_and_in_order() -> None:
@@ -94,7 +94,7 @@ def test_requests_that_cannot_be_sent_are_counted(monkeypatch: pytest.MonkeyPatc
 def test_a_client_that_cannot_keep_up_notices() -> None:
     load, busy = Load(scenario="constant", rate=100), 0.05
     with serving(Behaviour()) as url:
-        slow = asyncio.run(play(Target(url), ITEMS, load, load.due(20, 0), lambda: time.sleep(busy)))
+        slow = asyncio.run(play(Address(url), ITEMS, load, load.due(20, 0), lambda: time.sleep(busy)))
     lags = [e.sent - e.due for e in slow.exchanges]
     assert np.quantile(lags, 0.9) > busy
     assert max(slow.beats) > 0.8 * busy
@@ -123,4 +123,4 @@ def test_this_machine_needs_none(url: str) -> None:
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8080", "ftp://127.0.0.1/", "http://", "http://a b\n/"])
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(MetastableError, match="address"):
-        Target(url)
+        Address(url)

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from loadtest import arms, report
+from loadtest.figures import read_report, to_json
 from loadtest.items import Item, Source
-from loadtest.report import Run
+from loadtest.report import LoadRun
 from loadtest.schedule import Load
 from tests.launched import free_port
 from tests.loadtest.servers import Behaviour, item, serving
@@ -43,7 +44,7 @@ def report_of(
     chosen = [arms.parse_arm(f"arm{i}:setting=fast,url={url}", url) for i, url in enumerate(urls)]
     load = load or Load(scenario="constant", rate=150, timeout=0.5)
     blocks = arms.run(chosen, images, load, rounds=rounds, warmup=warmup, seed=0)
-    run = Run(
+    run = LoadRun(
         arms=chosen,
         sources=both,
         items=images,
@@ -56,7 +57,8 @@ def report_of(
         started="2026-01-01T00:00:00+00:00",
         blocks=blocks,
     )
-    return report.write(folder, run)
+    found: dict[str, Any] = to_json(report.write(folder, run))
+    return found
 
 
 def reasons_but_the_clients(found: dict[str, Any]) -> list[str]:
@@ -89,7 +91,8 @@ def test_a_sound_server_gets_a_report_with_the_figures_that_are_known(tmp_path: 
     assert [row["p"] for row in found["pairs"][0]["accuracy"]] == [1.0, 1.0]
     assert any("too few to bound p95, p99" in note for note in found["notes"])
     assert any("made against another bundle" in note for note in found["notes"])
-    assert json.loads((tmp_path / "report.json").read_text()) == found
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert to_json(read_report(written)) == written == found
     lines = [json.loads(line) for line in (tmp_path / "requests.jsonl").read_text().splitlines()]
     assert len(lines) == 2 * (2 * N + 4)
     assert sum(line["measured"] for line in lines) == 4 * N
@@ -185,13 +188,13 @@ def test_the_gallery_is_drawn_with_the_bundle_that_answered(tmp_path: Path, tiny
         images = sources()[0].items
         blocks = arms.run(chosen, images, Load(scenario="single"), rounds=1, warmup=0, seed=0)
     same = dataclasses.replace(tiny, digest="d" * 64)
-    plain = Run(chosen, sources()[:1], images, Load(), 1, 0, 0, 1000.0, "m", "now", blocks)
-    found = report.write(tmp_path, dataclasses.replace(plain, bundle=same))
+    plain = LoadRun(chosen, sources()[:1], images, Load(), 1, 0, 0, 1000.0, "m", "now", blocks)
+    found = to_json(report.write(tmp_path, dataclasses.replace(plain, bundle=same)))
     with Image.open(tmp_path / "misses.png") as picture:
         assert picture.height > picture.width / 2
     assert "fast" in found["settings"]
     assert not any("no gallery" in note for note in found["notes"])
-    found = report.write(tmp_path / "other", dataclasses.replace(plain, bundle=tiny))
+    found = to_json(report.write(tmp_path / "other", dataclasses.replace(plain, bundle=tiny)))
     assert not (tmp_path / "other" / "misses.png").exists()
     assert any("no gallery" in note for note in found["notes"])
 

@@ -53,16 +53,17 @@ def test_a_sweep_finds_what_a_server_of_known_speed_can_do() -> None:
     """20 ms a request are 50 a second: above that, evenly spaced requests pile up."""
     images = [item(1 if i % 2 else 2, 1, row=i) for i in range(30)]
     source = Source("clean", "clean", images, {})
-    target = sweep.Target("p90", 100.0, 20.0, 160.0, 4)
+    goal = sweep.LatencyBound("p90", 100.0, 20.0, 160.0, 4)
     load = Load(scenario="constant", timeout=5)
     with serving(Behaviour(service=0.02)) as url:
         chosen = [arms.parse_arm("a", url)]
-        found, records = sweep.sweep(chosen, [source], images, load, target, warmup=0, seed=0)
-    (row,) = found["rows"]
-    assert [probe["rate"] for probe in row["probes"]][:2] == [20, 40]
-    assert row["rate"] is not None
-    assert 20 <= row["rate"] < 80
-    assert any(not probe["met"] for probe in row["probes"])
-    assert row["natural"][0] == 0.5
-    assert len(records) == 30 * len(row["probes"])
-    assert plots.png(plots.frontier(sweep.points(found["rows"]), "rate")).startswith(b"\x89PNG")
+        found, records = sweep.sweep(chosen, [source], images, load, goal, warmup=0, seed=0)
+    (row,) = found.rows
+    assert [probe.rate for probe in row.probes][:2] == [20, 40]
+    assert row.rate is not None
+    assert 20 <= row.rate < 80
+    assert any(not probe.met for probe in row.probes)
+    assert row.natural is not None
+    assert row.natural.value == 0.5
+    assert len(records) == 30 * len(row.probes)
+    assert plots.png(plots.frontier(sweep.points(found.rows), "rate")).startswith(b"\x89PNG")

@@ -1,29 +1,37 @@
+import dataclasses
 from typing import Any
 
 import pytest
 
 from loadtest import validity
 from loadtest.arms import parse_arm
+from loadtest.figures import ArmFigures, Client, Identity, Latency
+from loadtest.summary import arm_summary
 from tests.loadtest.servers import Behaviour, serving
 from tests.loadtest.test_report import report_of
 
 ARM = parse_arm("fast", "http://127.0.0.1")
 
 
-def summary(**changes: Any) -> dict[str, Any]:
-    sound = {
-        "n": 200,
-        "answered": 200,
-        "outcomes": {"answer": 200},
-        "identity": {"model": ["m"], "runner": ["r"], "setting": ["fast"]},
-        "client": {"send_lag_p99_ms": 1.0, "wake_lag_p99_ms": 1.0, "busy": 0.2},
-        "latency_ms": {"p50": {"value": 50.0}},
-    }
-    return {**sound, **changes}
+def summary(**changes: Any) -> ArmFigures:
+    sound = dataclasses.replace(
+        arm_summary(ARM, [], [], 100.0),
+        n=200,
+        answered=200,
+        outcomes={"answer": 200},
+        identity=Identity(["m"], ["d"], ["r"], ["fast"]),
+        client=Client(1.0, 1.0, 0.2),
+        latency_ms=median(50.0),
+    )
+    return dataclasses.replace(sound, **changes)
+
+
+def median(value: float) -> dict[str, Latency]:
+    return {"p50": Latency(value, None, None, 6, 200)}
 
 
 def client(**changes: float) -> dict[str, Any]:
-    return {"client": {**summary()["client"], **changes}}
+    return {"client": dataclasses.replace(summary().client, **changes)}
 
 
 @pytest.mark.parametrize(
@@ -33,13 +41,13 @@ def client(**changes: float) -> dict[str, Any]:
         ({"answered": 198, "outcomes": {"answer": 198, "overloaded": 2}}, None),
         ({"answered": 197, "outcomes": {"answer": 197, "timeout": 3}}, "3 of 200 requests got no answer"),
         ({"answered": 199, "outcomes": {"answer": 199, "garbage": 1}}, "1 replies could not be read"),
-        ({"identity": {"model": ["m", "n"], "runner": ["r"], "setting": ["fast"]}}, "the model changed"),
-        ({"identity": {"model": ["m"], "runner": ["r"], "setting": ["none"]}}, "none answered"),
+        ({"identity": Identity(["m", "n"], ["d"], ["r"], ["fast"])}, "the model changed"),
+        ({"identity": Identity(["m"], ["d"], ["r"], ["none"])}, "none answered"),
         (client(send_lag_p99_ms=9.0), None),
         (client(send_lag_p99_ms=11.0), "the client was the bottleneck: it sent requests late"),
         (client(wake_lag_p99_ms=11.0), "the client was the bottleneck: it woke late"),
         (client(busy=0.95), "the client was the bottleneck: it used 95 %"),
-        ({**client(send_lag_p99_ms=60.0), "latency_ms": {"p50": {"value": 1000.0}}}, None),
+        ({**client(send_lag_p99_ms=60.0), "latency_ms": median(1000.0)}, None),
         ({"outcomes": {"answer": 199, "unsent": 1}}, "1 requests could not be sent"),
     ],
 )

@@ -12,7 +12,7 @@ from metastable import bundle, datasets
 from metastable.networks.compact import CompactResNet
 from metastable.networks.score import ScoreNetwork
 from metastable.training.harden_config import HardenConfig
-from metastable.training.harden_pipeline import Dynamics, Pipeline
+from metastable.training.harden_pipeline import Pipeline, TrainingWalk
 
 SETTINGS = "default: none\ncaps: {chains: 1, steps: 1}\nsettings:\n  none: {dynamics: none}\n"
 COMPACT = {"widths": [4, 6, 8], "flip_average": True}
@@ -55,7 +55,7 @@ def write_bundle(folder: Path) -> Path:
 
 def pipeline(moves: tuple[str, ...] = ("purifier", "classifier"), **dynamics: Any) -> Pipeline:
     classifier, score = networks()
-    return Pipeline(classifier, score, Dynamics(**dynamics), moves)
+    return Pipeline(classifier, score, TrainingWalk(**dynamics), moves)
 
 
 def config(folder: Path | str = "", **changes: Any) -> HardenConfig:

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from metastable.training.harden_attack import ascend, judge, step_length
 from metastable.training.harden_loss import attack, consistency, loss, passes
-from metastable.training.harden_pipeline import Dynamics, Pipeline
+from metastable.training.harden_pipeline import Pipeline, TrainingWalk
 from tests.training.harden_toys import config, networks, pipeline
 
 
@@ -18,7 +18,7 @@ def images(n: int = 6) -> tuple[Tensor, Tensor]:
 
 def test_one_step_is_noise_clip_one_evaluation_clip() -> None:
     classifier, score = networks()
-    made = Pipeline(classifier, score, Dynamics(sigma=0.3))
+    made = Pipeline(classifier, score, TrainingWalk(sigma=0.3))
     x, _ = images()
     z = torch.randn(1, *x.shape)
     with torch.no_grad():
@@ -28,7 +28,7 @@ def test_one_step_is_noise_clip_one_evaluation_clip() -> None:
         assert torch.equal(purified, p)
         assert torch.equal(logits, classifier(p))
         assert not torch.allclose(logits, classifier(p.flip(3)))  # no mirror average is left
-        alone = Pipeline(classifier, None, Dynamics(sigma=0.0), ("classifier",))
+        alone = Pipeline(classifier, None, TrainingWalk(sigma=0.0), ("classifier",))
         assert torch.equal(alone(x, z)[1], x)
 
 

@@ -25,7 +25,7 @@ class Batch:
     Attributes:
         x: states, float32 [B, C, H, W] in [0, 1] units.
         keys: (request seed, chain number) of every row.
-        steps: number of the next step of every row: noise is keyed by it.
+        next_steps: number of the next step of every row: noise is keyed by it.
         parameters: of every row, as its dynamics gives them.
         packed, held: keys and steps once more, as `cuda_noise.pack` makes them, and parameters [width, B], as
             tensors where the states are; None where nobody has made them yet.  To make them of thousands of
@@ -34,7 +34,7 @@ class Batch:
 
     x: Tensor
     keys: Sequence[ChainKey]
-    steps: Sequence[int]
+    next_steps: Sequence[int]
     parameters: Sequence[Row]
     packed: Tensor | None = None
     held: Tensor | None = None
@@ -43,7 +43,9 @@ class Batch:
         """The `size` chains from row `start` on."""
         here = slice(start, start + size)
         packed, held = (None if t is None else t[:, here] for t in (self.packed, self.held))
-        return Batch(self.x[here], self.keys[here], self.steps[here], self.parameters[here], packed, held)
+        return Batch(
+            self.x[here], self.keys[here], self.next_steps[here], self.parameters[here], packed, held
+        )
 
     def columns(self, device: torch.device) -> list[Tensor]:
         """The parameters, each a tensor [B] on `device`."""

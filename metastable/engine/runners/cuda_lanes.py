@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metastable import cuda_noise
-from metastable.dynamics.base import Kind, columns
+from metastable.dynamics.base import Adaptation, Kind, columns, no_noise
 from metastable.engine.runners import Batch
 from metastable.engine.runners.cuda_graphs import Recording
 from metastable.engine.runners.cuda_networks import Network
@@ -23,7 +23,7 @@ class Lane:
 
     Args:
         network: gives the score.
-        ahead: how far an adaptive step looks ahead, as in `Kind.step`.
+        ahead: how far an adaptive step looks ahead, as in `Adaptation`.
         x: the buffer of states, [size, C, H, W], channels last.
         record: makes a Recording.
     """
@@ -35,7 +35,7 @@ class Lane:
         self._columns = torch.zeros(width, len(x), device=x.device)
         self._moved = torch.zeros(len(x), device=x.device)
         # Where a step is a drift, one kernel draws the noise and makes it.
-        self._drifts, self._ahead = kind.factors(columns([kind.probe])) is not None, ahead
+        self._drifts, self._adapt = kind.factors(columns([kind.probe])) is not None, Adaptation(ahead)
         if not self._drifts and kind.draws:
             raise RuntimeError(f"no kernel draws the noise of {kind.name}: choose the runner torch")
         # Both at once: what is measured when an engine starts is all that it will ever need.
@@ -48,7 +48,7 @@ class Lane:
     def load(self, batch: Batch) -> None:
         """Put chains into the first rows; the rows behind them hold what was there before."""
         size, device = len(batch.x), self._x.device
-        packed = cuda_noise.pack(batch.keys, batch.steps) if batch.packed is None else batch.packed
+        packed = cuda_noise.pack(batch.keys, batch.next_steps) if batch.packed is None else batch.packed
         self._x[:size] = batch.x.to(device)
         self._rows[:, :size] = packed.to(device)
         self._columns[:, :size] = _kept(self._kind, batch.columns(device), self._network.scale)
@@ -74,7 +74,8 @@ class Lane:
                 if self._kind.clips:
                     self._x.clamp_(0, 1)
                 continue
-            x, moved = self._kind.step(self._x, self._network, list(self._columns), _none, ahead=self._ahead)
+            given = list(self._columns)
+            x, moved = self._kind.step(self._x, self._network, given, no_noise, self._adapt)
             self._x.copy_(x)
             self._moved += moved
         if self._drifts:
@@ -124,7 +125,3 @@ def _kept(kind: Kind, given: list[Tensor], scale: float) -> Tensor:
         return torch.stack(given)
     share, strength = factors
     return torch.stack([share / scale, strength])
-
-
-def _none(draw: int) -> Tensor:
-    raise AssertionError("a lane without a kernel for noise was made for a kind that draws it")

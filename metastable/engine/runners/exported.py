@@ -42,7 +42,7 @@ class ExportedRunner(Generic[G]):
         graphs: by name, CLASSIFIER among them.
         build: (a graph, batch size) -> its forward pass; called once for each that is needed.
         fixed: whether `build` makes graphs of a fixed size (`pieces`), or one for all (size 0).
-        ahead: of `stepping.Stepper`.
+        ahead: how far an adaptive step looks ahead, as in `Adaptation`.
         exact: of `runners.Abilities`.
 
     Raises RuntimeError if there is no classifier among the graphs.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metastable import noise
-from metastable.dynamics.base import Kind
+from metastable.dynamics.base import Adaptation, Kind
 from metastable.engine.runners import Batch
 
 Call = Callable[[Tensor], Tensor]
@@ -20,11 +20,11 @@ class Stepper:
 
     Args:
         score: of the network.
-        ahead: how far an adaptive step looks ahead, as in `Kind.step`.
+        ahead: how far an adaptive step looks ahead, as in `Adaptation`.
     """
 
     def __init__(self, score: Call, ahead: float | None = None) -> None:
-        self.score, self._ahead = score, ahead
+        self.score, self._adapt = score, Adaptation(ahead)
 
     @torch.inference_mode()
     def advance(self, kind: Kind, batch: Batch, steps: int, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,9 +35,9 @@ class Stepper:
         for t in range(steps):
 
             def normal(draw: int, t: int = t) -> Tensor:
-                numbers = [(first + t) * draws + draw for first in batch.steps]
+                numbers = [(first + t) * draws + draw for first in batch.next_steps]
                 return noise.normal(batch.keys, numbers, shape).to(device)
 
-            x, moved = kind.step(x, self.score, parameters, normal, ahead=self._ahead)
+            x, moved = kind.step(x, self.score, parameters, normal, self._adapt)
             made += moved
         return x, made.long().cpu()

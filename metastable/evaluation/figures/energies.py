@@ -19,6 +19,7 @@ from metastable.attacks.pgd import Pgd
 from metastable.console import beside
 from metastable.errors import DataError
 from metastable.evaluation import cli
+from metastable.evaluation.portion import portion
 from metastable.evaluation.robust import attackable
 from metastable.evaluation.stats import auroc
 from metastable.networks.energy import EnergyNetwork
@@ -77,7 +78,7 @@ def add(figures: Any, parents: list[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> cli.Summary:
     """Attack the images, and compare energies."""
     loaded = cli.load_bundle(args)
-    test = cli.test_images(args, loaded).take(args.n)
+    test = portion(cli.test_images(args, loaded), args.n)
     network = energy_network(loaded.networks, args.network)
     natural = datasets.to_float(test.images)
     attack = Pgd(eps=args.eps, step=args.eps / 4, steps=args.steps)

@@ -23,6 +23,7 @@ from metastable.console import beside
 from metastable.defense import Defended, defend
 from metastable.errors import DataError
 from metastable.evaluation import cli
+from metastable.evaluation.portion import portion
 from metastable.settings import Setting
 
 IMAGES_PER_SEED = 1 << 16
@@ -119,7 +120,7 @@ def add(figures: Any, parents: list[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> cli.Summary:
     """Choose the two images, draw their chains, and say how often F_H is wrong."""
     loaded = cli.load_bundle(args)
-    test = cli.test_images(args, loaded).take(args.n)
+    test = portion(cli.test_images(args, loaded), args.n)
     name = cli.chosen_settings(args.settings or loaded.settings.default, loaded)[0]
     setting = loaded.settings[name]
     images = datasets.to_float(test.images)

@@ -32,6 +32,7 @@ from metastable.dynamics.langevin import langevin_step
 from metastable.errors import DataError
 from metastable.evaluation import cli
 from metastable.evaluation.outcomes import read_outcomes, same_run
+from metastable.evaluation.portion import portion
 from metastable.training.health import tile
 
 Step = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
@@ -82,7 +83,7 @@ def langevin_pair(score: ScoreFunction, tau: float, eta: float, seed: int) -> St
 
 
 @dataclass(frozen=True)
-class _Config:
+class _LyapunovConfig:
     """What a point depends on; kept beside them so that two runs cannot mix."""
 
     network: str
@@ -146,12 +147,13 @@ def run(args: argparse.Namespace) -> cli.Summary:
     own = {
         name: getattr(args, name) for name in ("network", "n", "steps", "discard", "distance", "tau", "seed")
     }
-    config = _Config(**own, bundle=loaded.parts[args.network], data=test.digest())
+    config = _LyapunovConfig(**own, bundle=loaded.parts[args.network], data=test.digest())
+    some = portion(test, args.n)
     args.work.mkdir(parents=True, exist_ok=True)
     same_run(args.work / "lyapunov-config.json", config)
     path = args.work / "points.jsonl"
     done = {row["eta"]: row for row in read_outcomes(path)}
-    start = datasets.to_float(test.take(args.n).images)
+    start = datasets.to_float(some.images)
     wanted = sorted(set(args.eta))
     states = []
     for eta in tqdm(wanted, desc="eta", mininterval=2):

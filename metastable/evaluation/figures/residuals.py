@@ -22,6 +22,7 @@ from metastable.attacks.ball import Ball
 from metastable.attacks.target import Eot, WhiteBox
 from metastable.console import beside
 from metastable.evaluation import cli
+from metastable.evaluation.portion import portion
 from metastable.evaluation.robust import attackable, white_box
 from metastable.networks.onnx_gradient import IMAGES
 
@@ -91,7 +92,7 @@ def add(figures: Any, parents: list[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> cli.Summary:
     """Attack the images with every step size, and follow the correlation."""
     loaded = cli.load_bundle(args)
-    test = cli.test_images(args, loaded).take(args.n)
+    test = portion(cli.test_images(args, loaded), args.n)
     images, ball = datasets.to_float(test.images), Ball("linf", args.eps)
     attacked, sizes = attackable(loaded, images[:IMAGES]), args.step_sizes
     jobs = [(name, size) for name in cli.chosen_settings(args.settings, loaded) for size in sizes]

@@ -23,6 +23,7 @@ from metastable.bundle import Bundle
 from metastable.console import beside
 from metastable.errors import DataError
 from metastable.evaluation import cli, robust
+from metastable.evaluation.portion import portion
 from metastable.evaluation.robust import RobustConfig
 from metastable.evaluation.robust_rows import Row
 from metastable.settings import Setting
@@ -125,7 +126,7 @@ def run(args: argparse.Namespace) -> cli.Summary:
     config = RobustConfig(**{name: getattr(args, name) for name in asked}, data=test.digest())
     wanted = [Row(name, args.attack, args.n) for name in cli.chosen_settings(args.settings, loaded)]
     rows = measure(
-        loaded, test.take(args.n, skip=args.skip), args.vary, args.values, wanted, config, args.work
+        loaded, portion(test, args.n, skip=args.skip), args.vary, args.values, wanted, config, args.work
     )
     if picture := beside(args.out, ".png"):
         draw(rows, args.vary, picture)

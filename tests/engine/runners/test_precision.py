@@ -7,7 +7,7 @@ import torch
 
 from metastable.bundle import Bundle
 from metastable.dynamics.adp import DELTA, Ascent
-from metastable.dynamics.base import columns
+from metastable.dynamics.base import Adaptation, columns
 from metastable.dynamics.drift import Drift
 from metastable.engine.precision import AHEAD, ahead_of
 from metastable.engine.runners import Batch, Runner
@@ -50,7 +50,7 @@ def test_the_step_size_survives_scores_rounded_to_bfloat16() -> None:
     def error(ahead: float | None) -> float:
         x = 0.5 + 0.05 * (X - 0.5)
         given = columns([(0.5, 1e-6, 10.0, 0.0)] * len(X))
-        after, _ = Ascent("score").step(x, rounded, given, ahead=ahead)
+        after, _ = Ascent("score").step(x, rounded, given, adapt=Adaptation(ahead))
         alpha = ((after - x) / rounded(x)).flatten(1).nanmedian(1).values
         return float((alpha - 0.5).abs().max())
 
@@ -67,5 +67,5 @@ def test_the_look_ahead_is_never_shorter_than_the_published_one() -> None:
         looked.append(float((x - X).flatten(1).norm(dim=1).max()))
         return torch.full_like(x, 1e4)
 
-    Ascent("score").step(X, score, columns(ADP), ahead=AHEAD)
+    Ascent("score").step(X, score, columns(ADP), adapt=Adaptation(AHEAD))
     assert looked[1] == pytest.approx(DELTA * 1e4 * (3 * 32 * 32) ** 0.5, rel=1e-3)

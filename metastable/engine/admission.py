@@ -1,0 +1,169 @@
+"""Who is let in, before anything is paid for them.
+
+    with engine.admit(setting) as permit:   # or it says when to try again
+        image = decode(...)                 # what goes wrong here gives the permit back
+        engine.submit(job, permit)          # from here on the job's end gives it back
+
+Decoding an image, scoring it and classifying it as it came cost as much as a cheap setting's whole answer.
+So a request is priced and takes its place first: a server that has too much work refuses at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+from metastable.engine.costs import CLASSIFY, Costs
+from metastable.errors import Draining, Overloaded
+from metastable.settings import Setting
+
+FOLLOW = 0.1  # weight of a new observation of what a setting needs
+
+
+class Permit:
+    """Room for one job: its price counts as work that waits until it is given back.
+
+    Attributes:
+        setting: of the job.
+        price: seconds of the machine that it is expected to need.
+        served: seconds that it has got so far.
+    """
+
+    def __init__(self, admission: Admission, setting: Setting, price: float) -> None:
+        self._admission, self.setting, self.price = admission, setting, price
+        self.served = 0.0
+        self.taken = False
+
+    @property
+    def left(self) -> float:
+        """Seconds of expected work that is left to do."""
+        return max(self.price - self.served, 0.0)
+
+    def charge(self, seconds: float) -> None:
+        """Its job got `seconds` of the machine."""
+        self._admission.charge(self, seconds)
+
+    def release(self) -> None:
+        """Give it back, if no job has taken it over; once or many times."""
+        self._admission.release(self)
+
+    def __enter__(self) -> Permit:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class Admission:
+    """Prices settings, gives permits, and knows how much work they stand for.  Any thread may call it.
+
+    Args:
+        costs: the runner's cost curve.
+        backlog: seconds of expected work that may wait; what goes above it is refused, unless it is alone.
+        jobs: permits that may be out.
+    """
+
+    def __init__(self, costs: Costs, *, backlog: float, jobs: int) -> None:
+        self._costs, self._most, self._jobs = costs, backlog, jobs
+        self._share: dict[str, float] = {}  # of a setting's chains that its requests have needed, lately
+        self._out: set[Permit] = set()
+        self._left = 0.0  # of all that are out; a sum at every admission would grow with their square
+        self._draining = False
+        self._lock = threading.Lock()
+
+    def admit(self, setting: Setting) -> Permit:
+        """A permit, at once.
+
+        Raises:
+            ValueError: the cost of this setting is not known: the engine was made for others.
+            Draining: no more work is taken on.
+            Overloaded: too much work is waiting; says after how many seconds to try again.
+        """
+        permit = Permit(self, setting, self.price(setting))
+        with self._lock:
+            if self._draining:
+                raise Draining("the server is stopping: send the request to another one")
+            waiting = self._left
+            over = waiting + permit.price - self._most
+            if self._out and (over > 0 or len(self._out) >= self._jobs):
+                wait = over if over > 0 else waiting / len(self._out)
+                raise Overloaded(
+                    f"the server has {waiting:.1f} s of work waiting: try again in {wait:.1f} s, or choose a "
+                    "cheaper setting",
+                    wait,
+                )
+            self._out.add(permit)
+            self._left += permit.left
+        return permit
+
+    def price(self, setting: Setting) -> float:
+        """Seconds of the machine that a job of this setting is expected to need.
+
+        Raises ValueError where its cost is not known.
+        """
+        kind = setting.dynamics.kind
+        if not all(work in self._costs for work in (CLASSIFY, *([] if kind is None else [kind]))):
+            raise ValueError(f"this engine was not made for setting {setting.name}: its cost is not known")
+        classify = self._costs.unit(CLASSIFY)
+        if kind is None:
+            return classify
+        chains = setting.chains * self._share.get(setting.name, 1.0)
+        return max(chains, 1.0) * (setting.steps * self._costs.unit(kind) + classify)
+
+    def needed(self, setting: Setting, share: float) -> None:
+        """A job of this setting needed this share of its chains: prices follow."""
+        self._share[setting.name] = (1 - FOLLOW) * self._share.get(setting.name, 1.0) + FOLLOW * share
+
+    def take(self, permit: Permit, setting: Setting) -> None:
+        """A job of `setting` takes a permit over; `end` gives it back.
+
+        Raises ValueError for one that was given back, or is of another job or setting.
+        """
+        with self._lock:
+            if permit not in self._out or permit.taken:
+                raise ValueError("the permit was given back, or another job has it: admit the job again")
+            if permit.setting != setting:
+                raise ValueError(f"the permit is for setting {permit.setting.name}, not {setting.name}")
+            permit.taken = True
+
+    def charge(self, permit: Permit, seconds: float) -> None:
+        """The job of a permit got `seconds` of the machine."""
+        with self._lock:
+            before = permit.left
+            permit.served += seconds
+            if permit in self._out:
+                self._left += permit.left - before
+
+    def end(self, permit: Permit) -> None:
+        """The job that has the permit has ended."""
+        with self._lock:
+            self._give_back(permit)
+
+    def release(self, permit: Permit) -> None:
+        """Take back a permit that no job has taken over; nothing for others."""
+        with self._lock:
+            if not permit.taken:
+                self._give_back(permit)
+
+    def drain(self) -> None:
+        """Admit nobody from now on."""
+        with self._lock:
+            self._draining = True
+
+    @property
+    def backlog(self) -> float:
+        """Seconds of expected work that is left to do."""
+        return max(self._left, 0.0)
+
+    @property
+    def out(self) -> int:
+        """Permits that have not come back."""
+        return len(self._out)
+
+    def _give_back(self, permit: Permit) -> None:
+        if permit in self._out:
+            self._out.remove(permit)
+            # Sums of floats drift: nothing is left when nobody is.
+            self._left = self._left - permit.left if self._out else 0.0
