@@ -27,15 +27,13 @@ def of_data(root: Path, shape: tuple[int, int, int], n: int) -> tuple[Tensor, Te
 
     Raises DataError if there are none.
     """
-    known = {(3, 32, 32): ("cifar10", "cifar-10-batches-bin"), (1, 28, 28): ("mnist", "MNIST")}
-    name, inside = known.get(shape, ("", ""))
-    if name and (root / inside).is_dir():
-        train = datasets.load(name, root, "train").take(CALIBRATION)
-        test = datasets.load(name, root, "test").take(n)
+    if (known := datasets.fitting(shape, root)) is not None:
+        train = known.load(root, "train").take(CALIBRATION)
+        test = known.load(root, "test").take(n)
         return to_float(train.images), to_float(test.images)
     pictures = of_folder(root, shape, CALIBRATION + n)
     if len(pictures) < 2:
-        raise DataError(f"{root} holds neither {inside or 'a known data set'} nor two pictures")
+        raise DataError(f"{root} holds neither a known data set of images of {shape} nor two pictures")
     return pictures[::2][:CALIBRATION], pictures[1::2][:n]
 
 

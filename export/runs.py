@@ -43,15 +43,13 @@ def build(runs: dict[str, Path], settings: Path, name: str, out: Path) -> None:
     """Write bundle `out` from {part: run folder}.  The anomaly flag is calibrated afterwards."""
     networks = {part: network_of(part, run) for part, run in runs.items()}
     given = " ".join(f"--{part} {run.name}" for part, run in runs.items())
-    # Runs of CIFAR-10 classifiers from before there were others do not name their data.
-    config = json.loads((runs["classifier"] / "config.json").read_text())
-    dataset = config.get("dataset", "cifar10")
+    row = _data(json.loads((runs["classifier"] / "config.json").read_text()))
     bundle.write(
         out,
         name=name,
         version=__version__,
-        classes=list(datasets.MNIST_CLASSES if dataset == "mnist" else datasets.CIFAR10_CLASSES),
-        shape=(1, 28, 28) if dataset == "mnist" else (3, 32, 32),
+        classes=list(row.classes),
+        shape=row.shape,
         networks=networks,
         settings=settings.read_text(encoding="utf-8"),
         anomaly=None,
@@ -60,6 +58,11 @@ def build(runs: dict[str, Path], settings: Path, name: str, out: Path) -> None:
             inputs={part: files.digest(_weights(run)) for part, run in runs.items()},
         ),
     )
+
+
+def _data(config: dict[str, Any]) -> datasets.DataSet:
+    """What a run learned from; runs from before there was a choice do not name it."""
+    return datasets.named(config.get("dataset", "cifar10"))
 
 
 def _weights(run: Path) -> bytes:
@@ -73,7 +76,10 @@ def _weights(run: Path) -> bytes:
 def _architecture(part: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if "architecture" in config:  # parts of a run of `harden` say what they are
         return check_arguments(config["architecture"], config["arguments"], part)
-    channels, size = (1, 28) if config.get("dataset") == "mnist" else (3, 32)
+    row = _data(config)
+    channels, size, _ = row.shape
+    # What is the default of a network stays out of its description.
+    many = {} if len(row.classes) == 10 else {"classes": len(row.classes)}
     if part == "autoencoder":
         return "Autoencoder", {"channels": channels, "variance": config["variance"]}
     if part in ("energy", "short_run"):
@@ -82,12 +88,13 @@ def _architecture(part: str, config: dict[str, Any]) -> tuple[str, dict[str, Any
         widths = [int(w) for w in config["widths"].split(",")]
         return "ScoreNetwork", {"channels": channels, "widths": widths, "blocks": config["blocks"]}
     name = config["network"]
-    if name == "cnn":
-        return "Cnn", {}
-    if found := re.fullmatch(r"cnn-(\d{1,4})-(\d{1,4})-(\d{1,4})", name):
-        return "Cnn", {"widths": [int(width) for width in found.groups()]}
+    if found := re.fullmatch(r"cnn(?:-(\d{1,4})-(\d{1,4})-(\d{1,4}))?", name):
+        cnn: dict[str, Any] = {"widths": [int(width) for width in found.groups()]} if found[1] else {}
+        if (channels, size) != (1, 28):
+            cnn |= {"channels": channels, "size": size}
+        return "Cnn", cnn | many
     architecture, arguments = classifier_of(name)
-    return architecture, {**arguments, "flip_average": True}
+    return architecture, {**arguments, **many, "flip_average": row.mirrored}
 
 
 def classifier_of(name: str) -> tuple[str, dict[str, Any]]:

@@ -30,7 +30,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Arguments that choose a data set."""
     parser.add_argument("--data", help="folder of the data sets (default: METASTABLE_DATA)")
-    parser.add_argument("--dataset", default="cifar10", choices=("cifar10", "mnist"), help="whose images")
+    parser.add_argument("--dataset", default="cifar10", choices=tuple(datasets.DATASETS), help="whose images")
 
 
 def common() -> argparse.ArgumentParser:

@@ -43,7 +43,7 @@ class _Training:
         self._images, self._labels = datasets.to_float(test.images), test.labels
         self._classifier: nn.Module = bundle.load(Path(config.bundle)).classifier
         self._classifier = copy.deepcopy(self._classifier).to(device).eval()
-        network = channels_last(start_network(config).to(device))
+        network = channels_last(start_network(config, datasets.named(config.dataset).shape).to(device))
         self.trainer = Trainer(
             network, train_set.images, start_bank(config, train_set.images), config, device
         )

@@ -28,7 +28,7 @@ class HardenConfig:
             (attacks; without a purifier unless `frozen_purifier`).
         bundle: folder of the bundle whose networks are the start.
         start: name of its network that becomes the purifier.
-        dataset: "cifar10" or "mnist".
+        dataset: a name of metastable.datasets.
         images: how many training images, 0 for all.
         classifier: a new one instead: compact-A-B-C, wrn-DEPTH-WIDTH[-silu], whitened, cnn[-A-B-C].
         fresh: new weights for the bundle's classifier.

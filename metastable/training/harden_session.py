@@ -157,7 +157,7 @@ def begin(config: HardenConfig, data: Path, out: Path, device: str) -> Session:
         run=run,
         device=dev,
         parts=parts,
-        batches=Batches(learned.images, learned.labels, config, dev),
+        batches=Batches(learned.images, learned.labels, config, dev, datasets.named(config.dataset).mirrored),
         held=(
             datasets.to_float(held.images[: config.check_images])
             .to(dev)

@@ -31,7 +31,7 @@ class MaladeConfig:
     """The paper's variance for MNIST; it has 0.01 for CIFAR-10.
 
     Attributes:
-        dataset: "mnist" or "cifar10".
+        dataset: a name of metastable.datasets.
         classifier: run folder of the classifier f; needed where `supervised`.
         supervised: train eq. 11, else eq. 7.
         variance: v, in squared [0, 1] units.

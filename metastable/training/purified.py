@@ -34,7 +34,7 @@ class PurifiedConfig:
     """Lengths are in [0, 1] image units; rates and K are the thesis's, the rest is for digits.
 
     Attributes:
-        dataset: "cifar10" or "mnist".
+        dataset: a name of metastable.datasets.
         network: of the classifier, a name as in ClassifierConfig.
         bundle: folder of the bundle that purifies.
         energy: which of its networks purifies.
@@ -94,7 +94,8 @@ def train(config: PurifiedConfig, data: Path, out: Path, device: str = "auto") -
     train_set = train_set.take(config.images or len(train_set), seed=config.seed)
     score: ScoreFunction = bundle.network(Path(config.bundle), config.energy).to(dev).score  # type: ignore[assignment]
     torch.manual_seed(config.seed)
-    network = classifier.build(config.network).to(dev)
+    row = datasets.named(config.dataset)
+    network = classifier.build(config.network, len(row.classes), row.shape).to(dev)
     bank, ball = datasets.to_float(train_set.images), Ball("linf", config.eps)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.lr)
     learner = Learner(network, optimizer, Ema(network, config.ema), extra={"bank": bank})
