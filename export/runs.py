@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load
 from torch import nn
 
-from metastable import __version__, bundle, datasets
+from metastable import __version__, bundle
 from metastable.bundle import files
 from metastable.bundle.architectures import check_arguments
 from metastable.dynamics.base import NETWORKS
 from metastable.errors import BundleError
 from metastable.training import pieces
-from metastable.training.run import KEPT
+from metastable.training.run import KEPT, seen_by
 
 PARTS = ("classifier", *NETWORKS)
 
@@ -32,7 +32,7 @@ def network_of(part: str, run: Path) -> tuple[nn.Module, dict[str, Any]]:
     except OSError as error:
         raise BundleError(f"{run} holds no run: {error.strerror} ({error.filename})") from None
     weights = {k: v.float() if v.is_floating_point() else v for k, v in load(_weights(run)).items()}
-    architecture, arguments = _architecture(part, config)
+    architecture, arguments = _architecture(part, config, run)
     with torch.device("meta"):
         network = bundle.ARCHITECTURES[architecture](**arguments)
     network.load_state_dict(weights, assign=True)
@@ -43,7 +43,7 @@ def build(runs: dict[str, Path], settings: Path, name: str, out: Path) -> None:
     """Write bundle `out` from {part: run folder}.  The anomaly flag is calibrated afterwards."""
     networks = {part: network_of(part, run) for part, run in runs.items()}
     given = " ".join(f"--{part} {run.name}" for part, run in runs.items())
-    row = _data(json.loads((runs["classifier"] / "config.json").read_text()))
+    row = seen_by(runs["classifier"])
     bundle.write(
         out,
         name=name,
@@ -60,11 +60,6 @@ def build(runs: dict[str, Path], settings: Path, name: str, out: Path) -> None:
     )
 
 
-def _data(config: dict[str, Any]) -> datasets.DataSet:
-    """What a run learned from; runs from before there was a choice do not name it."""
-    return datasets.named(config.get("dataset", "cifar10"))
-
-
 def _weights(run: Path) -> bytes:
     finished = run / "weights.safetensors"
     found = finished.read_bytes() if finished.exists() else pieces.read(run / KEPT)
@@ -73,10 +68,10 @@ def _weights(run: Path) -> bytes:
     return found
 
 
-def _architecture(part: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _architecture(part: str, config: dict[str, Any], run: Path) -> tuple[str, dict[str, Any]]:
     if "architecture" in config:  # parts of a run of `harden` say what they are
         return check_arguments(config["architecture"], config["arguments"], part)
-    row = _data(config)
+    row = seen_by(run)
     channels, size, _ = row.shape
     # What is the default of a network stays out of its description.
     many = {} if len(row.classes) == 10 else {"classes": len(row.classes)}

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -62,6 +62,18 @@ class ImageSet:
         order = np.random.default_rng(seed).permutation(len(self))[skip : skip + n]
         pick = torch.from_numpy(order)
         return replace(self, images=self.images[pick], labels=self.labels[pick])
+
+
+class Images(Protocol):
+    """Images of a split that need not have been read yet: an ImageSet, or a split of a folder."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, n: int, *, skip: int = 0, seed: int = 0) -> ImageSet:
+        """As `ImageSet.take`."""
+
+    def digest(self) -> str:
+        """SHA-256 that names the data."""
 
 
 def check_range(n: int, skip: int) -> None:
@@ -131,6 +143,20 @@ def check_labels(found: ImageSet, classes: int, whose: str) -> None:
             f"{whose} knows {classes} classes, and {found.name} has labels up to {most}: give it images of "
             "its own classes, in the format of that data set"
         )
+
+
+def require_labels(found: ImageSet, what: str) -> None:
+    """DataError where nobody labelled the images."""
+    if not found.labelled:
+        raise DataError(f"{what} needs labels: give --labels, a CSV file of file names and classes")
+
+
+def square(shape: Shape, what: str) -> int:
+    """The side of square images; DataError for others, which `what` does not take."""
+    _, height, width = shape
+    if height != width:
+        raise DataError(f"{what} takes square images, not {height} x {width}")
+    return height
 
 
 def there(path: Path) -> bool:

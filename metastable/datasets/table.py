@@ -6,6 +6,7 @@ from pathlib import Path
 
 from metastable.datasets.base import DataSet, ImageSet, Shape
 from metastable.datasets.cifar10 import CIFAR10
+from metastable.datasets.folder import Folder
 from metastable.datasets.mnist import MNIST
 from metastable.errors import DataError
 
@@ -19,9 +20,24 @@ def named(name: str) -> DataSet:
     return DATASETS[name]
 
 
-def load(name: str, root: Path, split: str) -> ImageSet:
-    """The split `train` or `test` of a data set in a data folder; DataError if absent or damaged."""
-    return named(name).load(root, split)
+Source = Path | Folder
+"""A data folder, which holds data sets by name; or a folder of pictures, which is one itself."""
+
+
+def of(name: str, data: Source) -> DataSet | Folder:
+    """The data set of this name in a data folder; or the folder of pictures, whatever the name."""
+    return data if isinstance(data, Folder) else named(name)
+
+
+def load(name: str, data: Source, split: str) -> ImageSet:
+    """The split `train` or `test` of a data set, all of it; DataError if absent or damaged.
+
+    Args:
+        data: a data folder that holds the data set; or a folder of pictures, and `name` is not asked.
+    """
+    if isinstance(data, Folder):
+        return data.split(split).whole()
+    return named(name).load(data, split)
 
 
 def fitting(shape: Shape, root: Path) -> DataSet | None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
+import torch
+
 from metastable import anomaly, benign, bundle, datasets
 from metastable.evaluation import cli
 
+MADE = ("pictures", "skipped", "shape", "test_share", "split_seed", "crops")
+"""What is kept of how a folder of pictures became images (ImageSet.about)."""
 SUMMARY = "set the anomaly threshold of a bundle on training-split images"
 
 
@@ -36,7 +40,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> cli.Summary:
     """Calibrate and put the result into the bundle."""
     loaded = bundle.load(args.bundle)
-    train = datasets.load(args.dataset, datasets.data_root(args.data), "train").take(args.n)
+    train = cli.images(args, "train", loaded).take(args.n)
     found = of(
         loaded,
         train,
@@ -65,12 +69,14 @@ def of(
     Raises DataError for a mixture that is none, and ValueError for a rate that so few images cannot set.
     """
     images, data = train.images, {"name": train.name, "split": train.split, "sha256": train.digest()}
+    data |= {key: str(train.about[key]) for key in MADE if key in train.about}
     changes: dict[str, int] = {}
     if augment:
         images, changes = benign.mixed(images, augment, clean_share=clean_share, seed=seed)
         data["changes_seed"] = str(seed)
+    parts = torch.split(images, 250)  # as floats all of them would take four times the memory
     return anomaly.calibrate(
-        anomaly.score_norms(datasets.to_float(images), loaded.scores[network]),
+        torch.cat([anomaly.score_norms(datasets.to_float(x), loaded.scores[network]) for x in parts]),
         false_positive_rate=false_positive_rate,
         network=network,
         data=data,

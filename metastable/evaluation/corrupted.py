@@ -196,7 +196,7 @@ def run(args: argparse.Namespace) -> cli.Summary:
 
 def run_generate(args: argparse.Namespace) -> cli.Summary:
     """Write the folder, of the test images that every table begins with."""
-    test = datasets.load(args.dataset, datasets.data_root(args.data), "test").take(args.n)
+    test = cli.images(args, "test").take(args.n)
     corruptions.generate(test, args.corruptions, args.seed)
     return {"command": "generate-corruptions", "n": len(test), **corruptions.source(args.corruptions)}
 

@@ -28,7 +28,7 @@ from metastable.networks import channels_last
 from metastable.networks.classifier import WhitenedNet, WideResNet
 from metastable.networks.cnn import Cnn
 from metastable.networks.compact import CompactResNet
-from metastable.training.run import Ema, Learner, Run, device_of
+from metastable.training.run import Ema, Learner, Run, device_of, seen_by
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def build(
     kind, *numbers = name.split("-")
     if kind == "cnn":
         a, b, c = (int(n) for n in numbers) if numbers else (128, 64, 128)
-        return Cnn(classes, shape[0], shape[1], (a, b, c))
+        return Cnn(classes, shape[0], datasets.square(shape, name), (a, b, c))
     if kind == "compact":
         a, b, c = (int(n) for n in numbers)
         return CompactResNet(classes, widths=(a, b, c))
@@ -155,12 +155,13 @@ def _one_cycle(step: int, total: int) -> float:
     return 1.0 - 0.93 * (step - peak) / (total - peak)
 
 
-def train(config: ClassifierConfig, data: Path, out: Path, device: str = "auto") -> dict[str, Any]:
+def train(config: ClassifierConfig, data: datasets.Source, out: Path, device: str = "auto") -> dict[str, Any]:
     """Train, resume where a checkpoint is, and return the metrics (test accuracy with n)."""
     run, dev = Run(out, config), device_of(device)
     train_set = datasets.load(config.dataset, data, "train")
     torch.manual_seed(config.seed)
-    row = datasets.named(config.dataset)
+    datasets.require_labels(train_set, "a classifier")
+    row = datasets.of(config.dataset, data)
     network = build(config.network, len(row.classes), row.shape)
     if isinstance(network, WhitenedNet):
         network.fit_whitening(datasets.to_float(train_set.images[:5000]))
@@ -230,7 +231,7 @@ def trained(run: Path) -> nn.Module:
         weights = load_file(run / "weights.safetensors")
     except OSError as error:
         raise DataError(f"{run} holds no finished classifier run: {error.strerror}") from None
-    seen = datasets.named(config.get("dataset", "cifar10"))
+    seen = seen_by(run)
     network = build(config["network"], len(seen.classes), seen.shape)
     network.load_state_dict(weights)
     return network.eval().requires_grad_(False)

@@ -111,26 +111,31 @@ def dsm_loss(network: nn.Module, noisy: Tensor, noise: Tensor, sigma: Tensor) ->
     return loss
 
 
-def train_score(config: ScoreConfig, data: Path, out: Path, device: str = "auto") -> dict[str, Any]:
+def train_score(
+    config: ScoreConfig, data: datasets.Source, out: Path, device: str = "auto"
+) -> dict[str, Any]:
     """Train a ScoreNetwork; returns metrics with its denoising error on test images."""
-    channels, _, _ = datasets.named(config.dataset).shape
+    channels, _, _ = datasets.of(config.dataset, data).shape
     torch.manual_seed(config.seed)
     return _train(score_network(config, channels), config, data, out, device)
 
 
-def train_energy(config: EnergyDsmConfig, data: Path, out: Path, device: str = "auto") -> dict[str, Any]:
+def train_energy(
+    config: EnergyDsmConfig, data: datasets.Source, out: Path, device: str = "auto"
+) -> dict[str, Any]:
     """Train an EnergyNetwork whose -grad U is a score; returns metrics as `train_score` does."""
-    channels, size, _ = datasets.named(config.dataset).shape
+    shape = datasets.of(config.dataset, data).shape
+    size = datasets.square(shape, "an energy network")
     torch.manual_seed(config.seed)
-    return _train(EnergyNetwork(channels, size, config.features), config, data, out, device)
+    return _train(EnergyNetwork(shape[0], size, config.features), config, data, out, device)
 
 
 def _train(
-    network: nn.Module, config: ScoreConfig | EnergyDsmConfig, data: Path, out: Path, device: str
+    network: nn.Module, config: ScoreConfig | EnergyDsmConfig, data: datasets.Source, out: Path, device: str
 ) -> dict[str, Any]:
     run, dev = Run(out, config), device_of(device)
     train_set = datasets.load(config.dataset, data, "train")
-    mirrored = datasets.named(config.dataset).mirrored
+    mirrored = datasets.of(config.dataset, data).mirrored
     channels_last(network.to(dev))
     optimizer = torch.optim.Adam(network.parameters(), lr=config.lr, betas=(0.9, 0.99))
     average = Ema(network, config.ema)
