@@ -11,6 +11,7 @@ from typing import Any
 from export import artifacts, bring, hardened, mar, real_images, runs
 from export.kinds import KINDS, Materials
 from metastable import bundle, console
+from metastable.datasets import options
 from metastable.errors import BundleError, SettingsError
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
@@ -88,17 +89,20 @@ def fill_all(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("METASTABLE_DATA"),
         help="data folder, or folder of pictures: for 8 bits, and to judge by (default: METASTABLE_DATA)",
     )
-    parser.add_argument("--images", type=int, default=200, help="real images to judge by")
+    options.add(parser)
+    parser.add_argument("--n", type=int, default=200, help="real images to judge by")
     parser.set_defaults(run=_all)
 
 
 def _all(args: argparse.Namespace) -> dict[str, Any]:
     loaded = bundle.load(args.bundle)
     calibration = None
-    if args.calibration_data:
-        calibration, real = real_images.of_data(Path(args.calibration_data), loaded.shape, args.images)
+    if options.given(args):
+        calibration, real = real_images.of_folder(options.folder(args, loaded.shape), args.n)
+    elif args.calibration_data:
+        calibration, real = real_images.of_data(Path(args.calibration_data), loaded.shape, args.n)
     else:
-        real = real_images.of_folder(SAMPLES, loaded.shape, args.images)
+        real = real_images.samples(SAMPLES, loaded.shape, args.n)
     source = Materials(loaded, calibration, real)
     outcomes = artifacts.build(source, args.out, [kind.strip() for kind in args.only.split(",")])
     for one in outcomes:

@@ -5,7 +5,6 @@ Nothing of theirs is executed: an ONNX graph is data for ONNX Runtime, a state d
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from export import runs
 from export.tidy import encode, tidy
 from metastable import bundle
 from metastable.bundle import architectures, files, weights
-from metastable.errors import BundleError, DataError, MetastableError, MissingPackage, NoGradient
+from metastable.datasets import Folder, to_float
+from metastable.datasets.folder import BATCH, labeller_of
+from metastable.errors import BundleError, DataError, MissingPackage, NoGradient
 from metastable.evaluation.stats import wilson
-from metastable.images import decode
 from metastable.networks import onnx_classifier
 from metastable.networks.classifier import Normalize
 from metastable.networks.onnx_gradient import Differentiable
@@ -164,28 +164,18 @@ def natural_accuracy(
 ) -> dict[str, Any]:
     """Accuracy on labelled images as they come, without purification, with its Wilson interval.
 
-    `labels` is a CSV file with the columns file (in `folder`) and label (a class name or its number).
-    Raises DataError for a row that cannot be used.
+    `labels` is a CSV file of pictures in `folder` and their classes (metastable.datasets.labels).  Pictures
+    that cannot be read are skipped, and told.  Raises DataError for a line that cannot be used.
     """
-    right = n = 0
-    try:
-        with labels.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                image = decode((folder / row["file"]).read_bytes(), size=shape[1], channels=shape[0])
-                label = names.index(row["label"]) if row["label"] in names else int(row["label"])
-                if not 0 <= label < len(names):
-                    raise ValueError(f"label {label} is none of {len(names)} classes")
-                with torch.inference_mode():
-                    right += int(network(image.pixels[None]).argmax()) == label
-                n += 1
-    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
-        raise DataError(f"{labels.name}, image {n + 1}: {type(error).__name__}: {error}") from None
-    except MetastableError as error:
-        raise DataError(f"{labels.name}, image {n + 1}: {error}") from None
-    if not n:
-        raise DataError(f"{labels.name} names no images")
+    pictures = Folder(path=folder, shape=shape, labels=labels, names=tuple(names), test_share=1)
+    found = pictures.split("test").whole()
+    says, right = labeller_of(network), 0
+    for x, y in zip(torch.split(found.images, BATCH), torch.split(found.labels, BATCH), strict=True):
+        right += int((says(to_float(x)) == y).sum())
+    n = len(found)
     low, high = wilson(right, n)
-    return {"n": n, "accuracy": round(right / n, 4), "low": round(low, 4), "high": round(high, 4)}
+    accuracy = {"n": n, "accuracy": round(right / n, 4), "low": round(low, 4), "high": round(high, 4)}
+    return accuracy | {key: found.about[key] for key in ("skipped", "skipped_files")}
 
 
 def _base(base: Path, newcomer: Newcomer) -> tuple[tuple[int, int, int], str]:

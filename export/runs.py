@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load
 from torch import nn
 
-from metastable import __version__, bundle, datasets
+from metastable import __version__, bundle
 from metastable.bundle import files
 from metastable.bundle.architectures import check_arguments
 from metastable.dynamics.base import NETWORKS
 from metastable.errors import BundleError
 from metastable.training import pieces
-from metastable.training.run import KEPT
+from metastable.training.run import KEPT, seen_by
 
 PARTS = ("classifier", *NETWORKS)
 
@@ -32,7 +32,7 @@ def network_of(part: str, run: Path) -> tuple[nn.Module, dict[str, Any]]:
     except OSError as error:
         raise BundleError(f"{run} holds no run: {error.strerror} ({error.filename})") from None
     weights = {k: v.float() if v.is_floating_point() else v for k, v in load(_weights(run)).items()}
-    architecture, arguments = _architecture(part, config)
+    architecture, arguments = _architecture(part, config, run)
     with torch.device("meta"):
         network = bundle.ARCHITECTURES[architecture](**arguments)
     network.load_state_dict(weights, assign=True)
@@ -46,13 +46,13 @@ def build(runs: dict[str, Path], settings: Path, name: str, out: Path) -> None:
     """
     networks = {part: network_of(part, run) for part, run in runs.items()}
     given = " ".join(f"--{part} {run.name}" for part, run in runs.items())
-    classes, shape = _classes(runs["classifier"]) if "classifier" in runs else ([], (3,))
+    row = seen_by(runs["classifier"]) if "classifier" in runs else None
     bundle.write(
         out,
         name=name,
         version=__version__,
-        classes=classes,
-        shape=shape,
+        classes=[] if row is None else list(row.classes),
+        shape=(3,) if row is None else row.shape,
         networks=networks,
         settings=settings.read_text(encoding="utf-8"),
         anomaly=None,
@@ -63,15 +63,6 @@ def build(runs: dict[str, Path], settings: Path, name: str, out: Path) -> None:
     )
 
 
-def _classes(run: Path) -> tuple[list[str], tuple[int, ...]]:
-    """Class names and shape of images that a classifier was trained on."""
-    # Runs of CIFAR-10 classifiers from before there were others do not name their data.
-    dataset = json.loads((run / "config.json").read_text()).get("dataset", "cifar10")
-    if dataset == "mnist":
-        return list(datasets.MNIST_CLASSES), (1, 28, 28)
-    return list(datasets.CIFAR10_CLASSES), (3, 32, 32)
-
-
 def _weights(run: Path) -> bytes:
     finished = run / "weights.safetensors"
     found = finished.read_bytes() if finished.exists() else pieces.read(run / KEPT)
@@ -80,10 +71,13 @@ def _weights(run: Path) -> bytes:
     return found
 
 
-def _architecture(part: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _architecture(part: str, config: dict[str, Any], run: Path) -> tuple[str, dict[str, Any]]:
     if "architecture" in config:  # parts of a run of `harden` say what they are
         return check_arguments(config["architecture"], config["arguments"], part)
-    channels, size = (1, 28) if config.get("dataset") == "mnist" else (3, 32)
+    row = seen_by(run)
+    channels, size, _ = row.shape
+    # What is the default of a network stays out of its description.
+    many = {} if len(row.classes) == 10 else {"classes": len(row.classes)}
     if part == "autoencoder":
         return "Autoencoder", {"channels": channels, "variance": config["variance"]}
     if part in ("energy", "short_run"):
@@ -94,12 +88,13 @@ def _architecture(part: str, config: dict[str, Any]) -> tuple[str, dict[str, Any
             return "UnshuffledUNet", {"widths": widths, "blocks": config["blocks"]}
         return "ScoreNetwork", {"channels": channels, "widths": widths, "blocks": config["blocks"]}
     name = config["network"]
-    if name == "cnn":
-        return "Cnn", {}
-    if found := re.fullmatch(r"cnn-(\d{1,4})-(\d{1,4})-(\d{1,4})", name):
-        return "Cnn", {"widths": [int(width) for width in found.groups()]}
+    if found := re.fullmatch(r"cnn(?:-(\d{1,4})-(\d{1,4})-(\d{1,4}))?", name):
+        cnn: dict[str, Any] = {"widths": [int(width) for width in found.groups()]} if found[1] else {}
+        if (channels, size) != (1, 28):
+            cnn |= {"channels": channels, "size": size}
+        return "Cnn", cnn | many
     architecture, arguments = classifier_of(name)
-    return architecture, {**arguments, "flip_average": True}
+    return architecture, {**arguments, **many, "flip_average": row.mirrored}
 
 
 def classifier_of(name: str) -> tuple[str, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest import sets
+from metastable.datasets import labels
 from metastable.errors import DataError
 
 LABELS = "labels.csv"
@@ -113,24 +113,21 @@ def _set(path: Path) -> Source:
 
 
 def _folder(path: Path) -> Source:
-    """Images named in labels.csv (header `file,label`; a label is a class number), taken for clean."""
+    """Images named in labels.csv (metastable.datasets.labels), taken for clean."""
     items = []
-    try:
-        with (path / LABELS).open(newline="", encoding="utf-8") as file:
-            for row, fields in enumerate(csv.DictReader(file, strict=True)):
-                image = (path / fields["file"]).resolve()
-                if not image.is_relative_to(path.resolve()):
-                    raise DataError(f"{path / LABELS} names {fields['file']!r}, outside the folder")
-                label = int(fields["label"])
-                if label < 0:
-                    raise DataError(f"{path / LABELS}: the label of {fields['file']} is negative")
-                items.append(Item(image.read_bytes(), label, path.name, row))
-    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+    found = labels.read(path / LABELS)
+    if not found.numbered:
         raise DataError(
-            f"{path} is no folder of images with a {LABELS} of the columns file,label: {error}"
-        ) from None
-    if not items:
-        raise DataError(f"{path / LABELS} names no image")
+            f"{path / LABELS} has names of classes: give their numbers, which a server answers with"
+        )
+    for row, (name, label) in enumerate(found.by_file.items()):
+        where, image = f"{path / LABELS}, line {label.line}", (path / name).resolve()
+        if not image.is_relative_to(path.resolve()):
+            raise DataError(f"{where}: {name} is a link that leads out of the folder")
+        try:
+            items.append(Item(image.read_bytes(), label.number, path.name, row))
+        except OSError as error:
+            raise DataError(f"{where}: {name} cannot be read: {error.strerror}") from None
     return Source(path.name, sets.CLEAN, items, {"file": path.name, "attack": sets.CLEAN})
 
 

@@ -22,6 +22,9 @@ from metastable.evaluation.outcomes import same_run
 from metastable.evaluation.robust import attackable, white_box
 from metastable.networks.onnx_gradient import IMAGES
 
+TOLD = ("labels", "pictures", "skipped", "test_share", "split_seed", "crops")
+"""What a set keeps of how a folder of pictures became images (ImageSet.about)."""
+
 
 @dataclass(frozen=True)
 class Order:
@@ -58,7 +61,8 @@ def make(bundle: Bundle, test: datasets.ImageSet, order: Order, out: Path) -> At
         attack=order.attack,
         bundle=bundle.digest,
         seed=order.seed,
-        data={"name": test.name, "split": test.split, "sha256": test.digest(), "skip": str(order.skip)},
+        data={"name": test.name, "split": test.split, "sha256": test.digest(), "skip": str(order.skip)}
+        | {key: str(value) for key, value in test.about.items() if key in TOLD},
         classes=tuple(bundle.classes),
     )
     parts = out.with_suffix(".parts")

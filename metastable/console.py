@@ -9,6 +9,7 @@ these defaults, of which only the first is needed:
     resumes       name of the argument that holds a run folder, from which the same command goes on
     rest          [] where the command takes what stands after `--`
     tells         True where the command says by itself how far it is
+    adds          a dict that is added to that dict; the command sets it while it runs
 
 Exit status: 0, what `status` says, 2 for wrong input, 130 after Ctrl-C.
 """
@@ -105,7 +106,7 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
             result: Result = args.run(args)
         if isinstance(result, int):
             return result
-        line = json.dumps(result)
+        line = json.dumps(result := result | getattr(args, "adds", {}))
         if getattr(args, "out_is_line", False) and (path := beside(args.out, ".json")):
             path.write_text(line + "\n")
         print(line, flush=True)

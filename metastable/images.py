@@ -3,8 +3,8 @@
 The bytes are hostile until shown otherwise. The size is checked in the header first; Pillow then gets only
 the parts that make pixels: no text, colour profile, EXIF or animation chunk of a PNG or JPEG, so that none of
 them can be a bomb, and nothing is left to warn about (muting warnings is not thread safe: their filters are
-global). Colour profiles and gamma are ignored. An image that is not size x size is resized to it; its aspect
-ratio is not kept. A .npy shape that can be read as both HWC and CHW, such as [3, 32, 3], is HWC.
+global). Colour profiles and gamma are ignored. An image of another size is resized; its aspect ratio is not
+kept. A .npy shape that can be read as both HWC and CHW, such as [3, 32, 3], is HWC.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import math
 import re
 import struct
 import zlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -56,6 +57,8 @@ class ImageLimits:
 
 
 DEFAULT_LIMITS = ImageLimits()
+Box = tuple[int, int, int, int]
+"""Top, left, height and width of a part of an image."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,11 @@ class _Raster:  # decoded, not yet scaled
     alpha: np.ndarray | None  # [H, W] from 0 to 255, opaque
     notes: tuple[str, ...]
 
+    def cut(self, box: Box) -> _Raster:
+        rows, columns = slice(box[0], box[0] + box[2]), slice(box[1], box[1] + box[3])
+        alpha = None if self.alpha is None else self.alpha[rows, columns]
+        return replace(self, samples=self.samples[rows, columns], alpha=alpha)
+
     def plane(self, channel: int, height: int, width: int) -> np.ndarray:
         """One channel, float32 [height, width] in [0, 1]: one at a time keeps the peak memory low."""
         plane = self.samples[..., channel].astype(np.float32) / np.float32(self.white)
@@ -100,16 +108,25 @@ class _Raster:  # decoded, not yet scaled
 
 
 def decode(
-    data: bytes, *, size: int | None = 32, channels: int = 3, limits: ImageLimits = DEFAULT_LIMITS
+    data: bytes,
+    *,
+    size: int | tuple[int, int] | None = 32,
+    channels: int = 3,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    window: Callable[[int, int], Box] | None = None,
 ) -> DecodedImage:
-    """Read an image file into float32 [channels, size, size] in [0, 1]; channels is 1 or 3.
+    """Read an image file into float32 [channels, height, width] in [0, 1]; channels is 1 or 3.
+
+    `size` is height and width, or one number for both; `window` chooses, of the height and width of what was
+    sent, the part that is taken.
 
     Without a size the image keeps its own. 8-bit samples become value / 255 and 16-bit grey value / 65535,
     exactly; floats of a .npy file stay as they are. Raises MalformedRequest if data is empty, TooLarge above
     the limits, UnsupportedImage if the first bytes are of another format, InvalidImage for a damaged file or
     impossible values; nothing else, whatever the bytes. ValueError is for a wrong `size` or `channels`.
     """
-    if channels not in (1, 3) or (size is not None and size < 1):
+    sizes = (size, size) if isinstance(size, int) else size
+    if channels not in (1, 3) or (sizes is not None and min(sizes) < 1):
         raise ValueError("channels must be 1 or 3 and size positive")
     if not data:
         raise MalformedRequest("The image is empty: send the bytes of a PNG, JPEG, WebP or .npy file.")
@@ -125,14 +142,16 @@ def decode(
         raise
     except Exception as error:  # parsers of damaged files raise almost anything
         raise InvalidImage(f"The {kind} file is truncated or damaged: check it and send it again.") from error
-    height, width, found = raster.samples.shape
-    tall, wide = (height, width) if size is None else (size, size)
-    pixels, notes = np.stack([raster.plane(channel, tall, wide) for channel in range(found)]), raster.notes
+    height, width, _ = raster.samples.shape
+    part = raster if window is None else raster.cut(window(height, width))
+    *cut, found = part.samples.shape
+    tall, wide = sizes or cut
+    pixels, notes = np.stack([part.plane(channel, tall, wide) for channel in range(found)]), raster.notes
     if found > channels:  # in float64, so that equal red, green and blue come out as that same float32
         pixels = np.tensordot([[0.299, 0.587, 0.114]], pixels.astype(np.float64), 1).astype(np.float32)
         notes = (*notes, "colour reduced to luma")
     pixels = np.repeat(pixels, channels // len(pixels), axis=0)
-    resized = (height, width) != (tall, wide)
+    resized = tuple(cut) != (tall, wide)
     return DecodedImage(torch.from_numpy(pixels), kind, (width, height), resized, notes)
 
 

@@ -27,7 +27,6 @@ FEATURES = (
 )
 """What makes convolutions fast, by Linux's names; the last four are of ARM."""
 PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "triton", "torchserve", "shtab")
-DATA = ("cifar10", "mnist")
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         "memory_gib": memory(),
         "gpu": gpu(),
         "runners": runners(args.artifacts),
-        "data": {name: data(name, args.data) for name in DATA},
+        "data": {name: data(name, args.data) for name in datasets.DATASETS},
         "java": java(),
     }
     print(json.dumps(found) if args.json else "\n".join(lines(found)))
@@ -132,7 +131,7 @@ def data(name: str, given: str | None) -> dict[str, Any]:
     """Images by split, or why there are none."""
     try:
         root = datasets.data_root(given)
-        sizes = {split: len(datasets.load(name, root, split)) for split in ("train", "test")}
+        sizes = {split: len(datasets.load(name, root, split)) for split in datasets.SPLITS}
     except (DataError, OSError) as error:
         return {"missing": str(error)}
     return {"folder": str(root), **sizes}

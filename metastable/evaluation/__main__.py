@@ -7,10 +7,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from metastable import console
+from metastable import console, datasets
 from metastable.console import beside
+from metastable.datasets import Folder
 from metastable.evaluation import (
     calibrated,
     certified,
@@ -28,13 +27,13 @@ from metastable.evaluation import (
 )
 from metastable.evaluation.cli import machine
 from metastable.evaluation.portion import portion
-from metastable.images import decode
 
 
 def measure_latency(args: argparse.Namespace) -> dict[str, Any]:
     loaded = cli.load_bundle(args)
     names = cli.chosen_settings(args.settings, loaded)
-    images = torch.stack([decode(path.read_bytes()).pixels for path in sorted(args.images.glob("*.png"))])
+    pictures = Folder(path=args.folder or Path("samples"), shape=loaded.shape, test_share=1)
+    images = datasets.to_float(pictures.split("test").whole().images)
     rows = latency.measure(loaded, images, names, args.rounds)
     for row in rows:
         print(f"{row['setting']:<16}{row['median_ms']:>9.1f} ms  (p90 {row['p90_ms']:.1f})")
@@ -60,11 +59,12 @@ def make_table(args: argparse.Namespace) -> dict[str, Any]:
         "config": dataclasses.asdict(config),
         "machine": machine(),
     }
+    text = cli.noted(args, report.markdown(summary))
     lines = outcomes.read_outcomes(args.work / "outcomes.jsonl")
     if (page := beside(args.out, ".md")) and (picture := beside(args.out, ".png")):
-        page.write_text(report.markdown(summary))
+        page.write_text(text)
         report.draw(summary, lines, loaded.anomaly.threshold, picture)
-    print(report.markdown(summary))
+    print(text)
     return summary
 
 
@@ -90,9 +90,10 @@ def add_measurements(parser: argparse.ArgumentParser) -> Any:
     cli.add_work(one)
     one.set_defaults(run=make_table)
     one = commands.add_parser(
-        "latency", parents=[common, chosen], help="milliseconds of one image at a time, without a server"
+        "latency",
+        parents=[common, chosen],
+        help="milliseconds of one image at a time, of --images or samples/, without a server",
     )
-    one.add_argument("--images", type=Path, default=Path("samples"), help="folder of PNG images")
     one.add_argument("--rounds", type=int, default=5, help="times that every image is answered")
     one.set_defaults(run=measure_latency)
     robust_command.add(commands, [common, chosen])

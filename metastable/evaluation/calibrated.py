@@ -18,6 +18,8 @@ from metastable.errors import DataError
 from metastable.evaluation import cli
 from metastable.evaluation.portion import portion
 
+MADE = ("pictures", "skipped", "shape", "test_share", "split_seed", "crops")
+"""What is kept of how a folder of pictures became images (ImageSet.about)."""
 SUMMARY = "set the anomaly thresholds of a bundle on training-split images"
 BATCH = 50
 
@@ -27,7 +29,7 @@ class Changed:
     """Training images for a threshold, perhaps with benign changes (metastable.benign.mixed).
 
     Attributes:
-        images: float32 [N, C, H, W] in [0, 1].
+        images: uint8 [N, C, H, W]; as floats all of them would take four times the memory.
         evidence: `data` and `changes` of metastable.anomaly.Threshold.
     """
 
@@ -81,7 +83,7 @@ def run(args: argparse.Namespace) -> cli.Summary:
         anomaly.check_rate(rate, args.n)
     if shifts:
         anomaly.check_rate(rate, args.shift_n)
-    train = datasets.load(args.dataset, datasets.data_root(args.data), "train")
+    train = cli.images(args, "train", loaded)
     augment = benign.named(args.augment) if args.augment else ()
     mixture = {"augment": augment, "clean_share": args.clean_share, "seed": args.seed}
     found = kept or of(
@@ -115,18 +117,20 @@ def changed(
 ) -> Changed:
     """Images to calibrate on; DataError for a mixture that is none."""
     images, data = train.images, {"name": train.name, "split": train.split, "sha256": train.digest()}
+    data |= {key: str(train.about[key]) for key in MADE if key in train.about}
     changes: dict[str, int] = {}
     if augment:
         images, changes = benign.mixed(images, tuple(augment), clean_share=clean_share, seed=seed)
         data["changes_seed"] = str(seed)
-    return Changed(datasets.to_float(images), {"data": data, "changes": changes})
+    return Changed(images, {"data": data, "changes": changes})
 
 
 def of(
     loaded: bundle.Bundle, seen: Changed, *, false_positive_rate: float, network: str = "score"
 ) -> anomaly.Calibration:
     """The calibration of a network's score norm; ValueError for a rate that so few images cannot set."""
-    norms = anomaly.score_norms(seen.images, loaded.scores[network])
+    score, parts = loaded.scores[network], torch.split(seen.images, 250)
+    norms = torch.cat([anomaly.score_norms(datasets.to_float(part), score) for part in parts])
     return anomaly.calibrate(norms, false_positive_rate=false_positive_rate, network=network, **seen.evidence)
 
 
@@ -145,7 +149,7 @@ def shift_of(
     engine = engine_on("cpu", dataclasses.replace(loaded, settings=only))
     shifts = []
     for start in tqdm(range(0, len(seen.images), BATCH), desc=f"{setting}, shift", mininterval=2):
-        images = seen.images[start : start + BATCH]
+        images = datasets.to_float(seen.images[start : start + BATCH])
         norms = anomaly.score_norms(images, loaded.scores[loaded.anomaly.network])
         seeds = [(seed << 32) + start + row for row in range(len(images))]
         answers = engine.answer(images, seeds, loaded.settings[setting], loaded.anomaly.flags(norms))

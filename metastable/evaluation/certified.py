@@ -101,7 +101,7 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run_sigma(args: argparse.Namespace) -> cli.Summary:
     """The heuristic on the first n training images of the fixed order."""
-    train = portion(datasets.load(args.dataset, datasets.data_root(args.data), "train"), args.n)
+    train = portion(cli.images(args, "train"), args.n)
     sigma = median_heuristic(datasets.to_float(train.images))
     return {"command": "sigma", "sigma": round(sigma, 5), "data": train.name, "n": len(train)}
 

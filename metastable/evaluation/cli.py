@@ -15,6 +15,8 @@ import torch
 
 from metastable import bundle, console, datasets, settings
 from metastable.console import beside
+from metastable.datasets import options
+from metastable.datasets.folder import labeller_of
 from metastable.errors import DataError, SettingsError
 
 
@@ -30,7 +32,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Arguments that choose a data set."""
     parser.add_argument("--data", help="folder of the data sets (default: METASTABLE_DATA)")
-    parser.add_argument("--dataset", default="cifar10", choices=("cifar10", "mnist"), help="whose images")
+    parser.add_argument("--dataset", default="cifar10", choices=tuple(datasets.DATASETS), help="whose images")
+    options.add(parser)
 
 
 def common() -> argparse.ArgumentParser:
@@ -75,9 +78,35 @@ def chosen_settings(names: str | None, loaded: bundle.Bundle) -> tuple[str, ...]
     return wanted
 
 
-def test_images(args: argparse.Namespace, loaded: bundle.Bundle) -> datasets.ImageSet:
-    """The test split of --dataset; DataError if the bundle is for another shape or for fewer classes."""
-    test = datasets.load(args.dataset, datasets.data_root(args.data), "test")
+def images(args: argparse.Namespace, split: str, loaded: bundle.Bundle | None = None) -> datasets.Images:
+    """A split of --dataset; or of the folder --images, in the shape of the bundle.
+
+    Where nobody labelled the pictures, their labels are what the bundle's bare classifier says of them.
+
+    Args:
+        loaded: the bundle; None loads that of --bundle, where it is needed.
+    """
+    if not options.given(args):
+        return datasets.load(args.dataset, datasets.data_root(args.data), split)
+    known = loaded or bundle.load(args.bundle)
+    bare = labeller_of(known.classifier)
+    return options.folder(args, known.shape, tuple(known.classes), bare).split(split)
+
+
+def noted(args: argparse.Namespace, page: str) -> str:
+    """A page of accuracies, with what they are where nobody labelled the images."""
+    said = getattr(args, "adds", {}).get("accuracy_is")
+    return f"{page}\nNobody labelled these images: what is called accuracy is {said}.\n" if said else page
+
+
+def test_images(args: argparse.Namespace, loaded: bundle.Bundle) -> datasets.Images:
+    """The test images that a bundle is judged on (`images`).
+
+    Raises DataError if a data set is of another shape, or of more classes, than the bundle.
+    """
+    test = images(args, "test", loaded)
+    if not isinstance(test, datasets.ImageSet):
+        return test
     if tuple(test.images.shape[1:]) != loaded.shape:
         raise DataError(
             f"the bundle {loaded.name} is for images of {loaded.shape}, {args.dataset} has "

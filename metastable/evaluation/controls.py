@@ -183,7 +183,7 @@ def run(args: argparse.Namespace) -> cli.Summary:
         args.suite or args.work / "suite",
         args.device,
     )
-    text = markdown(rows)
+    text = cli.noted(args, markdown(rows))
     if page := beside(args.out, ".md"):
         page.write_text(text)
     print(text)

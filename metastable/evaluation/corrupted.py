@@ -198,7 +198,7 @@ def run(args: argparse.Namespace) -> cli.Summary:
 
 def run_generate(args: argparse.Namespace) -> cli.Summary:
     """Write the folder, of the test images that every table begins with."""
-    test = portion(datasets.load(args.dataset, datasets.data_root(args.data), "test"), args.n)
+    test = portion(cli.images(args, "test"), args.n)
     corruptions.generate(test, args.corruptions, args.seed)
     return {"command": "generate-corruptions", "n": len(test), **corruptions.source(args.corruptions)}
 

@@ -170,7 +170,7 @@ def run(args: argparse.Namespace) -> cli.Summary:
     )
     rows = measure(loaded, test, config)
     assert loaded.anomaly is not None
-    text = markdown(rows)
+    text = cli.noted(args, markdown(rows))
     if (page := beside(args.out, ".md")) and (picture := beside(args.out, ".png")):
         page.write_text(text)
         draw(rows, loaded.anomaly.false_positive_rate, picture)

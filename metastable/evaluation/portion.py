@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from metastable.datasets import ImageSet
+from metastable.datasets import Images, ImageSet
 from metastable.errors import DataError
 
 
-def portion(images: ImageSet, n: int, *, skip: int = 0, option: str = "--n") -> ImageSet:
+def portion(images: Images, n: int, *, skip: int = 0, option: str = "--n") -> ImageSet:
     """Exactly n images, after the first `skip` of the set's fixed order; `option` is what n came by.
 
     Raises DataError for less than one image, or more than are left: figures of another n than was asked for
@@ -18,7 +18,9 @@ def portion(images: ImageSet, n: int, *, skip: int = 0, option: str = "--n") -> 
     if n > left:
         after = f" after --skip {skip}" if skip else ""
         raise DataError(
-            f"there are {left} {images.split} images of {images.name}{after}, not {n}: give a lower {option}"
-            + (" or --skip" if skip else "")
+            f"there are {left} images{after}, not {n}: give a lower {option}" + (" or --skip" if skip else "")
         )
-    return images.take(n, skip=skip)
+    found = images.take(n, skip=skip)
+    if len(found) < n:
+        raise DataError(f"only {len(found)} of {left} pictures can be read, not {n}: give a lower {option}")
+    return found

@@ -89,10 +89,12 @@ def run(args: argparse.Namespace) -> cli.Summary:
         suites = suite.measure(
             loaded, some, names, args.eps, config, args.work, device=args.device, members=args.members
         )
-        cli.publish(args.out, suite_report.markdown(suites), lambda path: suite_report.draw(suites, path))
+        page = cli.noted(args, suite_report.markdown(suites))
+        cli.publish(args.out, page, lambda path: suite_report.draw(suites, path))
         return {"command": "robust", "suites": suites, **told}
     measured = robust.measure(loaded, some, rows, config, args.work, args.device)
-    cli.publish(args.out, robust_rows.markdown(measured), lambda path: robust_rows.draw(measured, path))
+    page = cli.noted(args, robust_rows.markdown(measured))
+    cli.publish(args.out, page, lambda path: robust_rows.draw(measured, path))
     return {"command": "robust", "rows": measured, **told}
 
 

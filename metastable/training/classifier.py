@@ -28,7 +28,7 @@ from metastable.networks import channels_last
 from metastable.networks.classifier import WhitenedNet, WideResNet
 from metastable.networks.cnn import Cnn
 from metastable.networks.compact import CompactResNet
-from metastable.training.run import Ema, Learner, Run, device_of
+from metastable.training.run import Ema, Learner, Run, device_of, seen_by
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ClassifierConfig:
     """Learning rates are per 1 024 examples of a summed loss, decoupled from the momentum.
 
     Attributes:
-        dataset: "cifar10" or "mnist"; digits are shifted, but not mirrored.
+        dataset: a name of metastable.datasets, which says whether images are mirrored.
         network: "whitened", "wrn-DEPTH-WIDTH", "wrn-DEPTH-WIDTH-silu", "compact-A-B-C", or for digits
             "cnn" or "cnn-A-B-C" with its widths.
         epochs: passes over the training images.
@@ -77,13 +77,16 @@ class ClassifierConfig:
             raise ValueError("adversarial must lie in [0, 1], and attack_steps be 1 or more")
 
 
-def build(name: str, classes: int = 10) -> WhitenedNet | WideResNet | CompactResNet | Cnn:
+def build(
+    name: str, classes: int = 10, shape: datasets.Shape = (1, 28, 28)
+) -> WhitenedNet | WideResNet | CompactResNet | Cnn:
+    """A new classifier by its name; `shape` is of its images, which only `cnn` needs to know."""
     if name == "whitened":
         return WhitenedNet(classes)
     kind, *numbers = name.split("-")
     if kind == "cnn":
         a, b, c = (int(n) for n in numbers) if numbers else (128, 64, 128)
-        return Cnn(classes, widths=(a, b, c))
+        return Cnn(classes, shape[0], datasets.square(shape, name), (a, b, c))
     if kind == "compact":
         a, b, c = (int(n) for n in numbers)
         return CompactResNet(classes, widths=(a, b, c))
@@ -152,12 +155,14 @@ def _one_cycle(step: int, total: int) -> float:
     return 1.0 - 0.93 * (step - peak) / (total - peak)
 
 
-def train(config: ClassifierConfig, data: Path, out: Path, device: str = "auto") -> dict[str, Any]:
+def train(config: ClassifierConfig, data: datasets.Source, out: Path, device: str = "auto") -> dict[str, Any]:
     """Train, resume where a checkpoint is, and return the metrics (test accuracy with n)."""
     run, dev = Run(out, config), device_of(device)
     train_set = datasets.load(config.dataset, data, "train")
     torch.manual_seed(config.seed)
-    network = build(config.network)
+    datasets.require_labels(train_set, "a classifier")
+    row = datasets.of(config.dataset, data)
+    network = build(config.network, len(row.classes), row.shape)
     if isinstance(network, WhitenedNet):
         network.fit_whitening(datasets.to_float(train_set.images[:5000]))
     channels_last(network.to(dev))
@@ -178,7 +183,7 @@ def train(config: ClassifierConfig, data: Path, out: Path, device: str = "auto")
             len(labels), generator=torch.Generator().manual_seed(config.seed * 7919 + epoch)
         )
         pick = order[index * config.batch : (index + 1) * config.batch]
-        flips = None if config.dataset == "mnist" else flip_first[pick]
+        flips = flip_first[pick] if row.mirrored else None
         x, y = augment(images[pick], epoch, config.shift, flips, rng).to(dev), labels[pick].to(dev)
         if isinstance(network, WhitenedNet):
             network.whiten.bias.requires_grad_(epoch < config.whiten_bias_epochs)  # type: ignore[union-attr]
@@ -226,7 +231,8 @@ def trained(run: Path) -> nn.Module:
         weights = load_file(run / "weights.safetensors")
     except OSError as error:
         raise DataError(f"{run} holds no finished classifier run: {error.strerror}") from None
-    network = build(config["network"])
+    seen = seen_by(run)
+    network = build(config["network"], len(seen.classes), seen.shape)
     network.load_state_dict(weights)
     return network.eval().requires_grad_(False)
 

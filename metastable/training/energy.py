@@ -52,7 +52,7 @@ class EnergyMlConfig:
     5e-5 for every weight of U would be 20 000 times too much for some and too little for others.
 
     Attributes:
-        dataset: "mnist" or "cifar10".
+        dataset: a name of metastable.datasets.
         features: width n of the EnergyNetwork.
         updates: number of updates in all.
         switch: updates made with Adam; SGD makes the rest.
@@ -111,22 +111,24 @@ class EnergyMlConfig:
         }
 
 
-def start_network(config: EnergyMlConfig) -> EnergyNetwork:
-    """A fresh network whose f = c U has PyTorch's usual initial weights, as in the paper's code.
+def start_network(config: EnergyMlConfig, shape: datasets.Shape) -> EnergyNetwork:
+    """A fresh network for images of `shape`, whose f = c U has PyTorch's usual initial weights.
 
-    So the first Langevin steps already have a drift of the right order: a U with the usual
-    initial weights would have to grow 1 / c = 20 000 times before it moved anything.
+    So it is in the paper's code, and the first Langevin steps already have a drift of the right order: a U
+    with the usual initial weights would have to grow 1 / c = 20 000 times before it moved anything.
     """
-    channels, size = (1, 28) if config.dataset == "mnist" else (3, 32)
+    size = datasets.square(shape, "an energy network")
     torch.manual_seed(config.seed)
-    network = EnergyNetwork(channels, size, config.features)
+    network = EnergyNetwork(shape[0], size, config.features)
     with torch.no_grad():
         for p in network.last.parameters():
             p.div_(config.fold)
     return network
 
 
-def train_energy_ml(config: EnergyMlConfig, data: Path, out: Path, device: str = "auto") -> dict[str, Any]:
+def train_energy_ml(
+    config: EnergyMlConfig, data: datasets.Source, out: Path, device: str = "auto"
+) -> dict[str, Any]:
     """Train by Algorithm 2 in run folder `out`; resumes exactly where a checkpoint was made.
 
     Beside what a Run writes, `health.png` shows the energy difference and the gradient strength
@@ -143,7 +145,7 @@ def train_energy_ml(config: EnergyMlConfig, data: Path, out: Path, device: str =
     run, dev = Run(out, config, free=("updates", "switch")), device_of(device)
     train_set = datasets.load(config.dataset, data, "train")
     test_images = datasets.to_float(datasets.load(config.dataset, data, "test").take(64).images)
-    network = channels_last(start_network(config).to(dev))
+    network = channels_last(start_network(config, datasets.of(config.dataset, data).shape).to(dev))
     bank, update = start_bank(config, train_set.images), 0
     if len(bank) < config.batch:
         raise ValueError(f"a bank of {len(bank)} chains cannot fill a batch of {config.batch}")

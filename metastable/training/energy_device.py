@@ -34,16 +34,19 @@ Told = Callable[[dict[str, Any]], None]
 class _Training:
     """A run in its folder; see `train`."""
 
-    def __init__(self, config: DeviceConfig, data: Path, out: Path, device: torch.device, told: Told) -> None:
+    def __init__(
+        self, config: DeviceConfig, data: datasets.Source, out: Path, device: torch.device, told: Told
+    ) -> None:
         self._told = told
         self.run = Run(out, config, free=("updates", "switch", "accuracy"))
         self.config, self._device, self._out = config, device, out
         train_set = datasets.load(config.dataset, data, "train")
         test = datasets.load(config.dataset, data, "test").take(config.check_images)
+        datasets.require_labels(test, "the check of chains")
         self._images, self._labels = datasets.to_float(test.images), test.labels
         self._classifier: nn.Module = bundle.load(Path(config.bundle)).classifier
         self._classifier = copy.deepcopy(self._classifier).to(device).eval()
-        network = channels_last(start_network(config).to(device))
+        network = channels_last(start_network(config, datasets.of(config.dataset, data).shape).to(device))
         self.trainer = Trainer(
             network, train_set.images, start_bank(config, train_set.images), config, device
         )
@@ -183,7 +186,11 @@ def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def train(
-    config: DeviceConfig, data: Path, out: Path, device: str = "auto", told: Told = lambda check: None
+    config: DeviceConfig,
+    data: datasets.Source,
+    out: Path,
+    device: str = "auto",
+    told: Told = lambda check: None,
 ) -> dict[str, Any]:
     """Train in run folder `out`, resume where a checkpoint is, and return the metrics.
 

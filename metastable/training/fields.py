@@ -26,13 +26,17 @@ def descriptions(config: type) -> dict[str, str]:
 
 
 def add_fields(parser: argparse.ArgumentParser, config: type, defaults: object = None) -> None:
-    """An option for every field of a configuration; its default is that of the class, or of the instance."""
+    """An option for every field of a configuration; its default is that of the class, or of the instance.
+
+    A field whose name another option has says `option` in its metadata.
+    """
     texts = descriptions(config)
     for field in dataclasses.fields(config):
-        flag = "--" + field.name.replace("_", "-")
+        flag = "--" + field.metadata.get("option", field.name).replace("_", "-")
         default = field.default if defaults is None else getattr(defaults, field.name)
         text = texts[field.name].replace("%", "%%")
         if isinstance(default, bool):
-            parser.add_argument(flag, default=default, action=argparse.BooleanOptionalAction, help=text)
+            action = argparse.BooleanOptionalAction
+            parser.add_argument(flag, dest=field.name, default=default, action=action, help=text)
         else:
-            parser.add_argument(flag, type=type(default), default=default, help=text)
+            parser.add_argument(flag, dest=field.name, type=type(default), default=default, help=text)

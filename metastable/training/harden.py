@@ -24,6 +24,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from metastable import datasets
+from metastable.datasets.folder import AGREEMENT
 from metastable.training import harden_parts
 from metastable.training.harden_attack import judge
 from metastable.training.harden_config import HardenConfig
@@ -43,7 +45,7 @@ def schedule(step: int, warmup: float, total: int) -> float:
     return max(0.0, (total - step) / max(1, total - first))
 
 
-def train(config: HardenConfig, data: Path, out: Path, device: str = "auto") -> dict[str, Any]:
+def train(config: HardenConfig, data: datasets.Source, out: Path, device: str = "auto") -> dict[str, Any]:
     """Train, resume where a checkpoint is, and return the metrics: accuracies on held-out training images.
 
     Raises DataError or BundleError for missing data or parts, or a folder with another configuration;
@@ -75,6 +77,7 @@ def train(config: HardenConfig, data: Path, out: Path, device: str = "auto") -> 
             "natural": best["natural"],
             "robust_pgd20": best["robust"],
             "judged_on": f"{len(session.held[1])} held-out training images",
+            **({} if session.labelled else {"accuracy_is": AGREEMENT}),
             "updates": session.learner.step,
             "epochs": round(session.learner.step / session.batches.per_epoch, 2),
             "restorations": session.guard.failures,

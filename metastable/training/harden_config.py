@@ -28,7 +28,7 @@ class HardenConfig:
             (attacks; without a purifier unless `frozen_purifier`).
         bundle: folder of the bundle whose networks are the start.
         start: name of its network that becomes the purifier.
-        dataset: "cifar10" or "mnist".
+        dataset: a name of metastable.datasets.
         images: how many training images, 0 for all.
         classifier: a new one instead: compact-A-B-C, wrn-DEPTH-WIDTH[-silu], whitened, cnn[-A-B-C].
         fresh: new weights for the bundle's classifier.
@@ -83,7 +83,7 @@ class HardenConfig:
     bundle: str = "model_store/cifar10"
     start: str = "score"
     dataset: str = "cifar10"
-    images: int = 0
+    images: int = field(default=0, metadata={"option": "n"})  # --images names a folder of pictures
     classifier: str = ""
     fresh: bool = False
     purifier: str = ""
@@ -174,6 +174,11 @@ class HardenConfig:
         return {"both": ("purifier", "classifier"), "classifier": ("classifier",)}.get(
             self.mode, ("purifier",)
         )
+
+    @property
+    def learns_labels(self) -> bool:
+        """Whether a classifier learns, which takes labels that somebody gave."""
+        return bool(self.classifier) or self.fresh or "classifier" in self.moves
 
     @property
     def attacks(self) -> bool:

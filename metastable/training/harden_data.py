@@ -19,15 +19,23 @@ class Batches:
 
     Args:
         images: uint8 [N, C, H, W]; labels: int64 [N].  Both are moved to the device.
+        mirrored: whether images may be mirrored, where the configuration wants it.
 
     Raises DataError if there are fewer images than a batch needs.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, config: HardenConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        config: HardenConfig,
+        device: torch.device,
+        mirrored: bool = True,
+    ) -> None:
         if len(images) < config.batch:
             raise DataError(f"{len(images)} training images are too few for batches of {config.batch}")
         self.images, self.labels = images.to(device), labels.to(device)
-        self.config, self.device = config, device
+        self.config, self.device, self._flip = config, device, config.flip and mirrored
         self.rng = torch.Generator(device)
         self._epoch, self._order = -1, torch.empty(0)
 
@@ -52,7 +60,8 @@ class Batches:
         """
         self.rng.manual_seed(_seed(self.config.seed, step, 1_000_003))
         rows = self.rows(step)
-        return augment(self.images[rows].float() / 255, self.config, self.rng), self.labels[rows]
+        x = augment(self.images[rows].float() / 255, self.config, self.rng, flip=self._flip)
+        return x, self.labels[rows]
 
 
 def _seed(seed: int, number: int, factor: int) -> int:
@@ -60,14 +69,14 @@ def _seed(seed: int, number: int, factor: int) -> int:
     return (seed * factor * 31 + number * factor + 17) % 2**32
 
 
-def augment(x: Tensor, config: HardenConfig, rng: torch.Generator) -> Tensor:
-    """Images [B, C, H, W] mirrored by chance, shifted by up to `pad` pixels, with a square cut out.
+def augment(x: Tensor, config: HardenConfig, rng: torch.Generator, *, flip: bool) -> Tensor:
+    """Images [B, C, H, W] mirrored by chance (`flip`), shifted by up to `pad` pixels, with a square cut out.
 
     rng is a generator of x's device.  The square of side `cutout` may reach over the border; it becomes grey
     (DeVries and Taylor 2017).
     """
     b, _, height, width = x.shape
-    if config.flip and config.dataset != "mnist":  # digits have no mirror images
+    if flip:
         mirrored = torch.rand(b, generator=rng, device=x.device) < 0.5
         x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(3), x)
     if config.pad:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metastable import datasets
+from metastable import bundle, datasets
+from metastable.datasets.folder import labeller_of
 from metastable.errors import DataError
 from metastable.networks import channels_last
 from metastable.training import harden_health, harden_parts
@@ -24,18 +26,30 @@ from metastable.training.harden_step import DeviceEma, Update, optimizer_of, rel
 from metastable.training.run import Learner, Run, device_of
 
 
-def split(config: HardenConfig, data: Path) -> tuple[datasets.ImageSet, datasets.ImageSet]:
+def split(config: HardenConfig, data: datasets.Source) -> tuple[datasets.ImageSet, datasets.ImageSet]:
     """Images to train on and the last ones of the training split, which are only judged by.
+
+    Pictures that nobody labelled get the labels of the bundle's classifier, where no classifier learns.
 
     Raises DataError if too few images are there.
     """
+    if isinstance(data, datasets.Folder) and data.labels is None and not config.learns_labels:
+        bare = bundle.load(Path(config.bundle)).classifier
+        data = dataclasses.replace(data, labeller=labeller_of(bare))
     whole = datasets.load(config.dataset, data, "train")
+    if config.learns_labels:
+        datasets.require_labels(whole, "a classifier that learns")
     most = len(whole) - config.held_out
+    if isinstance(data, datasets.Folder):
+        most -= most % max(1, data.crops)  # whole pictures
     if most < 1:
-        raise DataError(f"{len(whole)} training images are too few to hold {config.held_out} of them out")
+        raise DataError(
+            f"{len(whole)} training images are too few to hold {config.held_out} of them out: give a smaller "
+            "--held-out, or more images"
+        )
     count = min(config.images or most, most)
     learned, held = (
-        datasets.ImageSet(whole.name, whole.split, whole.images[s], whole.labels[s], whole.classes)
+        dataclasses.replace(whole, images=whole.images[s], labels=whole.labels[s])
         for s in (slice(0, count), slice(most, None))
     )
     return learned, held
@@ -46,7 +60,8 @@ class Session:
     """A run in progress: everything that the loop of `train` works on.
 
     `total` is the number of updates, 0 until it is settled; `began` when this sitting did, `written` when the
-    small files were; `finite` whether all losses since the last check were.
+    small files were; `finite` whether all losses since the last check were; `labelled` whether somebody
+    labelled the images that are judged, which have the bare classifier's labels otherwise.
     `kept` are averaged weights by name: `good.*` of the last good check, `best.*` of the best.
     """
 
@@ -56,6 +71,7 @@ class Session:
     parts: dict[str, harden_parts.Part]
     batches: Batches
     held: tuple[Tensor, Tensor]
+    labelled: bool
     update: Update
     learner: Learner
     guard: Guard
@@ -124,7 +140,7 @@ class Session:
         self.written = time.monotonic()
 
 
-def begin(config: HardenConfig, data: Path, out: Path, device: str) -> Session:
+def begin(config: HardenConfig, data: datasets.Source, out: Path, device: str) -> Session:
     """The session of a new or resumed run, at its first update or that of the checkpoint."""
     began = time.monotonic()
     dev = device_of(device)
@@ -144,6 +160,7 @@ def begin(config: HardenConfig, data: Path, out: Path, device: str) -> Session:
     average = DeviceEma(pipeline, config.ema)
     guard = Guard(config.attack_steps)
     learner = Learner(pipeline, optimizer, average)
+    mirrored = datasets.of(config.dataset, data).mirrored
     _, channels, height, width = learned.images.shape
     shape = (channels, height, width)
     update = Update(pipeline, optimizer, average, config, shape, guard.steps, dev)
@@ -157,13 +174,14 @@ def begin(config: HardenConfig, data: Path, out: Path, device: str) -> Session:
         run=run,
         device=dev,
         parts=parts,
-        batches=Batches(learned.images, learned.labels, config, dev),
+        batches=Batches(learned.images, learned.labels, config, dev, mirrored),
         held=(
             datasets.to_float(held.images[: config.check_images])
             .to(dev)
             .contiguous(memory_format=torch.channels_last),
             held.labels[: config.check_images].to(dev),
         ),
+        labelled=held.labelled,
         update=update,
         learner=learner,
         guard=guard,

@@ -31,7 +31,7 @@ class MaladeConfig:
     """The paper's variance for MNIST; it has 0.01 for CIFAR-10.
 
     Attributes:
-        dataset: "mnist" or "cifar10".
+        dataset: a name of metastable.datasets.
         classifier: run folder of the classifier f; needed where `supervised`.
         supervised: train eq. 11, else eq. 7.
         variance: v, in squared [0, 1] units.
@@ -79,13 +79,15 @@ def sdae_loss(
     return loss
 
 
-def train(config: MaladeConfig, data: Path, out: Path, device: str = "auto") -> dict[str, Any]:
+def train(config: MaladeConfig, data: datasets.Source, out: Path, device: str = "auto") -> dict[str, Any]:
     """Train, resume where a checkpoint is, and return the metrics, on 1 000 test images.
 
     Raises DataError for missing data, an unfinished classifier, or a folder with another configuration.
     """
     run, dev = Run(out, config), device_of(device)
     train_set = datasets.load(config.dataset, data, "train")
+    if config.supervised:
+        datasets.require_labels(train_set, "the supervised loss")
     judge = classifier.trained(Path(config.classifier)).to(dev) if config.supervised else None
     torch.manual_seed(config.seed)
     network = Autoencoder(train_set.images.shape[1], config.variance).to(dev)

@@ -12,7 +12,7 @@ ones, and that is what this keeps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class PurifiedConfig:
     """Lengths are in [0, 1] image units; rates and K are the thesis's, the rest is for digits.
 
     Attributes:
-        dataset: "cifar10" or "mnist".
+        dataset: a name of metastable.datasets.
         network: of the classifier, a name as in ClassifierConfig.
         bundle: folder of the bundle that purifies.
         energy: which of its networks purifies.
@@ -56,7 +56,7 @@ class PurifiedConfig:
     network: str = "cnn-16-32-100"
     bundle: str = "model_store/mnist"
     energy: str = "energy"
-    images: int = 10_000
+    images: int = field(default=10_000, metadata={"option": "n"})  # --images names a folder of pictures
     steps: int = 1
     tau: float = 0.015
     eps: float = 0.3
@@ -83,7 +83,7 @@ def rejuvenate(attacked: Tensor, clean: Tensor, rate: float, rng: torch.Generato
     return torch.where(again.view(-1, 1, 1, 1), clean, attacked)
 
 
-def train(config: PurifiedConfig, data: Path, out: Path, device: str = "auto") -> dict[str, Any]:
+def train(config: PurifiedConfig, data: datasets.Source, out: Path, device: str = "auto") -> dict[str, Any]:
     """Train, resume where a checkpoint is, and return the metrics, on 1 000 test images.
 
     Raises DataError or BundleError for missing data, a bundle without the network, or a folder with
@@ -91,10 +91,12 @@ def train(config: PurifiedConfig, data: Path, out: Path, device: str = "auto") -
     """
     run, dev = Run(out, config), device_of(device)
     train_set = datasets.load(config.dataset, data, "train")
+    datasets.require_labels(train_set, "a classifier")
     train_set = train_set.take(config.images or len(train_set), seed=config.seed)
     score: ScoreFunction = bundle.network(Path(config.bundle), config.energy).to(dev).score  # type: ignore[assignment]
     torch.manual_seed(config.seed)
-    network = classifier.build(config.network).to(dev)
+    row = datasets.of(config.dataset, data)
+    network = classifier.build(config.network, len(row.classes), row.shape).to(dev)
     bank, ball = datasets.to_float(train_set.images), Ball("linf", config.eps)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.lr)
     learner = Learner(network, optimizer, Ema(network, config.ema), extra={"bank": bank})

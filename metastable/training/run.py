@@ -20,12 +20,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from metastable import datasets
 from metastable.errors import DataError
 from metastable.training import pieces
 
@@ -34,6 +35,33 @@ KEPT = "weights-fp16.safetensors"
 
 PASSING = {"passing": True}
 """Metadata of a configuration's field that a resumed run may change: it stays out of config.json."""
+
+
+DATA = "data.json"
+"""What a run on a folder of pictures leaves beside its config.json: how they became images."""
+
+
+class Seen(NamedTuple):
+    """What a run learned from: the shape of its images, their classes, whether mirror images are of them."""
+
+    shape: datasets.Shape
+    classes: tuple[str, ...]
+    mirrored: bool
+
+
+def seen_by(folder: Path) -> Seen:
+    """What the run of a folder learned from; DataError where its configuration names no data set.
+
+    Raises OSError where there is no run.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    for place in (folder, folder.parent):  # parts of `harden` are folders in that of the run
+        if (place / DATA).exists():
+            said = json.loads((place / DATA).read_text())
+            return Seen(tuple(said["shape"]), tuple(said["classes"]), said["mirrored"])
+    # Runs from before there was a choice do not name their data.
+    row = datasets.named(config.get("dataset", "cifar10"))
+    return Seen(row.shape, row.classes, row.mirrored)
 
 
 def device_of(name: str = "auto") -> torch.device:

@@ -37,7 +37,7 @@ class ScoreConfig:
     pixels are 0 or 1: half of MNIST's noise is cut off, so the noise that is left has a mean.
 
     Attributes:
-        dataset: "cifar10" or "mnist".
+        dataset: a name of metastable.datasets.
         widths: of the three levels of the network, three numbers separated by commas.
         blocks: residual blocks a level.
         updates: number of updates in all.
@@ -72,7 +72,7 @@ class EnergyDsmConfig:
     """Noise levels are in [0, 1] image units.
 
     Attributes:
-        dataset: "cifar10" or "mnist".
+        dataset: a name of metastable.datasets.
         features: width n of the EnergyNetwork.
         updates: number of updates in all.
         batch: images an update.
@@ -111,32 +111,38 @@ def dsm_loss(network: nn.Module, noisy: Tensor, noise: Tensor, sigma: Tensor) ->
     return loss
 
 
-def train_score(config: ScoreConfig, data: Path, out: Path, device: str = "auto") -> dict[str, Any]:
+def train_score(
+    config: ScoreConfig, data: datasets.Source, out: Path, device: str = "auto"
+) -> dict[str, Any]:
     """Train a ScoreNetwork; returns metrics with its denoising error on test images."""
-    channels = 1 if config.dataset == "mnist" else 3
+    channels, _, _ = datasets.of(config.dataset, data).shape
     torch.manual_seed(config.seed)
     return _train(score_network(config, channels), config, data, out, device)
 
 
-def train_energy(config: EnergyDsmConfig, data: Path, out: Path, device: str = "auto") -> dict[str, Any]:
+def train_energy(
+    config: EnergyDsmConfig, data: datasets.Source, out: Path, device: str = "auto"
+) -> dict[str, Any]:
     """Train an EnergyNetwork whose -grad U is a score; returns metrics as `train_score` does."""
-    channels, size = (1, 28) if config.dataset == "mnist" else (3, 32)
+    shape = datasets.of(config.dataset, data).shape
+    size = datasets.square(shape, "an energy network")
     torch.manual_seed(config.seed)
-    return _train(EnergyNetwork(channels, size, config.features), config, data, out, device)
+    return _train(EnergyNetwork(shape[0], size, config.features), config, data, out, device)
 
 
 def _train(
-    network: nn.Module, config: ScoreConfig | EnergyDsmConfig, data: Path, out: Path, device: str
+    network: nn.Module, config: ScoreConfig | EnergyDsmConfig, data: datasets.Source, out: Path, device: str
 ) -> dict[str, Any]:
     run, dev = Run(out, config), device_of(device)
     train_set = datasets.load(config.dataset, data, "train")
+    mirrored = datasets.of(config.dataset, data).mirrored
     channels_last(network.to(dev))
     optimizer = torch.optim.Adam(network.parameters(), lr=config.lr, betas=(0.9, 0.99))
     average = Ema(network, config.ema)
     learner = Learner(network, optimizer, average)
 
     def loss_of(step: int) -> Tensor:
-        noisy, noise, sigma = _batch(train_set.images, config, step)
+        noisy, noise, sigma = _batch(train_set.images, config, step, mirrored)
         with torch.autocast(dev.type, torch.bfloat16, enabled=config.bf16):
             return dsm_loss(network, noisy.to(dev), noise.to(dev), sigma.to(dev)).mean()
 
@@ -160,14 +166,16 @@ def _train(
     )
 
 
-def _batch(images: Tensor, config: ScoreConfig | EnergyDsmConfig, step: int) -> tuple[Tensor, Tensor, Tensor]:
+def _batch(
+    images: Tensor, config: ScoreConfig | EnergyDsmConfig, step: int, mirrored: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """The batch of one update, a function of seed and step alone, so a resumed run goes on the same."""
     rng = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     pick = torch.randint(0, len(images), (config.batch,), generator=rng)
     clean = datasets.to_float(images[pick])
-    if config.dataset != "mnist":  # digits have no mirror images
-        mirrored = torch.rand(config.batch, generator=rng) < 0.5
-        clean = torch.where(mirrored.view(-1, 1, 1, 1), clean.flip(3), clean)
+    if mirrored:
+        turned = torch.rand(config.batch, generator=rng) < 0.5
+        clean = torch.where(turned.view(-1, 1, 1, 1), clean.flip(3), clean)
     clean = clean.contiguous(memory_format=torch.channels_last)
     low, high = math.log(config.sigma_min), math.log(config.sigma_max)
     sigma = torch.exp(low + (high - low) * torch.rand(config.batch, 1, 1, 1, generator=rng))

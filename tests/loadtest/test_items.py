@@ -105,19 +105,21 @@ def test_a_folder_of_images_with_labels(tmp_path: Path, root: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "names no image"),
-        ("file,label\n", "names no image"),
-        ("name,class\na.png,3\n", "columns file,label"),
-        ("file,label\nnone.png,3\n", "columns file,label"),
-        ("file,label\na.png,cat\n", "columns file,label"),
-        ("file,label\na.png\n", "columns file,label"),
-        ("file,label\na.png,-1\n", "negative"),
-        ("file,label\n../secret.png,1\n", "outside the folder"),
-        ("file,label\n/etc/hostname,1\n", "outside the folder"),
+        ("", "names no picture"),
+        ("file,label\n", "names no picture"),
+        ("name,class\na.png,3\n", "names of classes: give their numbers"),
+        ("file,label\nnone.png,3\n", r"line 2: none\.png cannot be read"),
+        ("file,label\na.png,cat\n", "names of classes: give their numbers"),
+        ("file,label\na.png\n", "line 2: there are 1 fields, not 2"),
+        ("file,label\na.png,-1\n", "names of classes: give their numbers"),
+        ("file,label\na.png,1\n../secret.png,1\n", r"line 3: '\.\./secret\.png' is not the name of a file"),
+        ("file,label\n/etc/hostname,1\n", "line 2: '/etc/hostname' is not the name of a file"),
+        ("file,label\nlink.png,1\n", r"line 2: link\.png is a link that leads out"),
     ],
 )
 def test_a_wrong_folder_is_explained(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "link.png").symlink_to("/etc/hostname")
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(DataError, match=said):
         items.read(tmp_path)

@@ -173,7 +173,7 @@ def test_rates_for_u_train_as_the_published_rates_train_the_folded_network(
     """
     config = dataclasses.replace(TINY, updates=1, switch=switch, adam_lr=1e-3, sgd_lr=0.1)
     c = 0.5 * 0.01**2
-    folded = energy.start_network(config)
+    folded = energy.start_network(config, (1, 28, 28))
     with torch.no_grad():
         for p in folded.last.parameters():
             p.mul_(c)
@@ -195,7 +195,7 @@ def test_rates_for_u_train_as_the_published_rates_train_the_folded_network(
     optimizer.step()
 
     train_energy_ml(config, data, tmp_path, "cpu")
-    start, learned = energy.start_network(config).state_dict(), saved(tmp_path)["network"]
+    start, learned = energy.start_network(config, (1, 28, 28)).state_dict(), saved(tmp_path)["network"]
     compared = 0
     for name, theirs in folded.named_parameters():
         if name == "last.bias":
@@ -251,7 +251,7 @@ def test_data_end_up_with_less_energy_than_noise(tmp_path: Path, switch: int) ->
         TINY, updates=30, switch=switch, batch=8, steps=10, bank=40, adam_lr=1e-3, sgd_lr=1e-4
     )
     train_energy_ml(config, root, tmp_path / "out", "cpu")
-    network = energy.start_network(config)
+    network = energy.start_network(config, (1, 28, 28))
     images = constant[:, None] / 255
     noise = torch.rand(20, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

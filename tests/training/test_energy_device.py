@@ -55,7 +55,8 @@ def trainer(data: Path, **changes: Any) -> Trainer:
     config = dataclasses.replace(TINY, **changes)
     images = datasets.load("mnist", data, "train").images
     torch.manual_seed(3)
-    return Trainer(energy.start_network(config), images, energy.start_bank(config, images), config, CPU)
+    network = energy.start_network(config, (1, 28, 28))
+    return Trainer(network, images, energy.start_bank(config, images), config, CPU)
 
 
 def test_updates_visit_the_bank_from_end_to_end_and_note_their_figures(data: Path) -> None:
