@@ -95,7 +95,10 @@ def check_rate(rate: float, n: int) -> int:
     Raises ValueError for a rate outside (0, 1) or too few values for it.
     """
     if not 0 < rate < 1 or (rank := math.ceil((n + 1) * (1 - rate))) > n:
-        raise ValueError(f"a false-positive rate of {rate} cannot be set on {n} images")
+        raise ValueError(
+            f"a false-positive rate of {rate:g} cannot be set on {n} images: give a share in (0, 1), and "
+            "more images for a smaller one"
+        )
     return rank
 
 

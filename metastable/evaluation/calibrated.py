@@ -73,16 +73,14 @@ def fill(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> cli.Summary:
     """Calibrate and put the result into the bundle."""
     rate = args.false_positive_rate
+    for wanted, n in ((not args.shift_only, args.n), (args.shift, args.shift_n)):
+        if wanted:
+            anomaly.check_rate(rate, n)  # at once: it is known before anything is read
     loaded = bundle.load(args.bundle)
     shifts = _chosen(args.shift, loaded)
     kept = loaded.anomaly if args.shift_only else None
     if args.shift_only and (kept is None or not shifts):
         raise DataError("--shift-only needs a bundle whose score norm is calibrated, and --shift SETTINGS")
-    # At once: what a rate needs is known before an image is read.
-    if kept is None:
-        anomaly.check_rate(rate, args.n)
-    if shifts:
-        anomaly.check_rate(rate, args.shift_n)
     train = cli.images(args, "train", loaded)
     augment = benign.named(args.augment) if args.augment else ()
     mixture = {"augment": augment, "clean_share": args.clean_share, "seed": args.seed}

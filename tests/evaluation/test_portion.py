@@ -28,9 +28,9 @@ def test_as_many_as_are_asked_for() -> None:
 @pytest.mark.parametrize(
     ("n", "skip", "said"),
     [
-        (11, 0, "there are 10 test images of noise, not 11: give a lower --n$"),
-        (7, 4, "there are 6 test images of noise after --skip 4, not 7: give a lower --n or --skip"),
-        (1, 12, "there are 0 test images"),
+        (11, 0, "there are 10 images, not 11: give a lower --n$"),
+        (7, 4, "there are 6 images after --skip 4, not 7: give a lower --n or --skip"),
+        (1, 12, "there are 0 images"),
         (0, 0, "--n must be 1 or more, not 0"),
         (-3, 0, "--n must be 1 or more"),
     ],
@@ -57,14 +57,14 @@ def cifar(tmp_path: Path) -> Path:
     ("words", "said"),
     [
         (["table", "--n", "0"], "--n must be 1 or more, not 0"),
-        (["table", "--n", "21"], "there are 20 test images"),
-        (["robust", "--attack", "pgd", "--n", "21"], "there are 20 test images"),
-        (["controls", "--n", "21"], "there are 20 test images"),
+        (["table", "--n", "21"], "there are 20 images"),
+        (["robust", "--attack", "pgd", "--n", "21"], "there are 20 images"),
+        (["controls", "--n", "21"], "there are 20 images"),
         (
             ["controls", "--suite", "nowhere"],
             "there is no folder nowhere: --suite names the --work of a suite",
         ),
-        (["certify", "--settings", "fast", "--n", "21"], "there are 20 test images"),
+        (["certify", "--settings", "fast", "--n", "21"], "there are 20 images"),
     ],
     ids=" ".join,
 )
@@ -95,4 +95,4 @@ def test_a_rate_that_cannot_be_set_is_refused_before_anything_is_read(
         with pytest.raises(SystemExit) as end:
             command.main()
         assert end.value.code == 2
-        assert f"cannot be set on --n {n} images" in capsys.readouterr().err
+        assert f"cannot be set on {n} images" in capsys.readouterr().err
