@@ -76,8 +76,8 @@ def test_the_command_writes_all_three_files(
     records[:, 0] %= 10
     (data / "test_batch.bin").write_bytes(records.tobytes())
     out = tmp_path / "o" / "honest.json"
-    arguments = ["x", "honest", "--bundle", str(tiny_folder), "--data", str(tmp_path), "--judged", "2"]
-    monkeypatch.setattr("sys.argv", [*arguments, "--out", str(out)])
+    arguments = ["x", "honest", "--bundle", str(tiny_folder), "--data", str(tmp_path), "--n", "20"]
+    monkeypatch.setattr("sys.argv", [*arguments, "--judged", "2", "--out", str(out)])
     command.main()
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [row["change"] for row in printed["rows"]] == list(benign.CHANGES)

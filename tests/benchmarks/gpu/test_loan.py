@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import loan
-from benchmarks.gpu.loan import Loan, Piece
+from benchmarks.gpu.loan import Loan
+from benchmarks.gpu.pieces import PIECES, Piece, chosen
 from benchmarks.gpu.returned import FILES, Returned
 from metastable import console
 from metastable.errors import MetastableError
@@ -21,10 +22,10 @@ TRAINING = 450 / 720  # of a loan, by the order of value
 
 
 def spend(
-    monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: str, pieces: tuple[Piece, ...] = loan.PIECES
+    monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: str, pieces: tuple[Piece, ...] = PIECES
 ) -> tuple[int, dict[str, object]]:
     """Status and loan.json of the command."""
-    monkeypatch.setattr(loan, "PIECES", pieces)
+    monkeypatch.setattr("benchmarks.gpu.pieces.PIECES", pieces)
     monkeypatch.setattr(sys, "argv", ["loan", "--out", str(out), "--device", "cpu", *arguments])
     status = 0
     try:
@@ -50,7 +51,7 @@ def test_the_rehearsal_runs_every_piece(
     loan.main()
     found = json.loads((tmp_path / "out" / "loan.json").read_text())
     assert set(states(found).values()) == {"done"}, (tmp_path / "out" / "loan.log").read_text()
-    assert list(states(found)) == [piece.name for piece in loan.PIECES]
+    assert list(states(found)) == [piece.name for piece in PIECES]
     results: dict[str, dict[str, list[dict[str, object]]]] = found["results"]
     assert all(row["ok"] for row in results["correct"]["rows"])
     assert {row["chains"] for row in results["fast"]["rows"]} == {1, 2}
@@ -80,15 +81,15 @@ def test_the_rehearsal_runs_every_piece(
 
 def test_the_order_of_value_begins_with_what_all_else_needs() -> None:
     names = ["correct", "fast", "own", "profile", "harden", "energy", "serve"]
-    assert [piece.name for piece in loan.PIECES] == names
-    for piece in loan.PIECES:
+    assert [piece.name for piece in PIECES] == names
+    for piece in PIECES:
         values = dict.fromkeys(("data", "bundle", "device", "work", "folder", "minutes"), "1")
         assert "{" not in piece.arguments.format(**values) + piece.flags.format(**values)
     with pytest.raises(MetastableError, match="no piece magic: choose from correct, "):
-        loan.chosen("fast,magic")
-    assert [piece.name for piece in loan.chosen("serve,fast")] == ["serve", "fast"]
+        chosen("fast,magic")
+    assert [piece.name for piece in chosen("serve,fast")] == ["serve", "fast"]
     with pytest.raises(MetastableError, match="NAME of harden, energy, not 'fast=--x'"):
-        loan.chosen(None, ["fast=--x"])
+        chosen(None, ["fast=--x"])
 
 
 @pytest.mark.parametrize("minutes", [5, 9, 12])
@@ -100,8 +101,8 @@ def test_training_keeps_its_share_of_a_loan_and_both_have_some(
     monkeypatch.setattr(loan.time, "monotonic", lambda: now)
     made = Loan(60 * minutes, tmp_path, Returned(tmp_path / "out", {}), {}, tiny=False)
     taken = {}
-    for i, piece in enumerate(loan.PIECES):
-        taken[piece.name] = made.limit(piece, loan.PIECES[i + 1 :])
+    for i, piece in enumerate(PIECES):
+        taken[piece.name] = made.limit(piece, PIECES[i + 1 :])
         now += taken[piece.name]
     assert sum(taken.values()) == pytest.approx(60 * minutes)
     assert taken["harden"] + taken["energy"] >= TRAINING * 60 * minutes - 1e-6
@@ -109,7 +110,7 @@ def test_training_keeps_its_share_of_a_loan_and_both_have_some(
     assert taken["serve"] == 0  # only where time is left
     assert taken["correct"] == 60
     now = 1000.0
-    harden, energy = loan.chosen("harden,energy")
+    harden, energy = chosen("harden,energy")
     assert made.limit(energy, ()) == 60 * minutes  # what nobody took is its own
     assert made.limit(harden, ()) == 60 * minutes
 

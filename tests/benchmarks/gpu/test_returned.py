@@ -6,7 +6,7 @@ import json
 import tarfile
 from pathlib import Path
 
-from benchmarks.gpu import loan
+from benchmarks.gpu.pieces import PIECES
 from benchmarks.gpu.returned import BYTES, FILES, Returned, finding, restore
 from metastable.training import pieces
 
@@ -58,7 +58,7 @@ def test_small_files_come_in_one_that_is_not_too_large(tmp_path: Path) -> None:
 
 def test_each_training_of_a_loan_has_its_places(tmp_path: Path) -> None:
     """By the patterns of the loan, with files as large as the two trainings leave them."""
-    out, chosen = tmp_path / "out", [piece for piece in loan.PIECES if piece.back]
+    out, chosen = tmp_path / "out", [piece for piece in PIECES if piece.back]
     assert [piece.name for piece in chosen] == ["harden", "energy"]
     returned = Returned(out, {}, archives=len(chosen))
     for piece in chosen:
