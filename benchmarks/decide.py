@@ -31,6 +31,7 @@ from benchmarks.stopping_simulation import REFERENCE, Replay, looks, replay, rep
 from metastable import datasets
 from metastable.anomaly import score_norms
 from metastable.attacks.pgd import pgd
+from metastable.attacks.white_box import attackable
 from metastable.bundle import Bundle
 from metastable.defense import defend
 from metastable.engine import assembly
@@ -39,7 +40,6 @@ from metastable.engine.engine import Engine, EngineLimits
 from metastable.engine.job import Answer, Job
 from metastable.engine.runners import Runner
 from metastable.errors import DataError, MetastableError
-from metastable.evaluation.robust import attackable
 from metastable.networks.onnx_gradient import IMAGES
 from metastable.settings import Setting
 from metastable.stopping import Stopping

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from metastable import datasets
 from metastable.attacks.ascent import Misclassify, autograd_slope
 from metastable.attacks.target import Eot, Gradient
+from metastable.attacks.white_box import attackable, white_box
 from metastable.bundle import Bundle
-from metastable.evaluation.robust import attackable, white_box
 
 WAYS: tuple[tuple[Gradient, bool], ...] = (("exact", False), ("held", False), ("exact", True), ("held", True))
 

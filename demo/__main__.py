@@ -24,11 +24,11 @@ from demo import picture
 from metastable import bundle, console, noise
 from metastable.anomaly import score_norms
 from metastable.attacks.pgd import pgd
+from metastable.attacks.white_box import attackable
 from metastable.cli.client import ask
 from metastable.datasets import CIFAR10_CLASSES
 from metastable.defense import defend
 from metastable.errors import MetastableError
-from metastable.evaluation.robust import attackable
 from metastable.images import decode
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"

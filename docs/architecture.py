@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the packages beside the library are not installed
 LIBRARY = "metastable"
-EVERYWHERE = {"metastable.console", "metastable.errors", "metastable.version"}  # no news in a picture
+EVERYWHERE = {f"{LIBRARY}.{name}" for name in ("console", "errors", "version", "yaml_text", "__main__")}
+"""No news in a picture."""
 
 
 def layers(root: Path = ROOT) -> list[list[str]]:

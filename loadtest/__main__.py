@@ -21,7 +21,7 @@ from loadtest.make import Order, make
 from loadtest.schedule import SCENARIOS, Load
 from loadtest.summary import QUANTILES
 from metastable import bundle, console
-from metastable.attacks.catalogue import NAMES, Options
+from metastable.attacks.catalogue import ATTACKS, Options
 from metastable.errors import MetastableError
 from metastable.evaluation import cli
 from metastable.evaluation.portion import portion
@@ -158,7 +158,7 @@ def _add_make(commands: Any) -> None:
     one.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"), help="what is attacked")
     cli.add_data(one)
     one.add_argument("--out", type=Path, required=True, help="the .npz file to write")
-    one.add_argument("--attack", default=sets.CLEAN, choices=(sets.CLEAN, *NAMES), help="clean for none")
+    one.add_argument("--attack", default=sets.CLEAN, choices=(sets.CLEAN, *ATTACKS), help="clean for none")
     one.add_argument("--setting", default="balanced", help="of the bundle")
     one.add_argument("--n", type=int, default=100, help="test images")
     cli.attack_arguments(one)

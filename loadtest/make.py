@@ -16,10 +16,10 @@ from tqdm import tqdm
 from loadtest.sets import CLEAN, About, AttackSet, save
 from metastable import datasets
 from metastable.attacks.catalogue import Options, Plan, plan
+from metastable.attacks.white_box import attackable, white_box
 from metastable.bundle import Bundle
 from metastable.errors import DataError, SettingsError
-from metastable.evaluation.outcomes import same_run
-from metastable.evaluation.robust import attackable, white_box
+from metastable.evaluation.same import same_run
 from metastable.networks.onnx_gradient import IMAGES
 
 TOLD = ("labels", "pictures", "skipped", "test_share", "split_seed", "crops")

@@ -72,7 +72,7 @@ def load(
     Args:
         bundle: the name of a bundle that comes with the project, or the path of a bundle's folder (a text
             with a separator in it, as in `./mine`, is a path).
-        runner: what computes, one of `metastable.engine.runners.choose.NAMES`; `auto` is the fastest with
+        runner: what computes, one of `metastable.engine.runners.choose.MAKERS`; `auto` is the fastest with
             float32 answers that is there: a GPU, or of PyTorch and the runtimes that have artifacts.
         threads: of the runner, for which PyTorch's number is set in the whole process; 0 takes all cores.
         artifacts: folder of what `metastable export all` made of this bundle, for runners on ONNX Runtime,

@@ -74,7 +74,7 @@ class Options:
     bf16: bool = False
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """An attack of the catalogue: its gradient (None for the strongest that the defense has), its class, the
     options that it takes besides norm and eps, whether its target is a mean over `Options.samples` chains or
     one chain, and a number of chains of its own instead of those."""
@@ -97,45 +97,45 @@ def _aimed(**options: Any) -> Attack:
     return Aimed(attack=ScoreAware(targeted=True, confidence=5.0, **options))
 
 
-_ENTRIES: dict[str, _Entry] = {
-    "transfer": _Entry("bare", Pgd, _CLIMB, eot=False),
-    "fgsm": _Entry("exact", Fgsm, ("loss",)),
-    "pgd": _Entry("exact", Pgd, _CLIMB, eot=False),
-    "r+pgd": _Entry("exact", RPgd, _CLIMB, eot=False),
-    "mim": _Entry("exact", Mim, _CLIMB),
-    "bpda": _Entry("bpda", Pgd, _CLIMB, eot=False),
-    "bpda-eot": _Entry("bpda", BpdaEot, _VERIFIED),
-    "exact": _Entry("exact", Exact, _VERIFIED),
-    "held": _Entry("held", Held, _VERIFIED),
-    "joint-score": _Entry("bpda", partial(Joint, pull="score"), _VERIFIED),
-    "joint-full": _Entry("bpda", partial(Joint, pull="full"), _VERIFIED),
-    "score-aware": _Entry("exact", ScoreAware, _AWARE),
-    "annealed-ce": _Entry(None, Annealed, _ANNEALED),
-    "annealed-margin": _Entry(
+ATTACKS: dict[str, Entry] = {
+    "transfer": Entry("bare", Pgd, _CLIMB, eot=False),
+    "fgsm": Entry("exact", Fgsm, ("loss",)),
+    "pgd": Entry("exact", Pgd, _CLIMB, eot=False),
+    "r+pgd": Entry("exact", RPgd, _CLIMB, eot=False),
+    "mim": Entry("exact", Mim, _CLIMB),
+    "bpda": Entry("bpda", Pgd, _CLIMB, eot=False),
+    "bpda-eot": Entry("bpda", BpdaEot, _VERIFIED),
+    "exact": Entry("exact", Exact, _VERIFIED),
+    "held": Entry("held", Held, _VERIFIED),
+    "joint-score": Entry("bpda", partial(Joint, pull="score"), _VERIFIED),
+    "joint-full": Entry("bpda", partial(Joint, pull="full"), _VERIFIED),
+    "score-aware": Entry("exact", ScoreAware, _AWARE),
+    "annealed-ce": Entry(None, Annealed, _ANNEALED),
+    "annealed-margin": Entry(
         None, partial(Annealed, loss="margin", random_start=True, restarts=2), _ANNEALED
     ),
-    "joint": _Entry(None, Evasion, ("steps", "samples", "restarts", "gradient", "bf16", "statistics")),
-    "score-aware-targeted": _Entry("exact", _aimed, _AWARE),
-    "salt-pepper": _Entry("none", SaltPepper, ("steps",)),
-    "spsa": _Entry("none", Spsa, _CLIMB),
-    "carlini-wagner": _Entry("exact", partial(Art, name="carlini-wagner"), ("steps",)),
-    "ead": _Entry("exact", partial(Art, name="ead"), ("steps",)),
-    "square": _Entry("none", Square, ("steps", "samples", "check"), chains=Square.samples),
-    "autoattack-rand": _Entry(None, AutoRand, ("steps", "samples", "check"), chains=AutoRand.samples),
-    "boundary": _Entry("none", partial(Art, name="boundary"), ("steps",)),
+    "joint": Entry(None, Evasion, ("steps", "samples", "restarts", "gradient", "bf16", "statistics")),
+    "score-aware-targeted": Entry("exact", _aimed, _AWARE),
+    "salt-pepper": Entry("none", SaltPepper, ("steps",)),
+    "spsa": Entry("none", Spsa, _CLIMB),
+    "carlini-wagner": Entry("exact", partial(Art, name="carlini-wagner"), ("steps",)),
+    "ead": Entry("exact", partial(Art, name="ead"), ("steps",)),
+    "square": Entry("none", Square, ("steps", "samples", "check"), chains=Square.samples),
+    "autoattack-rand": Entry(None, AutoRand, ("steps", "samples", "check"), chains=AutoRand.samples),
+    "boundary": Entry("none", partial(Art, name="boundary"), ("steps",)),
 }
-NAMES = tuple(_ENTRIES)
+"""The attacks by name; a new one is one file and one row."""
 
 
 def plan(name: str, box: WhiteBox, options: Options) -> Plan:
     """The named attack on a defense.
 
-    Raises ValueError for a name not in NAMES, and for `joint` and the `score-aware` ones on a defense
+    Raises ValueError for a name not in ATTACKS, and for `joint` and the `score-aware` ones on a defense
     without a detector.
     """
-    if name not in _ENTRIES:
-        raise ValueError(f"there is no attack {name!r}: choose from {NAMES}")
-    mode, make, wanted, eot, chains = _ENTRIES[name]
+    if name not in ATTACKS:
+        raise ValueError(f"there is no attack {name!r}: choose from {tuple(ATTACKS)}")
+    mode, make, wanted, eot, chains = ATTACKS[name]
     if {"detector", "statistics"} & set(wanted) and not box.detectors:
         raise ValueError(f"{name} needs the anomaly flag's detector")
     gradient = box.strongest if mode is None else mode

@@ -37,7 +37,7 @@ def runner_for(
     threads: int = 0,
     cache: MutableMapping[str, str] | None = None,
 ) -> Runner:
-    """The runner of a name in `choose.NAMES` for all settings of a bundle.
+    """The runner of a name in `choose.MAKERS` for all settings of a bundle.
 
     Args:
         artifacts: what was exported of the bundle, by kind and name.

@@ -23,8 +23,9 @@ from metastable.certify import certify, smoothing_noise
 from metastable.console import beside
 from metastable.defense import score_of
 from metastable.evaluation import cli
-from metastable.evaluation.outcomes import read_outcomes, same_run
+from metastable.evaluation.outcomes import read_outcomes
 from metastable.evaluation.portion import portion
+from metastable.evaluation.same import same_run
 from metastable.evaluation.stats import wilson
 
 

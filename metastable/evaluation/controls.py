@@ -24,6 +24,7 @@ from metastable import bundle as bundles
 from metastable import datasets
 from metastable.attacks.catalogue import SUITE
 from metastable.attacks.target import Eot
+from metastable.attacks.white_box import attackable, white_box
 from metastable.bundle import Bundle
 from metastable.console import beside
 from metastable.engine.local import engine_on
@@ -109,7 +110,7 @@ def agreement(bundle: Bundle, some: datasets.ImageSet, setting: str) -> float:
     threshold, step or average shows here, whatever the configuration says.
     """
     images, chosen = datasets.to_float(some.images), bundle.settings[setting]
-    box = robust.white_box(robust.attackable(bundle, images), setting)
+    box = white_box(attackable(bundle, images), setting)
     theirs = Eot(box, samples=CHAINS, gradient="bpda", seed=1, mirror=True)(images)
     always = dataclasses.replace(chosen, chains=CHAINS if chosen.random else 1, delta=None)
     flagged = torch.zeros(len(images), dtype=torch.bool)

@@ -23,8 +23,9 @@ from metastable.engine.local import LocalEngine
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import DataError
 from metastable.evaluation import cli
-from metastable.evaluation.outcomes import Outcome, judge, read_outcomes, same_run
+from metastable.evaluation.outcomes import Outcome, judge, read_outcomes
 from metastable.evaluation.portion import portion
+from metastable.evaluation.same import same_run
 from metastable.evaluation.stats import wilson
 
 BATCH = 16

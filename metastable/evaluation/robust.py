@@ -34,19 +34,14 @@ from metastable import datasets
 from metastable.anomaly import score_norms
 from metastable.attacks.ball import Ball
 from metastable.attacks.catalogue import Options, Plan, plan
-from metastable.attacks.detectors import Detector, ShiftDetector
-from metastable.attacks.smooth import smooth_backward
-from metastable.attacks.target import WhiteBox
+from metastable.attacks.white_box import attackable, white_box
 from metastable.bundle import Bundle
-from metastable.defense import score_of
-from metastable.dynamics import ScoreFunction
 from metastable.engine.local import LocalEngine, engine_on
 from metastable.errors import DataError
-from metastable.evaluation.outcomes import Outcome, judge, read_outcomes, same_attack, same_run
+from metastable.evaluation.outcomes import Outcome, judge, read_outcomes
 from metastable.evaluation.robust_rows import NATURAL, Row, summarize_row
-from metastable.networks.energy import EnergyNetwork
-from metastable.networks.onnx_classifier import OnnxClassifier
-from metastable.networks.onnx_gradient import IMAGES, Differentiable
+from metastable.evaluation.same import same_attack, same_run
+from metastable.networks.onnx_gradient import IMAGES
 from metastable.settings import Setting
 
 
@@ -114,26 +109,6 @@ def measure(
 def planned(bundle: Bundle, setting: str, attack: str, config: RobustConfig) -> Plan:
     """The named attack on a setting of an `attackable` bundle, knowing all of it but its seeds."""
     return plan(attack, white_box(bundle, setting), config)
-
-
-def white_box(bundle: Bundle, setting: str) -> WhiteBox:
-    """A setting of an `attackable` bundle as the attacker knows it."""
-    chosen = bundle.settings[setting]
-    detectors: tuple[Detector, ...] = ()
-    if bundle.anomaly is not None:
-        detectors = (Detector(_differentiable(bundle, bundle.anomaly.network), bundle.anomaly.threshold),)
-    score = score_of(bundle.scores, chosen)
-    piecewise = isinstance(bundle.networks.get(chosen.network), EnergyNetwork)
-    smooth = _differentiable(bundle, chosen.network) if piecewise else None
-    limit = bundle.shifts.get(setting)
-    shift = None if limit is None else ShiftDetector(bundle.classifier, limit.threshold)
-    return WhiteBox(chosen, bundle.classifier, score, detectors, smooth, shift)
-
-
-def _differentiable(bundle: Bundle, name: str) -> ScoreFunction:
-    """A network's score, with a derivative that means something where its own is nowhere."""
-    network = bundle.networks[name]
-    return smooth_backward(network) if isinstance(network, EnergyNetwork) else bundle.scores[name]
 
 
 class Outcomes:
@@ -255,25 +230,6 @@ def moved(bundle: Bundle, device: str) -> Bundle:
     for network in (classifier, *networks.values()):
         network.to(device)
     return dataclasses.replace(bundle, classifier=classifier, networks=networks)
-
-
-def attackable(bundle: Bundle, images: Tensor, device: str = "cpu") -> Bundle:
-    """The bundle as its attacker differentiates it: a classifier that came as an ONNX graph becomes PyTorch.
-
-    What judges and answers keeps the graph.  Any other bundle is returned as it is.
-
-    Args:
-        images: float32 [N, C, H, W] in [0, 1] of the bundle's kind, on which both are compared.
-        device: where the bundle's networks are.
-
-    Raises NoGradient or MissingPackage where that cannot be (metastable.networks.onnx_gradient).
-    """
-    if not isinstance(bundle.classifier, OnnxClassifier):
-        return bundle
-    classifier = Differentiable(bundle.classifier, images.cpu())
-    if device != "cpu":
-        classifier.to(device).check(images)
-    return dataclasses.replace(bundle, classifier=classifier)
 
 
 def said(bundle: Bundle, setting: Setting) -> str:

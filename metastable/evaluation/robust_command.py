@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import Any, get_args
 
-from metastable.attacks.catalogue import NAMES, SUITE
+from metastable.attacks.catalogue import ATTACKS, SUITE
 from metastable.attacks.target import Levels
 from metastable.errors import DataError
 from metastable.evaluation import cli, robust, robust_rows, suite, suite_report
@@ -32,7 +32,7 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     )
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument(
-        "--attack", type=attacks, help=f"on all of --settings: {WHOLE}, or of {', '.join(NAMES)}"
+        "--attack", type=attacks, help=f"on all of --settings: {WHOLE}, or of {', '.join(ATTACKS)}"
     )
     wanted.add_argument("--rows", type=pairs, help="setting:attack or setting:attack:n, separated by commas")
     parser.add_argument(
@@ -103,8 +103,8 @@ def attacks(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     if names == (WHOLE,):
         return names
-    if unknown := sorted(set(names) - set(NAMES)):
-        raise argparse.ArgumentTypeError(f"there are no attacks {unknown}: choose from {', '.join(NAMES)}")
+    if unknown := sorted(set(names) - set(ATTACKS)):
+        raise argparse.ArgumentTypeError(f"there are no attacks {unknown}: choose from {', '.join(ATTACKS)}")
     return names
 
 

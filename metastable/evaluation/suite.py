@@ -27,11 +27,13 @@ from metastable.attacks.ascent import Misclassify, autograd_slope
 from metastable.attacks.catalogue import SUITE, Plan
 from metastable.attacks.square import Square
 from metastable.attacks.target import Eot
+from metastable.attacks.white_box import attackable
 from metastable.bundle import Bundle
 from metastable.engine.local import engine_on
 from metastable.errors import DataError
-from metastable.evaluation.outcomes import Outcome, same_run, unnoticed
-from metastable.evaluation.robust import Outcomes, RobustConfig, attackable, moved, planned, said
+from metastable.evaluation.outcomes import Outcome, unnoticed
+from metastable.evaluation.robust import Outcomes, RobustConfig, moved, planned, said
+from metastable.evaluation.same import same_run
 from metastable.evaluation.stats import wilson
 from metastable.networks.onnx_classifier import OnnxClassifier
 from metastable.networks.onnx_gradient import IMAGES, Differentiable

@@ -21,12 +21,13 @@ from tqdm import tqdm
 from metastable import datasets
 from metastable.anomaly import score_norms
 from metastable.attacks.pgd import pgd
+from metastable.attacks.white_box import attackable
 from metastable.bundle import Bundle
 from metastable.engine.local import LocalEngine
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import DataError
-from metastable.evaluation.outcomes import Outcome, judge, read_outcomes, same_run
-from metastable.evaluation.robust import attackable
+from metastable.evaluation.outcomes import Outcome, judge, read_outcomes
+from metastable.evaluation.same import same_run
 from metastable.evaluation.stats import auroc, wilson
 from metastable.networks.onnx_gradient import IMAGES
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from metastable.attacks import catalogue
 from metastable.attacks.ball import Ball, Norm
-from metastable.attacks.catalogue import NAMES, Options, Plan, plan
+from metastable.attacks.catalogue import ATTACKS, Options, Plan, plan
 from metastable.attacks.pgd import Pgd
 from metastable.attacks.spsa import Spsa
 from metastable.attacks.target import Eot, seeded
@@ -31,7 +30,7 @@ def _needs(name: str) -> list[pytest.MarkDecorator]:
 
 CASES = [
     pytest.param(name, norm, eps, id=f"{name}-{norm}", marks=_needs(name))
-    for name in catalogue.NAMES
+    for name in ATTACKS
     for norm, eps in (("linf", 0.06), ("l2", 0.6))
     if (name, norm) != ("square", "l2")  # which needs larger images: see test_square.py
 ]
@@ -101,7 +100,7 @@ def test_breaks_a_defense_that_does_nothing(name: str, norm: Norm, eps: float) -
 def test_a_plan_says_how_many_chains_answer_and_confirm() -> None:
     defense = box(Prototypes())
     options = Options(samples=5, check=9)
-    says = {name: (p.mode, p.samples, p.check) for name in NAMES if (p := plan(name, defense, options))}
+    says = {name: (p.mode, p.samples, p.check) for name in ATTACKS if (p := plan(name, defense, options))}
     assert says["transfer"] == ("bare", 1, None)
     assert says["pgd"] == ("exact", 1, None)
     assert says["bpda"] == ("bpda", 1, None)

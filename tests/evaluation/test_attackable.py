@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from metastable import bundle, datasets
+from metastable.attacks.white_box import attackable, white_box
 from metastable.errors import DataError, NoGradient
 from metastable.evaluation import __main__ as command
 from metastable.evaluation import controls, robust, suite, table
-from metastable.evaluation.robust import RobustConfig, attackable, planned, white_box
+from metastable.evaluation.robust import RobustConfig, planned
 from metastable.evaluation.robust_rows import Row
 from metastable.networks.onnx_classifier import OnnxClassifier
 from metastable.networks.onnx_gradient import Differentiable
@@ -74,7 +75,7 @@ def test_its_gradient_is_known_and_its_answer_is_not(
     with pytest.raises(DataError, match="another classifier"):
         suite.check_same(plans, mine, mine, "fast")
     with pytest.raises(NoGradient, match="differentiate its conversion"):
-        robust.white_box(mine, "none").classifier(images.requires_grad_(True))
+        white_box(mine, "none").classifier(images.requires_grad_(True))
     assert controls.agreement(mine, test_set, "fast") < 5
 
 

@@ -118,17 +118,19 @@ MAKERS: dict[str, Maker] = {
     "cuda-bf16": Maker(_cuda, "triton", precision="bf16", gpu=True),
     "cuda-f16": Maker(_cuda_f16, "triton", gpu=True),
 }
-NAMES = (AUTO, *MAKERS)
+"""The runners by name; a new one is one file, and a function and a row here."""
 
 
 def artifact_of(name: str) -> str | None:
-    """The kind of exported files that the runner of a name in NAMES reads; None if it needs none.
+    """The kind of exported files that the runner of this name, or of `auto`, reads; None if it needs none.
 
     Raises SettingsError if there is no runner of this name.
     """
-    if name not in NAMES:
-        raise SettingsError(f"runner must be one of {', '.join(NAMES)}, not {name!r}")
-    return GRAPHS if name == AUTO else MAKERS[name].artifact
+    if name == AUTO:
+        return GRAPHS
+    if name not in MAKERS:
+        raise SettingsError(f"runner must be one of {', '.join((AUTO, *MAKERS))}, not {name!r}")
+    return MAKERS[name].artifact
 
 
 def missing(name: str, parts: Parts) -> str | None:
@@ -148,7 +150,7 @@ def missing(name: str, parts: Parts) -> str | None:
 
 
 def make(name: str, parts: Parts, cache: MutableMapping[str, str] | None = None) -> Runner:
-    """The runner of a name in NAMES.
+    """The runner of this name.
 
     `auto` takes `cuda` where it can be made and runs the bundle; else it times an update of every candidate
     that is there on PROBE chains; with a `cache` (the caller may keep it in a file) the choice is remembered

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from metastable import datasets
 from metastable.attacks.pgd import Pgd
+from metastable.attacks.white_box import attackable
 from metastable.console import beside
 from metastable.errors import DataError
 from metastable.evaluation import cli
 from metastable.evaluation.portion import portion
-from metastable.evaluation.robust import attackable
 from metastable.evaluation.stats import auroc
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.onnx_gradient import IMAGES

@@ -31,8 +31,9 @@ from metastable.dynamics import ScoreFunction
 from metastable.dynamics.langevin import langevin_step
 from metastable.errors import DataError
 from metastable.evaluation import cli
-from metastable.evaluation.outcomes import read_outcomes, same_run
+from metastable.evaluation.outcomes import read_outcomes
 from metastable.evaluation.portion import portion
+from metastable.evaluation.same import same_run
 from metastable.training.health import tile
 
 Step = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]

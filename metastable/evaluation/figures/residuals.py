@@ -20,10 +20,10 @@ from metastable import datasets
 from metastable.attacks.ascent import Misclassify, autograd_slope
 from metastable.attacks.ball import Ball
 from metastable.attacks.target import Eot, WhiteBox
+from metastable.attacks.white_box import attackable, white_box
 from metastable.console import beside
 from metastable.evaluation import cli
 from metastable.evaluation.portion import portion
-from metastable.evaluation.robust import attackable, white_box
 from metastable.networks.onnx_gradient import IMAGES
 
 

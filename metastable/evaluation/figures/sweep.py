@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from metastable import datasets
-from metastable.attacks.catalogue import NAMES
+from metastable.attacks.catalogue import ATTACKS
 from metastable.bundle import Bundle
 from metastable.console import beside
 from metastable.errors import DataError
@@ -106,7 +106,7 @@ def add(figures: Any, parents: list[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--values", type=values, required=True, help="of the parameter, such as 1,10,100 or 2/255,4/255"
     )
-    parser.add_argument("--attack", default="bpda-eot", choices=NAMES, help="the attack")
+    parser.add_argument("--attack", default="bpda-eot", choices=tuple(ATTACKS), help="the attack")
     parser.add_argument("--n", type=int, default=100, help="test images")
     cli.attack_arguments(parser)
     cli.add_work(parser)

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.gpu import judge
 from metastable import settings
-from metastable.attacks.catalogue import NAMES
+from metastable.attacks.catalogue import ATTACKS
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_every_row_names_a_defense_of_the_papers_and_an_attack() -> None:
         for row in rows:
             setting, attack, n = row.split(":")
             assert setting in known.names
-            assert attack in NAMES
+            assert attack in ATTACKS
             assert int(n) >= 100
     assert set(judge.CURVE) == {known[f"hill_{steps}"].steps for steps in judge.CURVE}
     assert known["hill_1500"].chains == 150
