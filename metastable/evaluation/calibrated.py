@@ -22,6 +22,7 @@ MADE = ("pictures", "skipped", "shape", "test_share", "split_seed", "crops")
 """What is kept of how a folder of pictures became images (ImageSet.about)."""
 SUMMARY = "set the anomaly thresholds of a bundle on training-split images"
 BATCH = 50
+MOST, MOST_SHIFTED = 5000, 1000
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,11 @@ def fill(parser: argparse.ArgumentParser) -> None:
     """Make the parser that of this command."""
     parser.description = SUMMARY
     cli.add_common(parser)
-    parser.add_argument("--n", type=int, default=5000, help="training images for the score norm's threshold")
+    parser.add_argument(
+        "--n",
+        type=int,
+        help=f"training images for the score norm's threshold (default: {MOST}, or all there are)",
+    )
     parser.add_argument("--false-positive-rate", type=float, default=0.05, help="share of them to be flagged")
     parser.add_argument(
         "--network", default="score", choices=("score", "energy"), help="whose score's norm is measured"
@@ -56,7 +61,11 @@ def fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shift-only", action="store_true", help="leave the score norm's threshold as the bundle has it"
     )
-    parser.add_argument("--shift-n", type=int, default=1000, help="training images for a shift's threshold")
+    parser.add_argument(
+        "--shift-n",
+        type=int,
+        help=f"training images for a shift's threshold (default: {MOST_SHIFTED}, or all there are)",
+    )
     every = ",".join(benign.DEFAULT)
     parser.add_argument(
         "--augment",
@@ -74,7 +83,7 @@ def run(args: argparse.Namespace) -> cli.Summary:
     """Calibrate and put the result into the bundle."""
     rate = args.false_positive_rate
     for wanted, n in ((not args.shift_only, args.n), (args.shift, args.shift_n)):
-        if wanted:
+        if wanted and n is not None:
             anomaly.check_rate(rate, n)  # at once: it is known before anything is read
     loaded = bundle.load(args.bundle)
     shifts = _chosen(args.shift, loaded)
@@ -84,17 +93,25 @@ def run(args: argparse.Namespace) -> cli.Summary:
     train = cli.images(args, "train", loaded)
     augment = benign.named(args.augment) if args.augment else ()
     mixture = {"augment": augment, "clean_share": args.clean_share, "seed": args.seed}
-    found = kept or of(
-        loaded, changed(portion(train, args.n), **mixture), false_positive_rate=rate, network=args.network
-    )
+    found = kept
+    if found is None:
+        seen = changed(_some(train, args.n, MOST, "--n"), **mixture)
+        found = of(loaded, seen, false_positive_rate=rate, network=args.network)
     answered = dataclasses.replace(loaded, anomaly=found)
-    some = changed(portion(train, args.shift_n, option="--shift-n"), **mixture)
-    thresholds = {
-        name: shift_of(answered, name, some, false_positive_rate=rate, seed=args.seed) for name in shifts
-    }
+    thresholds = {}
+    if shifts:
+        some = changed(_some(train, args.shift_n, MOST_SHIFTED, "--shift-n"), **mixture)
+        thresholds = {
+            name: shift_of(answered, name, some, false_positive_rate=rate, seed=args.seed) for name in shifts
+        }
     bundle.set_anomaly(args.bundle, found, thresholds)
     said = {name: dataclasses.asdict(one) for name, one in thresholds.items()}
     return {"command": "calibrate", **dataclasses.asdict(found), "shifts": said}
+
+
+def _some(train: datasets.Images, n: int | None, most: int, option: str) -> datasets.ImageSet:
+    """As many as were asked for, or `most`, or all there are."""
+    return train.take(most) if n is None else portion(train, n, option=option)
 
 
 def _chosen(names: str, loaded: bundle.Bundle) -> Sequence[str]:
