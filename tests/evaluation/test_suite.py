@@ -14,7 +14,7 @@ from metastable.attacks.ascent import Attacked
 from metastable.attacks.white_box import white_box
 from metastable.errors import DataError
 from metastable.evaluation import __main__ as command
-from metastable.evaluation import controls, outcomes, resubmit, robust, suite, suite_report
+from metastable.evaluation import controls, outcomes, resubmit, suite, suite_report
 from metastable.evaluation.robust import Outcomes, RobustConfig, planned
 
 MEMBERS = ("transfer", "annealed-ce", "joint")
