@@ -111,7 +111,10 @@ def _xml(folder: Path) -> dict[str, bytes | Path]:
 
 def _no_images(source: Materials) -> str | None:
     if source.calibration is None:
-        return "8 bits are calibrated on images: pass --images or --calibration-data, or set METASTABLE_DATA"
+        return (
+            "8 bits are calibrated on training images: pass --images or --calibration-data, or set "
+            "METASTABLE_DATA"
+        )
     return None
 
 

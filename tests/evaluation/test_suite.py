@@ -14,7 +14,7 @@ from metastable.attacks.ascent import Attacked
 from metastable.attacks.white_box import white_box
 from metastable.errors import DataError
 from metastable.evaluation import __main__ as command
-from metastable.evaluation import controls, outcomes, resubmit, robust, suite, suite_report
+from metastable.evaluation import controls, outcomes, resubmit, suite, suite_report
 from metastable.evaluation.robust import Outcomes, RobustConfig, planned
 
 MEMBERS = ("transfer", "annealed-ce", "joint")
@@ -198,7 +198,7 @@ def test_controls_find_an_attack_that_leaves_its_ball_and_a_judge_of_another_def
     # An attacker who knows another noise level attacks another defense.
     weak = tiny.settings["fast"].moving(sigma=0.02, sigma_unflagged=0.01)
     known = white_box(tiny, "fast")
-    monkeypatch.setattr(robust, "white_box", lambda *_: dataclasses.replace(known, setting=weak))
+    monkeypatch.setattr(controls, "white_box", lambda *_: dataclasses.replace(known, setting=weak))
     assert controls.agreement(tiny, test_set, "fast") > 5
 
 

@@ -70,9 +70,9 @@ def test_an_energy_learns_to_denoise_through_its_gradient(tmp_path: Path) -> Non
 def test_batches_depend_on_seed_and_step_only() -> None:
     images = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8)
     config = ScoreConfig(batch=4)
-    one, other = (score._batch(images, config, 5) for _ in range(2))
+    one, other = (score._batch(images, config, 5, True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    assert not torch.equal(one[0], score._batch(images, config, 6)[0])
+    assert not torch.equal(one[0], score._batch(images, config, 6, True)[0])
     assert ((one[2] >= config.sigma_min) & (one[2] <= config.sigma_max)).all()
 
 
@@ -80,8 +80,8 @@ def test_clipped_noise_is_what_the_loss_asks_to_undo() -> None:
     """A batch of --clip lies in [0, 1], and its noise is still the way from the clean image."""
     images = torch.zeros(20, 1, 28, 28, dtype=torch.uint8)
     config = ScoreConfig(dataset="mnist", batch=8, sigma_min=0.3, sigma_max=1.0)
-    noisy, noise, sigma = score._batch(images, dataclasses.replace(config, clip=True), 3)
-    free, free_noise, _ = score._batch(images, config, 3)
+    noisy, noise, sigma = score._batch(images, dataclasses.replace(config, clip=True), 3, False)
+    free, free_noise, _ = score._batch(images, config, 3, False)
     torch.testing.assert_close(noisy, free.clamp(0, 1))
     torch.testing.assert_close(noisy - sigma * noise, free - sigma * free_noise)
     assert (noise.mean() - free_noise.mean()).abs() > 0.1
