@@ -16,6 +16,7 @@ from metastable.evaluation import (
     cli,
     controls,
     corrupted,
+    denoising,
     figures,
     honest,
     latency,
@@ -103,6 +104,7 @@ def add_measurements(parser: argparse.ArgumentParser) -> Any:
     corrupted.add(commands, [common, chosen])
     figures.add(commands, [common, chosen])
     certified.add(commands, [common, chosen])
+    denoising.add(commands)
     return commands
 
 
