@@ -14,8 +14,8 @@ from metastable.attacks.ascent import Attacked
 from metastable.attacks.white_box import white_box
 from metastable.errors import DataError
 from metastable.evaluation import __main__ as command
-from metastable.evaluation import controls, outcomes, resubmit, suite, suite_report
-from metastable.evaluation.robust import Outcomes, RobustConfig, planned, said
+from metastable.evaluation import controls, outcomes, resubmit, robust, suite, suite_report
+from metastable.evaluation.robust import Outcomes, RobustConfig, planned
 
 MEMBERS = ("transfer", "annealed-ce", "joint")
 
@@ -285,7 +285,7 @@ def test_attacks_know_the_shift_where_it_has_a_threshold(tiny: bundle.Bundle) ->
     assert len(planned(tiny, "fast", "joint", config()).attack.statistics) == 1  # type: ignore[attr-defined]
     norm, shift = planned(both, "fast", "joint", config()).attack.statistics  # type: ignore[attr-defined]
     assert (norm.threshold, shift.threshold) == (tiny.anomaly.threshold, limit.threshold)  # type: ignore[union-attr]
-    assert said(both, both.settings["fast"]) != said(tiny, tiny.settings["fast"])
+    assert robust.said(both, both.settings["fast"]) != robust.said(tiny, tiny.settings["fast"])
 
 
 def test_the_command_takes_a_suite_with_several_radii(
