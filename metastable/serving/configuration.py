@@ -26,7 +26,7 @@ class Configuration:
     """Checked options of a worker.
 
     Attributes:
-        runner: what runs the networks, one of `choose.NAMES`.
+        runner: what runs the networks, one of `choose.MAKERS`, or `auto`.
         threads: of the worker; 0 is one a core.
         segment_ms: work between two looks at new requests, in milliseconds.
         backlog_seconds: expected work of the requests held; one that would exceed it is refused.
@@ -46,7 +46,7 @@ class Configuration:
 
     def __post_init__(self) -> None:
         if not isinstance(self.runner, str):
-            raise _wrong("runner", f"one of {', '.join(choose.NAMES)}", self.runner)
+            raise _wrong("runner", f"one of {', '.join((choose.AUTO, *choose.MAKERS))}", self.runner)
         choose.artifact_of(self.runner)
         if type(self.threads) is not int or not 0 <= self.threads <= MOST_THREADS:
             raise _wrong("threads", f"0, for one a core, or up to {MOST_THREADS}", self.threads)
