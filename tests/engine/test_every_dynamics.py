@@ -29,7 +29,7 @@ settings:
   warm: {dynamics: langevin, network: energy, chains: 2, steps: 3, tau: 0.01, eta: 0.5, average: log_softmax}
   malade: {dynamics: malade, network: autoencoder, chains: 2, steps: 4, alpha: 0.03, kick: 0.05}
   adp: {dynamics: adp, chains: 2, steps: 2, sigma: 0.2, step_fraction: 0.5}
-  jpeg: {dynamics: squeeze, way: jpeg, level: 50, chains: 5}
+  jpeg: {dynamics: squeeze, way: jpeg, level: 50}
   bits: {dynamics: squeeze, way: bits, level: 3}
   median: {dynamics: squeeze, way: median, level: 2}
 """

@@ -112,7 +112,7 @@ def test_a_path_is_the_chains_own(runner: Runner, order: list[int], size: int, f
     picked = order[:size]
     part = Batch(x[picked], [keys()[i] for i in picked], [0] * size, [rows[i] for i in picked])
     part.x, _ = runner.advance(LANGEVIN, part, first)
-    part.steps = [first] * size
+    part.next_steps = [first] * size
     together, _ = runner.advance(LANGEVIN, part, 5 - first)
     assert torch.allclose(together, alone[picked], atol=1e-4)
 
