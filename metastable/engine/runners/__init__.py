@@ -18,7 +18,7 @@ from metastable.dynamics.base import Kind, Row, columns
 from metastable.noise import ChainKey
 
 
-@dataclass
+@dataclass(slots=True)
 class Batch:
     """Chains of one kind.
 
