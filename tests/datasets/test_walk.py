@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -39,13 +40,19 @@ def test_what_is_no_folder_of_pictures_is_refused(tmp_path: Path) -> None:
         walk(tmp_path)
     with pytest.raises(DataError, match="is not a folder"):
         walk(tmp_path / "none")
-    locked = tmp_path / "locked"
-    locked.mkdir()
-    locked.chmod(0)
-    try:
-        if os.access(locked, os.R_OK):
-            pytest.skip("this user reads everything")
-        with pytest.raises(DataError, match="locked cannot be read"):
-            walk(tmp_path)
-    finally:
-        locked.chmod(0o700)
+
+
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The refusal is made up, because some users may read everything."""
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "a.png").write_bytes(b"")
+    scandir = os.scandir
+
+    def scanned(path: str) -> object:
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scanned)
+    with pytest.raises(DataError, match="locked cannot be read: Permission denied"):
+        walk(tmp_path)

@@ -116,24 +116,23 @@ def test_the_command_sets_thresholds_of_shifts(
     assert again == loaded.shifts["fast"]
 
 
-def test_a_setting_that_does_not_purify_has_no_shift(
-    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.argv", [*arguments, "--shift", "fast,none"])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--shift", "fast,none"], "the settings ['none'] do not purify"),
+        (["--shift", "fost"], "there are no settings ['fost']"),
+        (["--shift-only"], "--shift-only needs"),
+    ],
+)
+def test_a_shift_that_cannot_be_set_is_refused(
+    arguments: list[str], given: list[str], said: str,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("sys.argv", [*arguments, *given])
     with pytest.raises(SystemExit) as stop:
         command.main()
     assert stop.value.code == 2
-    assert "the settings ['none'] do not purify" in capsys.readouterr().err
-
-
-def test_shifts_alone_need_a_setting(
-    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.argv", [*arguments, "--shift-only"])
-    with pytest.raises(SystemExit) as stop:
-        command.main()
-    assert stop.value.code == 2
-    assert "--shift-only needs" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 def test_the_command_checks_its_rate_before_anything_else(
