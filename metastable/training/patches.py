@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from metastable.datasets.walk import walk
 from metastable.errors import DataError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 LARGEST = 768
 """Shorter side that larger pictures are reduced to."""
 RATIO = 0.75
@@ -70,10 +70,9 @@ def read(folder: Path, least: int) -> list[Picture]:
     Raises DataError if no picture is left.
     """
     found = []
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES):
-        name = str(path.relative_to(folder))
+    for name in walk(folder)[0]:
         try:
-            with Image.open(path) as image:
+            with Image.open(folder / name) as image:
                 pixels = np.asarray(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             warnings.warn(f"{name} is left out: {error}", stacklevel=2)
@@ -83,7 +82,7 @@ def read(folder: Path, least: int) -> list[Picture]:
             continue
         found.append(Picture(name, pixels).resized(LARGEST))
     if not found:
-        raise DataError(f"{folder} has no pictures ({', '.join(sorted(SUFFIXES))}) of {least} pixels a side")
+        raise DataError(f"{folder} has no pictures of {least} pixels a side")
     return found
 
 

@@ -113,7 +113,9 @@ def test_the_command_sets_thresholds_of_shifts(
     after = bundle.load(Path(arguments[3]))
     assert (after.anomaly, list(after.shifts), after.shifts["fast"].n) == (loaded.anomaly, ["fast"], 30)
     again = calibrated.shift_of(loaded, "fast", calibrated.changed(train), false_positive_rate=0.05)
-    assert again == loaded.shifts["fast"]
+    # How many chains share a batch may differ, and so may the last bits.
+    assert again.threshold == pytest.approx(loaded.shifts["fast"].threshold, rel=1e-4)
+    assert (again.n, again.data) == (40, loaded.shifts["fast"].data)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_damaged_and_small_files_are_named_and_left_out(folder: Path) -> None:
     assert sorted(str(one.message).split()[0] for one in said) == ["bad.jpg", "small.png"]
     assert len(found) == 12
     assert [picture.name for picture in found] == sorted(picture.name for picture in found)
-    with pytest.raises(DataError, match="has no pictures"):
+    with pytest.raises(DataError, match="is not a folder of pictures"):
         patches.read(folder / "nowhere", 32)
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from metastable.cli import main
+from metastable.datasets import walk
 from metastable.errors import DataError
-from metastable.training import patches, pictures
+from metastable.training import pictures
 from metastable.training.pictures import Listed
 from tests.training.resources import packed
 
@@ -71,7 +72,7 @@ def test_every_shipped_picture_is_free_and_attributed(root: Path) -> None:
         assert one.author, one.name
         assert one.source.startswith("https://"), one.name
         assert len(one.sha256) == 64
-        assert Path(one.name).suffix in patches.SUFFIXES
+        assert Path(one.name).suffix in walk.SUFFIXES
     assert len({one.source for one in taken if "gcompris" in one.package}) == sum(
         "gcompris" in one.package for one in taken
     )  # no picture twice, which might be held out and trained on
