@@ -11,6 +11,7 @@ from typing import Any
 from export import artifacts, bring, hardened, mar, real_images, runs
 from export.kinds import KINDS, Materials
 from metastable import bundle, console
+from metastable.bundle import shipped
 from metastable.datasets import options
 from metastable.errors import BundleError, SettingsError
 
@@ -48,7 +49,9 @@ def _bundle(args: argparse.Namespace) -> dict[str, Any]:
 
 def fill_mar(parser: argparse.ArgumentParser) -> None:
     """Make the parser that of `mar`."""
-    parser.add_argument("--bundle", type=Path, default=SHIPPED, help="folder of the bundle")
+    parser.add_argument(
+        "--bundle", type=shipped.path, default=SHIPPED, help="folder, or a shipped one's name"
+    )
     parser.add_argument("--config", type=Path, default=Path("model-config.yaml"), help="of the model")
     parser.add_argument(
         "--artifacts", type=Path, help="folder that `all` wrote, for runners that read more than ONNX graphs"
@@ -78,7 +81,9 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def fill_all(parser: argparse.ArgumentParser) -> None:
     """Make the parser that of `all`."""
-    parser.add_argument("--bundle", type=Path, default=SHIPPED, help="folder of the bundle")
+    parser.add_argument(
+        "--bundle", type=shipped.path, default=SHIPPED, help="folder, or a shipped one's name"
+    )
     parser.add_argument("--out", type=Path, default=Path("artifacts"), help="each kind has a folder in it")
     parser.add_argument(
         "--only", default=",".join(KINDS), help="kinds, with commas between (default: all of them)"

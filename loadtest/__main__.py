@@ -22,6 +22,7 @@ from loadtest.schedule import SCENARIOS, Load
 from loadtest.summary import QUANTILES
 from metastable import bundle, console
 from metastable.attacks.catalogue import ATTACKS, Options
+from metastable.bundle import shipped
 from metastable.errors import MetastableError
 from metastable.evaluation import cli
 from metastable.evaluation.portion import portion
@@ -155,7 +156,9 @@ def _offered(
 
 def _add_make(commands: Any) -> None:
     one = commands.add_parser("make", help="an attack set against a bundle, or clean images")
-    one.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"), help="what is attacked")
+    one.add_argument(
+        "--bundle", type=shipped.path, default=Path("model_store/cifar10"), help="what is attacked"
+    )
     cli.add_data(one)
     one.add_argument("--out", type=Path, required=True, help="the .npz file to write")
     one.add_argument("--attack", default=sets.CLEAN, choices=(sets.CLEAN, *ATTACKS), help="clean for none")
@@ -191,7 +194,9 @@ def _add_run(commands: Any, shared: argparse.ArgumentParser) -> None:
     one.add_argument("--rate", type=float, default=Load.rate, help="requests a second of an open loop")
     one.add_argument("--rounds", type=int, default=3, help="turns of every arm")
     one.add_argument("--objective", type=float, default=1000.0, help="ms that a good answer may take")
-    one.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"), help="for the gallery")
+    one.add_argument(
+        "--bundle", type=shipped.path, default=Path("model_store/cifar10"), help="for the gallery"
+    )
     one.add_argument("--fail-if", action="append", default=[], help=CONDITION)
     one.set_defaults(run=run_run, status=_status)
 

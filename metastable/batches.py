@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metastable import reading
 from metastable.errors import InvalidImage, RequestError, TooLarge
 from metastable.images import DEFAULT_LIMITS, decode
 
@@ -20,10 +22,10 @@ Images = Tensor | np.ndarray | Sequence[ImageFile]
 WANTED = "paths or bytes of image files, or all images as one array [N, C, H, W] of floats in [0, 1]"
 
 
-def gathered(images: Images) -> Images:
+def gathered(images: Images, shape: tuple[int, int, int]) -> Images:
     """The images as they were given, an iterator's in a list; nothing is read or copied.
 
-    Raises InvalidImage for what is neither an array nor a list.
+    Raises InvalidImage for what is neither an array [N, *shape] of floats nor a list.
     """
     if isinstance(images, Tensor):
         if images.is_nested or images.layout is not torch.strided:
@@ -32,21 +34,22 @@ def gathered(images: Images) -> Images:
             raise InvalidImage(
                 "the images are a tensor on the meta device, which has no values: give one that has"
             )
+        _check_axes(images.shape, shape)
+        if not images.is_floating_point():
+            raise _not_floats(str(images.dtype).removeprefix("torch."))
         return images
     if isinstance(images, np.ma.MaskedArray):
         raise InvalidImage("the images are a masked array: fill what is masked, as in images.filled(0.5)")
     if isinstance(images, np.ndarray):
+        _check_axes(images.shape, shape)
+        if images.dtype.kind != "f":
+            raise _not_floats(images.dtype.name)
         return images
     if isinstance(images, str | bytes | os.PathLike):
         raise InvalidImage("a single file was given: put it into a list, as in defense([path])")
     if not isinstance(images, Iterable):
         raise InvalidImage(f"the images are of type {type(images).__name__}: give {WANTED}")
     return list(images)
-
-
-def number_of(images: Images) -> int:
-    """How many images `gathered` found; 0 for an array without axes, which `batch_of` refuses."""
-    return 0 if isinstance(images, Tensor | np.ndarray) and images.ndim == 0 else len(images)
 
 
 def batch_of(images: Images, shape: tuple[int, int, int]) -> Tensor:
@@ -63,30 +66,29 @@ def batch_of(images: Images, shape: tuple[int, int, int]) -> Tensor:
             be read or is damaged; says which of the images.
         MalformedRequest, UnsupportedImage, TooLarge: a file that is empty, of another format, or too large.
     """
-    images = gathered(images)
+    images = gathered(images, shape)
     if isinstance(images, np.ndarray):
-        return _checked(_tensor(images), shape)
+        return _checked(_tensor(images))
     if isinstance(images, Tensor):
-        return _checked(images.detach().cpu(), shape)
+        return _checked(images.detach().cpu())
     channels, size, _ = shape
     pixels = [_decoded(i, one, size, channels) for i, one in enumerate(images)]
     return torch.stack(pixels) if pixels else torch.empty(0, *shape)
 
 
 def _tensor(images: np.ndarray) -> Tensor:
-    if images.dtype.kind != "f":
-        raise _not_floats(images.dtype.name)
     with np.errstate(over="ignore"):  # what becomes infinite is refused with the rest
         return torch.from_numpy(images.astype(np.float32))  # a copy: torch warns of arrays that are read-only
 
 
-def _checked(batch: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    if batch.ndim != 4 or tuple(batch.shape[1:]) != shape:
+def _check_axes(found: Sequence[int], shape: tuple[int, int, int]) -> None:
+    if tuple(found[1:]) != shape:
         wanted = f"[N, {', '.join(map(str, shape))}]"
-        hint = ": add the first axis, as in images[None]" if tuple(batch.shape) == shape else ""
-        raise InvalidImage(f"the images have shape {list(batch.shape)}, this bundle takes {wanted}{hint}")
-    if not batch.is_floating_point():
-        raise _not_floats(str(batch.dtype).removeprefix("torch."))
+        hint = ": add the first axis, as in images[None]" if tuple(found) == shape else ""
+        raise InvalidImage(f"the images have shape {list(found)}, this bundle takes {wanted}{hint}")
+
+
+def _checked(batch: Tensor) -> Tensor:
     # A copy, so that the caller may write into the batch while its images are on their way.
     batch = batch.to(torch.float32).clone(memory_format=torch.contiguous_format)
     # Asked this way round, a NaN is wrong too.
@@ -119,8 +121,10 @@ def _read(file: ImageFile) -> bytes:
         raise InvalidImage(f"a list of images holds a {type(file).__name__}: give {WANTED}")
     path = Path(file)
     try:
-        if path.stat().st_size > DEFAULT_LIMITS.max_bytes:
-            raise TooLarge(f"{path} has more than {DEFAULT_LIMITS.max_bytes} bytes: give a smaller file")
-        return path.read_bytes()
+        return reading.read(path, DEFAULT_LIMITS.max_bytes)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise TooLarge(
+                f"{path} has more than {DEFAULT_LIMITS.max_bytes} bytes: give a smaller file"
+            ) from None
         raise InvalidImage(f"{path} cannot be read: {error.strerror}") from None

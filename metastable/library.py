@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from metastable import bundle as bundles
-from metastable.batches import Images, gathered, number_of
+from metastable.batches import Images, gathered
 from metastable.bundle import Bundle, shipped
 from metastable.engine import assembly
 from metastable.engine.admission import Permit
@@ -40,7 +40,16 @@ from metastable.engine.runners import Runner, cards, choose
 from metastable.engine.runners.artifacts import Artifacts
 from metastable.engine.verdict import Verdict, verdict_of
 from metastable.errors import EngineFailure, InvalidOption
-from metastable.questions import Question, question_of, setting_of, terms_of
+from metastable.questions import (
+    Question,
+    check_names,
+    in_time,
+    late_is_said,
+    left,
+    question_of,
+    setting_of,
+    terms_of,
+)
 from metastable.settings import Setting
 
 T = TypeVar("T")
@@ -90,10 +99,9 @@ def load(
         InvalidOption: a setting that the bundle does not have, or a number of threads that no machine has.
         EngineFailure: no runner can run this bundle.
     """
-    if not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
+    if type(threads) is not int or not 0 <= threads <= MOST_THREADS:
         raise InvalidOption(f"threads must be 0, for all cores, or up to {MOST_THREADS}, not {threads!r}")
-    if isinstance(settings, str):
-        raise InvalidOption(f"settings must be a list of names: ({settings!r},)")
+    check_names(bundle, settings)
     kind = choose.artifact_of(runner)
     loaded = bundles.load(shipped.folder(bundle))
     wanted = [loaded.settings.default, *settings]
@@ -185,7 +193,7 @@ class Defense:
         with self._admitted(terms.setting, images) as (given, permits):
             question = question_of(given, self.bundle.shape, terms, seeds)
             with _cared_for(self._looks(question)) as looks:
-                raws = [raw for look in looks for raw in look.result()]
+                raws = [raw for look in looks for raw in in_time(look, terms.deadline)]
             with _cared_for(self._submit(question, raws, permits)) as answers:
                 return self._judged([answer.result() for answer in answers], raws)
 
@@ -203,8 +211,9 @@ class Defense:
             await asyncio.wrap_future(self._learn(terms.setting))
         with self._admitted(terms.setting, images) as (given, permits):
             question = await asyncio.to_thread(question_of, given, self.bundle.shape, terms, seeds)
-            with _cared_for(self._looks(question)) as looks:
-                raws = [raw for look in looks for raw in await asyncio.wrap_future(look)]
+            with _cared_for(self._looks(question)) as looks, late_is_said():
+                async with asyncio.timeout(left(terms.deadline)):
+                    raws = [raw for look in looks for raw in await asyncio.wrap_future(look)]
             with _cared_for(self._submit(question, raws, permits)) as answers:
                 found = await asyncio.gather(*map(asyncio.wrap_future, answers))
                 return [verdict for verdict, _ in self._judged(found, raws)]
@@ -256,9 +265,9 @@ class Defense:
     @contextmanager
     def _admitted(self, setting: Setting, images: Images) -> Iterator[tuple[Images, list[Permit]]]:
         """The images, which nobody has read yet, and a permit for each; those that no job took come back."""
-        given = gathered(images)
+        given = gathered(images, self.bundle.shape)
         with ExitStack() as stack:
-            yield given, [stack.enter_context(self._driver.admit(setting)) for _ in range(number_of(given))]
+            yield given, [stack.enter_context(self._driver.admit(setting)) for _ in range(len(given))]
 
     def _looks(self, question: Question) -> list[Future[list[Raw]]]:
         pieces = torch.split(question.images, PIECE) if len(question.images) else ()

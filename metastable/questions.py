@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import reprlib
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +16,10 @@ from torch import Tensor
 from metastable import noise
 from metastable.batches import Images, batch_of
 from metastable.bundle import Bundle
+from metastable.engine.engine import LATE
 from metastable.engine.inspection import Raw
 from metastable.engine.job import Job
-from metastable.errors import InvalidOption
+from metastable.errors import DeadlineExceeded, InvalidOption
 from metastable.settings import Setting
 
 LONGEST = 1e9  # seconds of a deadline
@@ -59,6 +64,36 @@ def question_of(
     """
     batch = batch_of(images, shape)
     return Question(batch, seeds_for(len(batch), seeds), terms)
+
+
+def check_names(bundle: object, settings: object) -> None:
+    """InvalidOption for a bundle that is no name or path, or settings that are no list of names."""
+    if not isinstance(bundle, str | os.PathLike) or not str(bundle):
+        raise InvalidOption(f"bundle must be a shipped bundle's name or a path, not {reprlib.repr(bundle)}")
+    if isinstance(settings, str):
+        raise InvalidOption(f"settings must be a list of names: ({settings!r},)")
+    if not isinstance(settings, Sequence) or not all(isinstance(name, str) for name in settings):
+        raise InvalidOption(f"settings must be a list of names, not {reprlib.repr(settings)}")
+
+
+def left(deadline: float | None) -> float | None:
+    """Seconds until a deadline on the engine's clock."""
+    return None if deadline is None else max(deadline - time.perf_counter(), 0.0)
+
+
+@contextmanager
+def late_is_said() -> Iterator[None]:
+    """DeadlineExceeded where time ran out while images were looked at: then nothing was purified."""
+    try:
+        yield
+    except TimeoutError:
+        raise DeadlineExceeded(LATE) from None
+
+
+def in_time(look: Future[list[Raw]], deadline: float | None) -> list[Raw]:
+    """What was seen; DeadlineExceeded if it takes longer."""
+    with late_is_said():
+        return look.result(left(deadline))
 
 
 def setting_of(bundle: Bundle, name: str | None) -> Setting:

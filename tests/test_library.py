@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from handlers.service import Request, Service
 from metastable import bundle, library, questions
 from metastable.bundle import Bundle
 from metastable.engine.engine import EngineLimits
+from metastable.engine.inspection import Raw
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import (
     BundleError,
@@ -280,3 +282,56 @@ def test_arguments_of_another_type_are_refused_in_one_sentence() -> None:
                 defense(image, setting="none", deadline=deadline)  # type: ignore[arg-type]
         same = [defense(image, setting="none", seeds=s) for s in ([7], np.array([7]))]
         assert same[0] == same[1]
+
+
+def test_a_wrong_shape_is_refused_before_anything_is_admitted(
+    defense: Defense, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def admitted(*_: object) -> None:
+        raise AssertionError("a permit was given")
+
+    monkeypatch.setattr(defense._driver, "admit", admitted)
+    for wrong in (np.zeros((300_000, 1), np.float32), torch.zeros(4, 3, 8, 8), np.array(0.5, np.float32)):
+        with pytest.raises(InvalidImage, match="shape"):
+            defense(wrong)
+    with pytest.raises(InvalidImage, match="of type uint8"):
+        defense(np.zeros((4, 3, 32, 32), np.uint8))
+
+
+@pytest.mark.timeout(60)
+def test_a_deadline_ends_the_look_at_the_images_too(
+    defense: Defense, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = threading.Event()
+
+    def slow(images: Tensor) -> list[Raw]:
+        free.wait(50)
+        raise RuntimeError("nobody waits for this")
+
+    monkeypatch.setattr(defense, "_inspector", slow)
+    try:
+        with pytest.raises(DeadlineExceeded):
+            defense(images, deadline=0.2)
+
+        async def ask() -> None:
+            await defense.ask(images, deadline=0.2)
+
+        with pytest.raises(DeadlineExceeded):
+            asyncio.run(ask())
+    finally:
+        free.set()
+
+
+@pytest.mark.timeout(30)
+def test_a_device_is_no_image(defense: Defense) -> None:
+    with pytest.raises(InvalidImage, match="not a regular file"):
+        defense(["/dev/zero"])
+    with pytest.raises(InvalidImage, match="null byte"):
+        defense(["a\0b"])
+
+
+@pytest.mark.parametrize("wrong", [{"bundle": None}, {"bundle": 3}, {"bundle": ""}, {"settings": None},
+                                   {"settings": [None]}, {"threads": True}])  # fmt: skip
+def test_loading_with_arguments_of_another_type_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOption, match=f"{next(iter(wrong))} must be"):
+        metastable.load(**({"bundle": "cifar10"} | wrong))

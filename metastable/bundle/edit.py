@@ -10,7 +10,7 @@ from metastable.anomaly import Calibration, Threshold
 from metastable.bundle import files
 from metastable.bundle import manifest as manifest_module
 from metastable.bundle.checks import MANIFEST
-from metastable.bundle.folder import SETTINGS, checked_settings, encoded, put_manifest
+from metastable.bundle.folder import SETTINGS, checked_settings, encoded, kept_shifts, put_manifest
 from metastable.bundle.manifest import Manifest
 from metastable.errors import BundleError
 
@@ -41,15 +41,13 @@ def set_settings(folder: Path, settings: str) -> None:
     manifest, raw = _manifest(folder), encoded(settings)
     before = files.read_checked(folder, SETTINGS, files.SETTINGS_BYTES, manifest.settings_sha256)
     try:
-        old = checked_settings(before, manifest).by_name
+        old = checked_settings(before, manifest)
     except BundleError:
-        old = {}  # another release's, perhaps: nothing is known to stay
-    new = checked_settings(raw, manifest).by_name
-    manifest = dataclasses.replace(
-        manifest,
-        settings_sha256=files.digest(raw),
-        shifts={name: one for name, one in manifest.shifts.items() if new.get(name) == old.get(name, 0)},
-    )
+        old = None  # another release's, perhaps: nothing is known to stay
+    # Without the old thresholds, which may be of settings that go.
+    new = checked_settings(raw, dataclasses.replace(manifest, shifts={}))
+    shifts = {} if old is None else kept_shifts(manifest.shifts, old, new)
+    manifest = dataclasses.replace(manifest, settings_sha256=files.digest(raw), shifts=shifts)
     files.replace(folder, SETTINGS, raw)
     put_manifest(folder, manifest)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,14 @@ from metastable.errors import BundleError, SettingsError
 SETTINGS = "settings.yaml"
 ANY = ([8, 8], [13, 27], [48, 32])
 """Heights and widths that stand for all that a bundle without a classifier takes."""
+
+
+def kept_shifts(
+    shifts: Mapping[str, Threshold], old: settings_module.Settings, new: settings_module.Settings
+) -> dict[str, Threshold]:
+    """The thresholds of settings that are the same in both."""
+    same = {name for name in shifts if old.by_name.get(name) == new.by_name.get(name)}
+    return {name: shifts[name] for name in shifts if name in same}
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,10 @@ class Bundle:
     provenance: Provenance
     digest: str
     shifts: Mapping[str, Threshold] = field(default_factory=dict)
+
+    def with_settings(self, settings: settings_module.Settings) -> Bundle:
+        """With other settings; one that is as it was keeps the threshold of its shift."""
+        return replace(self, settings=settings, shifts=kept_shifts(self.shifts, self.settings, settings))
 
     @property
     def scores(self) -> dict[str, ScoreFunction]:
@@ -154,10 +166,7 @@ def load(folder: Path) -> Bundle:
     """Load and check a bundle; BundleError names what is wrong, or refuses one that only purifies."""
     manifest, settings, modules, digest = opened(folder)
     if not manifest.classifies:
-        raise BundleError(
-            f"the bundle {manifest.name} has no classifier: it purifies images (`metastable purify --bundle "
-            f"{manifest.name}`), and is a base for a classifier of yours (`metastable bring`)"
-        )
+        raise BundleError(manifest_module.purifies_only(manifest.name))
     channels, height, width = manifest.shape
     return Bundle(
         name=manifest.name,

@@ -129,6 +129,14 @@ class Manifest:
         return {name: name + part.suffix for name, part in self.parts.items()}
 
 
+def purifies_only(name: str) -> str:
+    """What is said where a bundle without a classifier is asked for one."""
+    return (
+        f"the bundle {name} has no classifier: it purifies images (`metastable purify --bundle {name}`), and "
+        "is a base for a classifier of yours (`metastable bring`)"
+    )
+
+
 def render(manifest: Manifest) -> bytes:
     """bundle.json: equal manifests give equal bytes."""
     raw: dict[str, Any] = {

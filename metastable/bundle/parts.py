@@ -45,6 +45,8 @@ def stored_onnx(
 def stored_part(folder: Path, name: str) -> Stored:
     """A part of the bundle in `folder` with its bytes, checked; BundleError if it is absent or damaged."""
     manifest = manifest_module.parse(files.read(folder, MANIFEST, files.MANIFEST_BYTES))
+    if name == "classifier" and not manifest.classifies:
+        raise BundleError(manifest_module.purifies_only(manifest.name))
     if name not in manifest.parts:
         raise BundleError(f"{folder} has no part {name!r}, only {sorted(manifest.parts)}")
     part = manifest.parts[name]

@@ -50,6 +50,12 @@ def found(bundle: str) -> Path:
     return Path(bundle) if (Path(bundle) / MANIFEST).is_file() else folder(bundle)
 
 
+def path(bundle: str) -> Path:
+    """The path of a shipped bundle where this is its name and no bundle is at this path; for parsers."""
+    here = (Path(bundle) / MANIFEST).is_file()
+    return _root() / bundle if not here and bundle in names() else Path(bundle)
+
+
 def _root() -> Path:
     installed = _PACKAGE / "_bundles"
     return installed if installed.is_dir() else _PACKAGE.parent / "model_store"

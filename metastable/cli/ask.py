@@ -18,10 +18,14 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
-from metastable import console
+from metastable import console, reading
 from metastable.cli import client
 
 PATIENCE = 120.0  # seconds for one image
+
+
+MOST_BYTES = 100_000_000
+"""Of a file that is sent: what is too large for a server, it says itself."""
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +41,8 @@ def fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key-file", type=Path, help="of a server that asks for a key: .run/key_file.json")
     parser.add_argument(
         "--bundle",
-        type=Path,
-        default=Path("model_store/cifar10"),
-        help="folder of the bundle in this process",
+        default="model_store/cifar10",
+        help="of this process: folder of the bundle, or a shipped one's name",
     )
     console.add_out(parser)
     parser.set_defaults(run=run)
@@ -49,7 +52,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Ask about every image, and say who answered."""
     if args.top_k < 1:
         raise ValueError("--top-k must be 1 or more")
-    bodies = [path.read_bytes() for path in args.images]
+    bodies = [reading.read(path, MOST_BYTES) for path in args.images]
     found = None if args.in_process else _of_server(args, bodies)
     by, verdicts = found or ("this process", _of_this_process(args))
     for path, verdict in zip(args.images, verdicts, strict=True):
@@ -80,7 +83,8 @@ def _of_this_process(args: argparse.Namespace) -> list[dict[str, Any]]:
     print(f"answering in this process, with {args.bundle}{why}", file=sys.stderr, flush=True)
     if args.deadline_ms is not None:
         raise ValueError("--deadline-ms is for a server: leave it out")
-    from metastable.cli import local  # with PyTorch, which a server's client does without
+    from metastable.bundle import shipped  # with PyTorch, which a server's client does without
+    from metastable.cli import local
 
-    loaded = local.load(args.bundle, args.setting)
+    loaded = local.load(shipped.path(args.bundle), args.setting)
     return [one.verdict for one in local.answer(loaded, local.read(args.images, loaded.shape), args.top_k)]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metastable import bundle
+from metastable import bundle, reading
 from metastable.bundle import Bundle
 from metastable.engine.reply import reply
 from metastable.engine.runners.torch_runner import TorchRunner
@@ -59,12 +59,20 @@ def read(paths: Sequence[Path], shape: tuple[int, int, int]) -> list[DecodedImag
     return [decoded(path, size=shape[1], channels=shape[0]) for path in paths]
 
 
+def contents(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """The bytes of an image file; OSError, which names it, where it cannot be one."""
+    try:
+        return reading.read(path, limits.max_bytes)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def decoded(
     path: Path, *, size: int | None, channels: int, limits: ImageLimits = DEFAULT_LIMITS
 ) -> DecodedImage:
     """One image file, as `read`; with None for a size it keeps its own."""
     try:
-        return decode(path.read_bytes(), size=size, channels=channels, limits=limits)
+        return decode(contents(path, limits), size=size, channels=channels, limits=limits)
     except RequestError as error:
         raise type(error)(f"{path}: {error}") from None
 

@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Answer, and write."""
     if args.top_k < 1:
         raise ValueError("--top-k must be 1 or more")
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out {args.out} is a file: name a folder")
     names = [f"{path.stem}.png" for path in args.images]
     if len(set(names)) < len(names):
         raise ValueError("two images have the same name: purify them into different folders")
@@ -71,18 +73,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _only(args: argparse.Namespace, loaded: Purifier, names: list[str]) -> dict[str, Any]:
     """Purify at the images' own sizes, without verdicts."""
     setting = local.setting_of(loaded.settings, args.setting)
+    images = [_sized(path, loaded.channels) for path in args.images]  # all, before anything is written
     args.out.mkdir(parents=True, exist_ok=True)
     found = []
-    for path, name in zip(args.images, names, strict=True):
-        image = _gray(local.decoded(path, size=None, channels=loaded.channels, limits=LIMITS).pixels)
-        if min(image.shape[1:]) < 8:
-            raise InvalidImage(f"{path}: the image has a side below 8 pixels: purify a larger one")
+    for path, name, image in zip(args.images, names, images, strict=True):
         made = mean(image, loaded, setting)
         moved = float((made - image).square().mean().sqrt())
         picture(made).save(args.out / name)
         found.append({"image": str(path), "purified": str(args.out / name), "moved": round(moved, 6)})
         print(f"{path}: {image.shape[2]} x {image.shape[1]} pixels, moved by {moved:.4f} (root mean square)")
     return {"command": "purify", "bundle": loaded.name, "setting": setting.name, "images": found}
+
+
+def _sized(path: Path, channels: int) -> Tensor:
+    """The image in a file at its own size; InvalidImage below 8 pixels a side."""
+    image = _gray(local.decoded(path, size=None, channels=channels, limits=LIMITS).pixels)
+    if min(image.shape[1:]) < 8:
+        raise InvalidImage(f"{path}: the image has a side below 8 pixels: purify a larger one")
+    return image
 
 
 @torch.inference_mode()

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metastable import reading
 from metastable.datasets import labels as csv
 from metastable.datasets.base import SPLITS, ImageSet, Shape, check_range, to_float
 from metastable.datasets.walk import walk
@@ -32,6 +33,8 @@ LIMITS = ImageLimits(max_bytes=64_000_000, max_pixels=50_000_000)
 """Of a picture: what cameras make, and nothing that fills the memory."""
 IN_MEMORY = 2**30
 """Bytes of decoded pictures; more of them lie in a temporary file."""
+MOST = 10_000_000
+"""Images of a split: their order is drawn at once."""
 NAMED = 20
 """Skipped files whose names are told; the others are counted."""
 BATCH = 64
@@ -94,10 +97,10 @@ class Folder:
     seen: Callable[[Mapping[str, Any]], None] = lambda about: None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.test_share <= 1 or self.crops < 0 or self.seed < 0:
-            raise DataError(
-                "the share of test pictures must lie in [0, 1], crops and seed must not be negative"
-            )
+        if not 0 <= self.test_share <= 1:
+            raise DataError(f"the share of test pictures must lie in [0, 1], not be {self.test_share:g}")
+        if min(self.crops, self.seed) < 0:
+            raise DataError(f"crops and seed must not be negative, as {self.crops} or {self.seed} is")
 
     @property
     def name(self) -> str:
@@ -151,6 +154,10 @@ class Folder:
             raise DataError(
                 f"{self.path} has {len(ranked)} pictures, and with a share of {self.test_share:g} for tests "
                 f"none of them is for {name}: change --test-share, or add pictures"
+            )
+        if len(chosen) * self.crops > MOST:
+            raise DataError(
+                f"{self.crops} crops of {len(chosen)} pictures are over {MOST} images: take fewer --crops"
             )
         return Split(self, name, chosen)
 
@@ -206,8 +213,10 @@ class Split:
         """SHA-256 over the bytes of the files, their labels, and how images are made of them."""
         h = hashlib.sha256(json.dumps([self.folder.about(), self.name], sort_keys=True).encode())
         for file in self.files:
-            with (self.folder.path / file.name).open("rb") as opened:
-                content = hashlib.file_digest(opened, "sha256").hexdigest()
+            try:
+                content = hashlib.sha256(self._bytes(file.name)).hexdigest()
+            except OSError:  # skipped, and named, when it is to be decoded
+                content = ""
             h.update(json.dumps([file.name, file.label, content]).encode())
         return h.hexdigest()
 
@@ -240,17 +249,17 @@ class Split:
 
     def _image(self, name: str, crop: int) -> Tensor:
         channels, height, width = self.folder.shape
-        path = self.folder.path / name
-        if path.stat().st_size > LIMITS.max_bytes:
-            raise OSError(f"more than {LIMITS.max_bytes} bytes")
         window = None
         if self.folder.crops:
             words = np.frombuffer(_hash(self.folder.seed, f"{crop} {name}"), np.uint32)
             window = _window(np.random.default_rng(words), height, width)
         read = decode(
-            path.read_bytes(), size=(height, width), channels=channels, limits=LIMITS, window=window
+            self._bytes(name), size=(height, width), channels=channels, limits=LIMITS, window=window
         )
         return (255 * read.pixels).round().byte()
+
+    def _bytes(self, name: str) -> bytes:
+        return reading.read(self.folder.path / name, LIMITS.max_bytes)
 
     def _set(self, images: Tensor, labels: list[int], skipped: dict[str, str]) -> ImageSet:
         folder = self.folder

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from metastable import reading
 from metastable.errors import DataError
 
 MOST_BYTES = 256 * 2**20
@@ -52,9 +53,7 @@ def read(path: Path, classes: Sequence[str] = ()) -> Labels:
             numbers, and others names, numbered in alphabetical order.
     """
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise DataError(f"{path} has more than {MOST_BYTES} bytes: that is no list of labels")
-        text = path.read_bytes().decode("utf-8-sig")
+        text = reading.read(path, MOST_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -11,7 +11,8 @@ SUFFIXES = (".jpeg", ".jpg", ".npy", ".png", ".webp")
 
 
 def walk(folder: Path) -> tuple[list[str], int]:
-    """Names of the pictures in a folder and its sub-folders, in order, and how many links were left out.
+    """Names of the pictures in a folder and its sub-folders, in order, and how many links
+    and other files that are none, such as pipes, were left out.
 
     Names are relative to the folder, with slashes.  Files whose name begins with a point are left out, and so
     are sub-folders, and links that lead out of the folder.  A link to a picture inside is taken unless that
@@ -33,7 +34,7 @@ def walk(folder: Path) -> tuple[list[str], int]:
             if file.startswith(".") or path.suffix.lower() not in SUFFIXES:
                 continue
             target = path.resolve() if path.is_symlink() else path
-            if target.is_relative_to(root):
+            if target.is_relative_to(root) and target.is_file():
                 found[path.relative_to(root).as_posix()] = target
             else:
                 out += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
@@ -94,7 +95,7 @@ def measured(
 
 def wide(runner: Runner) -> EngineLimits:
     """EngineLimits of an engine of one's own: nothing is refused, batches are large and fill a GPU."""
-    limits = EngineLimits(segment=0.2, backlog=math.inf, jobs=1_000_000)
+    limits = EngineLimits(segment=0.2, backlog=math.inf, jobs=sys.maxsize)
     return limits if runner.abilities.device.type == "cpu" else replace(limits, slots=SLOTS)
 
 

@@ -104,6 +104,8 @@ def run(args: argparse.Namespace) -> cli.Summary:
         thresholds = {
             name: shift_of(answered, name, some, false_positive_rate=rate, seed=args.seed) for name in shifts
         }
+    if kept is not None:  # then the thresholds of the other settings are what they were
+        thresholds = {**loaded.shifts, **thresholds}
     bundle.set_anomaly(args.bundle, found, thresholds)
     said = {name: dataclasses.asdict(one) for name, one in thresholds.items()}
     return {"command": "calibrate", **dataclasses.asdict(found), "shifts": said}

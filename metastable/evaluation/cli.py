@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import platform
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from metastable import bundle, console, datasets, settings
+from metastable.bundle import shipped
 from metastable.console import beside
 from metastable.datasets import options
 from metastable.datasets.folder import labeller_of
@@ -23,7 +23,10 @@ from metastable.errors import DataError, SettingsError
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Arguments of every command."""
     parser.add_argument(
-        "--bundle", type=Path, default=Path("model_store/cifar10"), help="folder of the bundle"
+        "--bundle",
+        type=shipped.path,
+        default=Path("model_store/cifar10"),
+        help="folder of the bundle, or a shipped one's name",
     )
     add_data(parser)
     console.add_out(parser, "write the JSON line here as well, tables and pictures beside it")
@@ -66,13 +69,15 @@ def load_bundle(args: argparse.Namespace) -> bundle.Bundle:
     """The bundle, with its settings replaced by those of --settings-file where given."""
     loaded = bundle.load(args.bundle)
     if args.settings_file:
-        loaded = dataclasses.replace(loaded, settings=settings.load(args.settings_file))
+        loaded = loaded.with_settings(settings.load(args.settings_file))
     return loaded
 
 
 def chosen_settings(names: str | None, loaded: bundle.Bundle) -> tuple[str, ...]:
     """The settings in a list separated by commas, all for None; SettingsError for one that is not there."""
-    wanted = tuple(dict.fromkeys(names.split(","))) if names else loaded.settings.names
+    wanted = (
+        tuple(dict.fromkeys(name.strip() for name in names.split(","))) if names else loaded.settings.names
+    )
     if unknown := sorted(set(wanted) - set(loaded.settings.names)):
         raise SettingsError(f"there are no settings {unknown}: choose from {loaded.settings.names}")
     return wanted

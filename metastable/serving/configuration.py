@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -19,6 +18,7 @@ from metastable.errors import SettingsError
 from metastable.images import ImageLimits
 
 MOST_THREADS = 4096
+MOST_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,16 @@ class Configuration:
         choose.artifact_of(self.runner)
         if type(self.threads) is not int or not 0 <= self.threads <= MOST_THREADS:
             raise _wrong("threads", f"0, for one a core, or up to {MOST_THREADS}", self.threads)
-        for name in ("segment_ms", "backlog_seconds"):
+        for name, least, most in (("segment_ms", 1, 10_000), ("backlog_seconds", 1e-3, 1e6)):
             value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 < value < math.inf:
-                raise _wrong(name, "a positive number", value)
+            if type(value) not in (int, float) or not least <= value <= most:
+                raise _wrong(name, f"a number from {least:g} to {most:g}", value)
         if type(self.allow_seed) is not bool:
             raise _wrong("allow_seed", "true or false", self.allow_seed)
         for name in ("max_bytes", "max_pixels"):
-            if type(getattr(self, name)) is not int:
-                raise _wrong(name, "a whole number", getattr(self, name))
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= MOST_BYTES:
+                raise _wrong(name, f"a whole number from 1 to {MOST_BYTES}", value)
         try:
             self.image_limits  # noqa: B018  checks what both are together
         except ValueError as error:
@@ -73,7 +74,7 @@ class Configuration:
         if handler is None:
             return cls()
         if not isinstance(handler, Mapping):
-            raise _wrong("handler", "a mapping of options", handler)
+            raise SettingsError(f"handler must be a mapping of options, not {reprlib.repr(handler)}")
         known = [field.name for field in fields(cls)]
         for name in handler:
             if name not in known:

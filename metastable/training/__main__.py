@@ -126,10 +126,11 @@ def _pictures(args: argparse.Namespace, config: Any) -> datasets.Folder:
 
 
 def _shape(text: str) -> datasets.Shape:
-    """Channels x height x width; ValueError for anything else."""
-    channels, height, width = map(int, text.split("x"))
+    """Channels x height x width; ArgumentTypeError for anything else."""
+    parts = [int(part) if part.isdecimal() else 0 for part in text.split("x")]
+    channels, height, width = parts if len(parts) == 3 else (0, 0, 0)
     if channels not in (1, 3) or not 1 <= min(height, width) <= max(height, width) <= 4096:
-        raise ValueError(f"{text!r} is no shape such as 3x224x224")
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape such as 3x224x224")
     return channels, height, width
 
 

@@ -53,3 +53,9 @@ def test_unknown_names_and_empty_folders_say_what_to_do(
         shipped.folder("mine")
     with pytest.raises(BundleError, match=r"holds no bundle, .*cifar10"):
         shipped.folder("./mine")
+
+
+def test_parsers_take_a_path_or_a_shipped_name(tiny_folder: Path) -> None:
+    assert shipped.path("natural") == shipped.folder("natural")
+    assert shipped.path(str(tiny_folder)) == tiny_folder
+    assert shipped.path("nowhere/at/all") == Path("nowhere/at/all")  # what reads it says what is missing

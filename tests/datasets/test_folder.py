@@ -179,6 +179,13 @@ def test_what_images_are_made_of_has_a_name(tmp_path: Path) -> None:
 
 
 def test_numbers_that_cannot_be_are_refused(tmp_path: Path) -> None:
-    for wrong in ({"test_share": 1.1}, {"crops": -1}, {"seed": -1}):
-        with pytest.raises(DataError, match="must lie in"):
+    for wrong, said in (
+        ({"test_share": 1.1}, "must lie in"),
+        ({"crops": -1}, "must not be negative"),
+        ({"seed": -1}, "must not be negative"),
+    ):
+        with pytest.raises(DataError, match=said):
             photos(tmp_path, **wrong)
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="take fewer --crops"):
+        photos(tmp_path, crops=10_000_001).split("train")

@@ -56,3 +56,12 @@ def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "scandir", scanned)
     with pytest.raises(DataError, match="locked cannot be read: Permission denied"):
         walk(tmp_path)
+
+
+@pytest.mark.timeout(20)
+def test_pipes_and_folders_with_the_name_of_a_picture_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert walk(tmp_path) == (["a.png"], 2)

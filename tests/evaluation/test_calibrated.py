@@ -111,7 +111,12 @@ def test_the_command_sets_thresholds_of_shifts(
     monkeypatch.setattr("sys.argv", [*arguments, "--shift", "fast", "--shift-only", "--shift-n", "30"])
     command.main()
     after = bundle.load(Path(arguments[3]))
-    assert (after.anomaly, list(after.shifts), after.shifts["fast"].n) == (loaded.anomaly, ["fast"], 30)
+    assert (after.anomaly, list(after.shifts), after.shifts["fast"].n) == (
+        loaded.anomaly,
+        ["fast", "softmax"],
+        30,
+    )
+    assert after.shifts["softmax"] == loaded.shifts["softmax"]
     again = calibrated.shift_of(loaded, "fast", calibrated.changed(train), false_positive_rate=0.05)
     # How many chains share a batch may differ, and so may the last bits.
     assert again.threshold == pytest.approx(loaded.shifts["fast"].threshold, rel=1e-4)

@@ -1,9 +1,14 @@
+import argparse
+import dataclasses
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metastable import anomaly, bundle
 from metastable.evaluation import cli
 
 
@@ -29,3 +34,20 @@ def test_what_is_no_length_is_refused(text: str) -> None:
 def test_what_is_no_whole_number_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         cli.whole_numbers(text)
+
+
+def test_a_settings_file_drops_the_shift_of_a_setting_that_it_changes(tiny: bundle.Bundle, tiny_folder: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    limit = anomaly.threshold_of(torch.linspace(0, 1, 99), false_positive_rate=0.1, data={})
+    both = dataclasses.replace(tiny, shifts={"fast": limit, "softmax": limit})
+    monkeypatch.setattr(bundle, "load", lambda folder: both)
+    file = tmp_path / "s.yaml"
+    text = (tiny_folder / "settings.yaml").read_text()
+    assert "chains: 3, steps: 2, sigma: 0.2," in text
+    file.write_text(text.replace("chains: 3, steps: 2, sigma: 0.2,", "chains: 3, steps: 2, sigma: 0.3,"))
+    found = cli.load_bundle(argparse.Namespace(bundle=tiny_folder, settings_file=file))
+    assert set(found.shifts) == {"softmax"}
+
+
+def test_settings_may_have_spaces_between_them(tiny: bundle.Bundle) -> None:
+    assert cli.chosen_settings("softmax, fast", tiny) == ("softmax", "fast")
