@@ -157,19 +157,18 @@ def shift_of(
 ) -> anomaly.Threshold:
     """The threshold of a setting's prediction shift, of answers as they are served.
 
-    Raises DataError without a calibration of the score norm, which chooses the noise of some settings, and
+    Raises BundleError without a calibration of the score norm, which chooses the noise of some settings, and
     ValueError for a rate that so few images cannot set.
     """
-    if loaded.anomaly is None:
-        raise DataError("the bundle has no anomaly calibration: calibrate the score norm first")
+    calibration = loaded.calibration
     only = dataclasses.replace(loaded.settings, by_name={setting: loaded.settings[setting]})
     engine = engine_on("cpu", dataclasses.replace(loaded, settings=only))
     shifts = []
     for start in tqdm(range(0, len(seen.images), BATCH), desc=f"{setting}, shift", mininterval=2):
         images = datasets.to_float(seen.images[start : start + BATCH])
-        norms = anomaly.score_norms(images, loaded.scores[loaded.anomaly.network])
+        norms = anomaly.score_norms(images, loaded.scores[calibration.network])
         seeds = [(seed << 32) + start + row for row in range(len(images))]
-        answers = engine.answer(images, seeds, loaded.settings[setting], loaded.anomaly.flags(norms))
+        answers = engine.answer(images, seeds, loaded.settings[setting], calibration.flags(norms))
         purified = torch.cat([answer.result.probabilities for answer in answers])
         shifts.append(anomaly.prediction_shift(loaded.classifier(images).float().softmax(1), purified))
     return anomaly.threshold_of(torch.cat(shifts), false_positive_rate=false_positive_rate, **seen.evidence)
