@@ -95,6 +95,7 @@ def add_measurements(parser: argparse.ArgumentParser) -> Any:
         help="milliseconds of one image at a time, of --images or samples/, without a server",
     )
     one.add_argument("--rounds", type=int, default=5, help="times that every image is answered")
+    cli.no_data(one, "where --images, or samples/, is taken whole", "--images")
     one.set_defaults(run=measure_latency)
     robust_command.add(commands, [common, chosen])
     controls.add(commands, [common])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from metastable import anomaly, benign, bundle, datasets
+from metastable import anomaly, benign, bundle, console, datasets
 from metastable.engine.local import engine_on
 from metastable.errors import DataError
 from metastable.evaluation import cli
@@ -76,6 +76,11 @@ def fill(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--clean-share", type=float, default=0.5, help="images that --augment leaves alone")
     parser.add_argument("--seed", type=int, default=0, help="of the changes and of the chains")
+    console.idle(
+        parser, "--n", "--network", beside="--shift-only", why="which leaves the score norm's threshold alone"
+    )
+    console.idle(parser, "--shift-only", "--shift-n", without="--shift", why="which names settings")
+    console.idle(parser, "--clean-share", without="--augment", why="which changes the others")
     parser.set_defaults(run=run)
 
 

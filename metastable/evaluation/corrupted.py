@@ -157,6 +157,7 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     first.add_argument("--n", type=int, default=200, help="images of each kind and severity")
     first.add_argument("--seed", type=int, default=0, help="of the answers")
     cli.add_work(first)
+    cli.no_data(first, "where --corruptions has the images")
     first.set_defaults(run=run)
     second = commands.add_parser(
         "generate-corruptions",

@@ -111,6 +111,7 @@ def add(figures: Any, parents: list[argparse.ArgumentParser]) -> None:
         description=__doc__,
     )
     parser.add_argument("--work", type=Path, required=True, help="folder of a `robust` run")
+    cli.no_data(parser, "where --work has the images")
     parser.set_defaults(run=run)
 
 
