@@ -17,7 +17,6 @@ from metastable.datasets import ImageSet, to_float
 from metastable.defense import begin, viewed
 from metastable.dynamics import score_norm
 from metastable.engine.runners import Batch, Runner
-from metastable.errors import DataError
 from metastable.evaluation.stats import wilson
 from metastable.settings import Setting
 
@@ -33,16 +32,14 @@ def measure(
         settings: chains by the name of a setting of the bundle.
         test: images and labels.
 
-    Raises DataError if the bundle has no anomaly calibration, which chooses the noise.
+    Raises BundleError if the bundle has no anomaly calibration, which chooses the noise.
     """
-    if bundle.anomaly is None:
-        raise DataError("the bundle has no anomaly calibration: run the calibrate command first")
-    images = to_float(test.images)
+    calibration, images = bundle.calibration, to_float(test.images)
     # The flags of one runner for all: what is compared are the chains.
     norms = torch.cat(
-        [score_norm(runners[reference].score(bundle.anomaly.network, x)) for x in torch.split(images, 32)]
+        [score_norm(runners[reference].score(calibration.network, x)) for x in torch.split(images, 32)]
     )
-    flagged = bundle.anomaly.flags(norms)
+    flagged = calibration.flags(norms)
     rows = []
     for name, chains in settings.items():
         wanted = outputs(runners[reference], bundle.settings[name], chains, images, flagged)

@@ -124,9 +124,8 @@ def _chunk(
 
 
 def _flags(bundle: Bundle, x: Tensor) -> Tensor:
-    if bundle.anomaly is None:
-        raise DataError("the bundle has no anomaly calibration: run the calibrate command first")
-    return bundle.anomaly.flags(score_norms(x, bundle.scores[bundle.anomaly.network]))
+    calibration = bundle.calibration
+    return calibration.flags(score_norms(x, bundle.scores[calibration.network]))
 
 
 def _fixed(bundle: Bundle, config: DecideConfig, chains: int) -> Setting:

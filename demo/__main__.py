@@ -55,9 +55,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if unknown := sorted(set(names) - set(CIFAR10_CLASSES)):
         raise MetastableError(f"there is no sample of {unknown}: choose from {', '.join(CIFAR10_CLASSES)}")
     loaded = bundle.load(args.bundle)
+    calibration = loaded.calibration
     if args.setting not in loaded.settings.names:
         raise MetastableError(f"--setting must be one of {', '.join(loaded.settings.names)}")
-    assert loaded.anomaly is not None
     clean = torch.stack([decode((SAMPLES / f"{n}.png").read_bytes()).pixels for n in names])
     labels = torch.tensor([loaded.classes.index(n) for n in names])
     print(f"attacking {len(names)} images: PGD on the bare classifier, 8/255, {args.steps} steps")
@@ -76,14 +76,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             counts["attacked_right"] += second["class"] == name
             counts["bare_attacked_right"] += second["unpurified"]["class"] == name
             counts["attacked_flagged"] += second["anomaly"]["flagged"]
-    norms = score_norms(attacked, loaded.scores[loaded.anomaly.network])
+    norms = score_norms(attacked, loaded.scores[calibration.network])
     result = defend(
         attacked[: args.rows],
         [noise.secret_seed() for _ in names[: args.rows]],
         loaded.settings[args.setting],
         classifier=loaded.classifier,
         scores=loaded.scores,
-        flagged=loaded.anomaly.flags(norms)[: args.rows],
+        flagged=calibration.flags(norms)[: args.rows],
     )
     picture.draw(clean, attacked, result, names, loaded.classes, args.picture)
     print(f"\npicture: {args.picture}")

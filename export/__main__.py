@@ -94,7 +94,7 @@ def fill_all(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("METASTABLE_DATA"),
         help="data folder, or folder of pictures: for 8 bits, and to judge by (default: METASTABLE_DATA)",
     )
-    options.add(parser)
+    options.add(parser, "--calibration-data")
     parser.add_argument("--n", type=int, default=200, help="real images to judge by")
     parser.set_defaults(run=_all)
 
@@ -156,6 +156,7 @@ def fill_bring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="of the new bundle (default: that of its folder)")
     parser.add_argument("--check-images", type=Path, help="folder of images for the natural accuracy")
     parser.add_argument("--check-labels", type=Path, help="their CSV file, with the columns file and label")
+    console.idle(parser, "--network", without="--state-dict", why="whose architecture it is")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.set_defaults(run=_bring)
 

@@ -165,6 +165,8 @@ def _add_make(commands: Any) -> None:
     one.add_argument("--setting", default="balanced", help="of the bundle")
     one.add_argument("--n", type=int, default=100, help="test images")
     cli.attack_arguments(one)
+    of_attack = ("--norm", "--eps", "--step", "--steps", "--samples", "--check", "--setting")
+    console.idle(one, *of_attack, without="--attack", why="as the images stay clean")
     one.set_defaults(run=run_make)
 
 

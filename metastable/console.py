@@ -10,6 +10,7 @@ these defaults, of which only the first is needed:
     rest          [] where the command takes what stands after `--`
     tells         True where the command says by itself how far it is
     adds          a dict that is added to that dict; the command sets it while it runs
+    idle          options that would be taken and not used (`idle`)
 
 Exit status: 0, what `status` says, 2 for wrong input, 130 after Ctrl-C.
 """
@@ -23,9 +24,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from metastable.errors import MetastableError
 
@@ -80,6 +81,40 @@ def _no_line(out: Path) -> str | None:
     return None
 
 
+class Idle(NamedTuple):
+    """Options that would be taken and not used: beside another, without another, or in this command."""
+
+    options: tuple[str, ...]
+    beside: str
+    without: str
+    why: str
+
+    def fault(self, given: Collection[str]) -> str | None:
+        """One sentence on those of the options `given` that would be idle; None where none is."""
+        named = [option for option in self.options if option in given]
+        fits = self.beside not in given if self.beside else self.without in given
+        if not named or fits:
+            return None
+        where = "here"
+        if self.beside or self.without:
+            where = f"beside {self.beside}" if self.beside else f"without {self.without}"
+        verb, them = ("says", "it") if len(named) == 1 else ("say", "them")
+        why = f", {self.why}" if self.why else ""
+        mend = f"leave {them} out" + (f", or give {self.without}" if self.without else "")
+        return f"{' and '.join(named)} {verb} nothing {where}{why}: {mend}"
+
+
+def idle(
+    parser: argparse.ArgumentParser, *options: str, beside: str = "", without: str = "", why: str = ""
+) -> None:
+    """Let `options` be refused beside one option, or without one, or always: they would do nothing.
+
+    `why` is a subordinate clause for the message.
+    """
+    before = parser.get_default("idle") or ()
+    parser.set_defaults(idle=(*before, Idle(options, beside, without, why)))
+
+
 def beside(out: Path | None, suffix: str) -> Path | None:
     """The path of --out with another suffix, its folder made; None without --out."""
     if out is None:
@@ -126,9 +161,16 @@ def run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None)
 
 
 def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    """The arguments; what stands after `--` is left to a command whose default `rest` asks for it."""
+    """The arguments; what stands after `--` is left to a command whose default `rest` asks for it.
+
+    SystemExit for what argparse refuses, and for options that would be idle.
+    """
     cut = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:cut])
+    given = {word.partition("=")[0] for word in words[:cut]}  # written out, as nothing is abbreviated
+    for one in getattr(args, "idle", ()):
+        if fault := one.fault(given):
+            parser.error(fault)
     if cut < len(words):
         if not hasattr(args, "rest"):
             parser.error("this command takes nothing after --")

@@ -21,7 +21,6 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -42,6 +41,7 @@ from metastable.engine.verdict import Verdict, verdict_of
 from metastable.errors import EngineFailure, InvalidOption
 from metastable.questions import (
     Question,
+    cared_for,
     check_names,
     in_time,
     late_is_said,
@@ -52,7 +52,6 @@ from metastable.questions import (
 )
 from metastable.settings import Setting
 
-T = TypeVar("T")
 __all__ = ["Defense", "Verdict", "load"]
 
 log = logging.getLogger("metastable")
@@ -192,9 +191,9 @@ class Defense:
             self._learn(terms.setting).result()
         with self._admitted(terms.setting, images) as (given, permits):
             question = question_of(given, self.bundle.shape, terms, seeds)
-            with _cared_for(self._looks(question)) as looks:
+            with cared_for(self._looks(question)) as looks:
                 raws = [raw for look in looks for raw in in_time(look, terms.deadline)]
-            with _cared_for(self._submit(question, raws, permits)) as answers:
+            with cared_for(self._submit(question, raws, permits)) as answers:
                 return self._judged([answer.result() for answer in answers], raws)
 
     async def ask(
@@ -211,10 +210,10 @@ class Defense:
             await asyncio.wrap_future(self._learn(terms.setting))
         with self._admitted(terms.setting, images) as (given, permits):
             question = await asyncio.to_thread(question_of, given, self.bundle.shape, terms, seeds)
-            with _cared_for(self._looks(question)) as looks, late_is_said():
+            with cared_for(self._looks(question)) as looks, late_is_said():
                 async with asyncio.timeout(left(terms.deadline)):
                     raws = [raw for look in looks for raw in await asyncio.wrap_future(look)]
-            with _cared_for(self._submit(question, raws, permits)) as answers:
+            with cared_for(self._submit(question, raws, permits)) as answers:
                 found = await asyncio.gather(*map(asyncio.wrap_future, answers))
                 return [verdict for verdict, _ in self._judged(found, raws)]
 
@@ -291,13 +290,3 @@ class Defense:
             (verdict_of(self.bundle, answer, raw), answer.result.purified[0])
             for answer, raw in zip(answers, raws, strict=True)
         ]
-
-
-@contextmanager
-def _cared_for(futures: Sequence[Future[T]]) -> Iterator[Sequence[Future[T]]]:
-    """Afterwards those that have not ended are cancelled: whoever asked has had an error, or has gone."""
-    try:
-        yield futures
-    finally:
-        for future in futures:
-            future.cancel()

@@ -1,4 +1,7 @@
-"""What a caller of the library asks beside the images, checked: setting, deadline and seeds."""
+"""What a caller of the library asks beside the images, checked: setting, deadline and seeds.
+
+And how long is waited for answers, and what becomes of those that nobody waits for.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -22,6 +26,7 @@ from metastable.engine.job import Job
 from metastable.errors import DeadlineExceeded, InvalidOption
 from metastable.settings import Setting
 
+T = TypeVar("T")
 LONGEST = 1e9  # seconds of a deadline
 
 
@@ -94,6 +99,16 @@ def in_time(look: Future[list[Raw]], deadline: float | None) -> list[Raw]:
     """What was seen; DeadlineExceeded if it takes longer."""
     with late_is_said():
         return look.result(left(deadline))
+
+
+@contextmanager
+def cared_for(futures: Sequence[Future[T]]) -> Iterator[Sequence[Future[T]]]:
+    """Afterwards those that have not ended are cancelled: whoever asked has had an error, or has gone."""
+    try:
+        yield futures
+    finally:
+        for future in futures:
+            future.cancel()
 
 
 def setting_of(bundle: Bundle, name: str | None) -> Setting:

@@ -59,6 +59,18 @@ class Bundle:
     digest: str
     shifts: Mapping[str, Threshold] = field(default_factory=dict)
 
+    @property
+    def calibration(self) -> Calibration:
+        """The anomaly flag's calibration, which chooses the noise of some settings: no answer without it.
+
+        Raises BundleError where the bundle has none.
+        """
+        if self.anomaly is None:
+            raise BundleError(
+                f"the bundle {self.name} has no anomaly calibration: run `metastable calibrate` first"
+            )
+        return self.anomaly
+
     def with_settings(self, settings: settings_module.Settings) -> Bundle:
         """With other settings; one that is as it was keeps the threshold of its shift."""
         return replace(self, settings=settings, shifts=kept_shifts(self.shifts, self.settings, settings))

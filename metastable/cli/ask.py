@@ -44,6 +44,8 @@ def fill(parser: argparse.ArgumentParser) -> None:
         default="model_store/cifar10",
         help="of this process: folder of the bundle, or a shipped one's name",
     )
+    console.idle(parser, "--key-file", beside="--in-process", why="which asks no server")
+    console.idle(parser, "--bundle", beside="--url", why="whose server has a bundle of its own")
     console.add_out(parser)
     parser.set_defaults(run=run)
 

@@ -84,7 +84,7 @@ def info(args: argparse.Namespace) -> dict[str, Any]:
         default = ", the default" if name == loaded.settings.default else ""
         print(f"  setting  {name:<12} {one.dynamics.name}, {one.chains} chains, {one.steps} steps{default}")
     if whole is not None and anomaly is None:
-        print("  no anomaly threshold: it cannot be served before `metastable calibrate`")
+        print("  no anomaly calibration: it cannot be served before `metastable calibrate`")
     return found
 
 
@@ -94,10 +94,9 @@ def check(args: argparse.Namespace) -> dict[str, Any]:
     if not bundle.classifies(folder):
         return _check_purifier(bundle.load_purifier(folder), args.bundle)
     loaded = bundle.load(folder)  # digests, types and ranges are checked there
-    if loaded.anomaly is None:
-        raise BundleError(f"{args.bundle} has no anomaly threshold: run `metastable calibrate` first")
+    calibration = loaded.calibration
     image = torch.rand(1, *loaded.shape, generator=torch.Generator().manual_seed(0))
-    flagged = loaded.anomaly.flags(score_norms(image, loaded.scores[loaded.anomaly.network]))
+    flagged = calibration.flags(score_norms(image, loaded.scores[calibration.network]))
     for name, setting in loaded.settings.by_name.items():
         one = dataclasses.replace(setting, chains=1)
         made = defend(

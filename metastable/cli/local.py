@@ -16,7 +16,7 @@ from metastable import bundle, reading
 from metastable.bundle import Bundle
 from metastable.engine.reply import reply
 from metastable.engine.runners.torch_runner import TorchRunner
-from metastable.errors import BundleError, RequestError, SettingsError
+from metastable.errors import RequestError, SettingsError
 from metastable.images import DEFAULT_LIMITS, DecodedImage, ImageLimits, decode
 from metastable.library import Defense
 from metastable.settings import Setting, Settings
@@ -36,11 +36,9 @@ def load(folder: Path, setting: str | None) -> Bundle:
     Raises BundleError for one without a calibration, SettingsError for a setting that it does not have.
     """
     loaded = bundle.load(folder)
-    if loaded.anomaly is None:
-        raise BundleError(f"the bundle {folder} has no anomaly threshold: run `metastable calibrate` first")
     chosen = setting_of(loaded.settings, setting)
     only = dataclasses.replace(loaded.settings, by_name={chosen.name: chosen}, default=chosen.name)
-    return dataclasses.replace(loaded, settings=only)
+    return dataclasses.replace(loaded, settings=only, anomaly=loaded.calibration)
 
 
 def setting_of(settings: Settings, name: str | None) -> Setting:

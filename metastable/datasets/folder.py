@@ -26,8 +26,9 @@ from metastable import reading
 from metastable.datasets import labels as csv
 from metastable.datasets.base import SPLITS, ImageSet, Shape, check_range, to_float
 from metastable.datasets.walk import walk
+from metastable.datasets.windows import hashed, window
 from metastable.errors import DataError, RequestError
-from metastable.images import Box, ImageLimits, decode
+from metastable.images import ImageLimits, decode
 
 LIMITS = ImageLimits(max_bytes=64_000_000, max_pixels=50_000_000)
 """Of a picture: what cameras make, and nothing that fills the memory."""
@@ -145,7 +146,7 @@ class Folder:
         """The split `train` or `test`; DataError where nothing is in it."""
         if name not in SPLITS:
             raise DataError(f"a folder has no split {name!r}: use {' or '.join(SPLITS)}")
-        ranked = sorted(self.files, key=lambda file: _hash(self.seed, file.name))
+        ranked = sorted(self.files, key=lambda file: hashed(self.seed, file.name))
         count = round(self.test_share * len(ranked))
         if 0 < self.test_share < 1 and len(ranked) > 1:
             count = min(max(count, 1), len(ranked) - 1)
@@ -249,13 +250,8 @@ class Split:
 
     def _image(self, name: str, crop: int) -> Tensor:
         channels, height, width = self.folder.shape
-        window = None
-        if self.folder.crops:
-            words = np.frombuffer(_hash(self.folder.seed, f"{crop} {name}"), np.uint32)
-            window = _window(np.random.default_rng(words), height, width)
-        read = decode(
-            self._bytes(name), size=(height, width), channels=channels, limits=LIMITS, window=window
-        )
+        cut = window(self.folder.seed, name, crop, height, width) if self.folder.crops else None
+        read = decode(self._bytes(name), size=(height, width), channels=channels, limits=LIMITS, window=cut)
         return (255 * read.pixels).round().byte()
 
     def _bytes(self, name: str) -> bytes:
@@ -271,26 +267,6 @@ class Split:
         folder.seen(about)
         labelled = folder.labels is not None
         return ImageSet(folder.name, self.name, images, found, list(folder.classes), labelled, about)
-
-
-def _hash(seed: int, text: str) -> bytes:
-    return hashlib.sha256(f"{seed} {text}".encode("utf-8", "surrogateescape")).digest()
-
-
-def _window(rng: np.random.Generator, height: int, width: int) -> Callable[[int, int], Box]:
-    """What chooses a window of the proportions height : width.
-
-    It is at least so large where the picture is, and at most as large as fits; sizes between are evenly
-    likely by their logarithm, and so are all places.
-    """
-
-    def chosen(rows: int, columns: int) -> Box:
-        most = min(rows / height, columns / width)
-        scale = math.exp(rng.uniform(math.log(min(1.0, most)), math.log(most)))
-        tall, wide = (max(1, min(round(scale * a), b)) for a, b in ((height, rows), (width, columns)))
-        return int(rng.integers(rows - tall + 1)), int(rng.integers(columns - wide + 1)), tall, wide
-
-    return chosen
 
 
 def _room(n: int, shape: Shape) -> Tensor:

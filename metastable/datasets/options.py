@@ -8,13 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from metastable import console
 from metastable.datasets.base import Shape
 from metastable.datasets.folder import AGREEMENT, CLASSIFIER, Folder, Labeller
-from metastable.errors import DataError
+
+ALL = ("--labels", "--test-share", "--split-seed", "--crops")
+"""Options that are of --images."""
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """Add --images, --labels and how pictures are shared out and cut."""
+def add(parser: argparse.ArgumentParser, *instead: str) -> None:
+    """Add --images, --labels and how pictures are shared out and cut.
+
+    `instead`: options of a data set, which are refused beside --images.
+    """
     parser.add_argument(
         "--images",
         dest="folder",
@@ -40,12 +46,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="random windows of each of --images, each one image; 0 takes it whole, as the server does",
     )
+    console.idle(parser, *ALL, without="--images", why="the folder of the pictures")
+    console.idle(parser, *instead, beside="--images", why="which names a folder in place of a data set")
 
 
 def given(args: argparse.Namespace) -> bool:
-    """Whether the arguments name a folder of pictures; DataError for labels without one."""
-    if args.folder is None and args.labels is not None:
-        raise DataError("--labels are of --images: name the folder of the pictures too")
+    """Whether the arguments name a folder of pictures."""
     return args.folder is not None
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from metastable.anomaly import score_norms
 from metastable.bundle import Bundle
 from metastable.engine.runners import Runner
-from metastable.errors import BundleError
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,7 @@ class Inspector:
     """
 
     def __init__(self, bundle: Bundle, runner: Runner) -> None:
-        if bundle.anomaly is None:
-            raise BundleError(f"bundle {bundle.name} has no anomaly calibration: run the calibrate command")
-        self.calibration = bundle.anomaly
+        self.calibration = bundle.calibration
         # The threshold was set on float32 scores: fewer bits flag other images.
         network = self.calibration.network
         self._score = partial(runner.score, network) if runner.abilities.exact else bundle.scores[network]

@@ -54,7 +54,6 @@ def make_table(args: argparse.Namespace) -> dict[str, Any]:
         data=test.digest(),
     )
     summary = table.measure(loaded, test, config, args.work)
-    assert loaded.anomaly is not None
     summary |= {
         "command": "table",
         "config": dataclasses.asdict(config),
@@ -64,7 +63,7 @@ def make_table(args: argparse.Namespace) -> dict[str, Any]:
     lines = outcomes.read_outcomes(args.work / "outcomes.jsonl")
     if (page := beside(args.out, ".md")) and (picture := beside(args.out, ".png")):
         page.write_text(text)
-        report.draw(summary, lines, loaded.anomaly.threshold, picture)
+        report.draw(summary, lines, loaded.calibration.threshold, picture)
     print(text)
     return summary
 
@@ -96,6 +95,7 @@ def add_measurements(parser: argparse.ArgumentParser) -> Any:
         help="milliseconds of one image at a time, of --images or samples/, without a server",
     )
     one.add_argument("--rounds", type=int, default=5, help="times that every image is answered")
+    cli.no_data(one, "where --images, or samples/, is taken whole", "--images")
     one.set_defaults(run=measure_latency)
     robust_command.add(commands, [common, chosen])
     controls.add(commands, [common])

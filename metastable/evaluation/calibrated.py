@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from metastable import anomaly, benign, bundle, datasets
+from metastable import anomaly, benign, bundle, console, datasets
 from metastable.engine.local import engine_on
 from metastable.errors import DataError
 from metastable.evaluation import cli
@@ -76,6 +76,11 @@ def fill(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--clean-share", type=float, default=0.5, help="images that --augment leaves alone")
     parser.add_argument("--seed", type=int, default=0, help="of the changes and of the chains")
+    console.idle(
+        parser, "--n", "--network", beside="--shift-only", why="which leaves the score norm's threshold alone"
+    )
+    console.idle(parser, "--shift-only", "--shift-n", without="--shift", why="which names settings")
+    console.idle(parser, "--clean-share", without="--augment", why="which changes the others")
     parser.set_defaults(run=run)
 
 
@@ -157,19 +162,18 @@ def shift_of(
 ) -> anomaly.Threshold:
     """The threshold of a setting's prediction shift, of answers as they are served.
 
-    Raises DataError without a calibration of the score norm, which chooses the noise of some settings, and
+    Raises BundleError without a calibration of the score norm, which chooses the noise of some settings, and
     ValueError for a rate that so few images cannot set.
     """
-    if loaded.anomaly is None:
-        raise DataError("the bundle has no anomaly calibration: calibrate the score norm first")
+    calibration = loaded.calibration
     only = dataclasses.replace(loaded.settings, by_name={setting: loaded.settings[setting]})
     engine = engine_on("cpu", dataclasses.replace(loaded, settings=only))
     shifts = []
     for start in tqdm(range(0, len(seen.images), BATCH), desc=f"{setting}, shift", mininterval=2):
         images = datasets.to_float(seen.images[start : start + BATCH])
-        norms = anomaly.score_norms(images, loaded.scores[loaded.anomaly.network])
+        norms = anomaly.score_norms(images, loaded.scores[calibration.network])
         seeds = [(seed << 32) + start + row for row in range(len(images))]
-        answers = engine.answer(images, seeds, loaded.settings[setting], loaded.anomaly.flags(norms))
+        answers = engine.answer(images, seeds, loaded.settings[setting], calibration.flags(norms))
         purified = torch.cat([answer.result.probabilities for answer in answers])
         shifts.append(anomaly.prediction_shift(loaded.classifier(images).float().softmax(1), purified))
     return anomaly.threshold_of(torch.cat(shifts), false_positive_rate=false_positive_rate, **seen.evidence)

@@ -36,7 +36,13 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     """Arguments that choose a data set."""
     parser.add_argument("--data", help="folder of the data sets (default: METASTABLE_DATA)")
     parser.add_argument("--dataset", default="cifar10", choices=tuple(datasets.DATASETS), help="whose images")
-    options.add(parser)
+    options.add(parser, "--dataset", "--data")
+
+
+def no_data(parser: argparse.ArgumentParser, why: str, *but: str) -> None:
+    """Refuse the options of `add_data`, except `but`, in a command that takes its images from elsewhere."""
+    names = ("--data", "--dataset", "--images", *options.ALL)
+    console.idle(parser, *(name for name in names if name not in but), why=why)
 
 
 def common() -> argparse.ArgumentParser:

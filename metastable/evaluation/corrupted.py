@@ -21,7 +21,6 @@ from metastable.bundle import Bundle
 from metastable.console import beside
 from metastable.engine.local import LocalEngine
 from metastable.engine.runners.torch_runner import TorchRunner
-from metastable.errors import DataError
 from metastable.evaluation import cli
 from metastable.evaluation.outcomes import Outcome, judge, read_outcomes
 from metastable.evaluation.portion import portion
@@ -51,15 +50,13 @@ class CorruptedConfig:
 
 def measure(bundle: Bundle, folder: Path, config: CorruptedConfig, out: Path) -> list[dict[str, Any]]:
     """Run what is missing in folder `out`; rows setting x kind x severity with Wilson intervals."""
-    if bundle.anomaly is None:
-        raise DataError("the bundle has no anomaly calibration: run the calibrate command first")
+    score = bundle.scores[bundle.calibration.network]
     portion(corruptions.load(folder, config.kinds[0], config.severities[0]), config.n)  # or it says so now
     out.mkdir(parents=True, exist_ok=True)
     same_run(out / "corruptions-config.json", config)
     path = out / "outcomes.jsonl"
     done = {(o["setting"], o["kind"], o["severity"], o["index"]) for o in read_outcomes(path)}
     engine = LocalEngine(TorchRunner(bundle.networks, bundle.classifier), bundle.settings, bundle.shape)
-    score = bundle.scores[bundle.anomaly.network]
     cells = [(kind, severity) for kind in config.kinds for severity in config.severities]
     for kind, severity in tqdm(cells, desc="kinds and severities", mininterval=2):
         these = corruptions.load(folder, kind, severity).take(config.n)
@@ -160,6 +157,7 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     first.add_argument("--n", type=int, default=200, help="images of each kind and severity")
     first.add_argument("--seed", type=int, default=0, help="of the answers")
     cli.add_work(first)
+    cli.no_data(first, "where --corruptions has the images")
     first.set_defaults(run=run)
     second = commands.add_parser(
         "generate-corruptions",

@@ -56,18 +56,17 @@ class HonestConfig:
 def measure(bundle: Bundle, test: datasets.ImageSet, config: HonestConfig) -> list[dict[str, Any]]:
     """Rows {change, says, n, flagged: [share, low, high], right: {setting: [share, low, high]}}, in order.
 
-    Intervals are Wilson's.  `test` has the images.  Raises DataError without a calibration, for fewer images
-    than `config` asks for, and for names of changes that do not exist.
+    Intervals are Wilson's.  `test` has the images.  Raises BundleError without a calibration, and DataError
+    for fewer images than `config` asks for, and for names of changes that do not exist.
     """
-    if bundle.anomaly is None:
-        raise DataError("the bundle has no anomaly calibration: run the calibrate command first")
+    calibration = bundle.calibration
     if not 0 <= config.judged <= config.n == len(test) or config.n < 1:
         raise DataError(f"{config.n} images, {config.judged} of them judged, do not fit {len(test)} images")
     engine = LocalEngine(TorchRunner(bundle.networks, bundle.classifier), bundle.settings, bundle.shape)
     rows = []
     for name in tqdm(config.changes, desc="changes", mininterval=2):
         images = datasets.to_float(benign.changed(test.images, name, config.seed))
-        norms = score_norms(images, bundle.scores[bundle.anomaly.network])
+        norms = score_norms(images, bundle.scores[calibration.network])
         right = {}
         for setting in config.settings if config.judged else ():
             hits = 0
@@ -77,7 +76,7 @@ def measure(bundle: Bundle, test: datasets.ImageSet, config: HonestConfig) -> li
                 found = judge(bundle, engine, images[pick], norms[pick], seeds, setting)
                 hits += sum(o["predicted"] == int(test.labels[i]) for i, o in zip(pick, found, strict=True))
             right[setting] = _share(hits, config.judged)
-        flagged = _share(int(bundle.anomaly.flags(norms).sum()), config.n)
+        flagged = _share(int(calibration.flags(norms).sum()), config.n)
         says = benign.CHANGES[name].says
         rows.append({"change": name, "says": says, "n": config.n, "flagged": flagged, "right": right})
     return rows
@@ -157,6 +156,7 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> cli.Summary:
     """Measure; write Markdown and a picture beside --out."""
     loaded = cli.load_bundle(args)
+    calibration = loaded.calibration
     test = portion(cli.test_images(args, loaded), args.n, skip=args.skip)
     usual = ",".join(name for name in SETTINGS if name in loaded.settings.names)
     config = HonestConfig(
@@ -169,11 +169,10 @@ def run(args: argparse.Namespace) -> cli.Summary:
         data=test.digest(),
     )
     rows = measure(loaded, test, config)
-    assert loaded.anomaly is not None
     text = cli.noted(args, markdown(rows))
     if (page := beside(args.out, ".md")) and (picture := beside(args.out, ".png")):
         page.write_text(text)
-        draw(rows, loaded.anomaly.false_positive_rate, picture)
+        draw(rows, calibration.false_positive_rate, picture)
     print(text)
-    said = {"threshold": loaded.anomaly.threshold, "calibrated_rate": loaded.anomaly.false_positive_rate}
+    said = {"threshold": calibration.threshold, "calibrated_rate": calibration.false_positive_rate}
     return {"command": "honest", "rows": rows, **said, "config": asdict(config), "machine": cli.machine()}

@@ -14,13 +14,10 @@ from metastable.anomaly import score_norms
 from metastable.bundle import Bundle
 from metastable.engine.local import LocalEngine
 from metastable.engine.runners.torch_runner import TorchRunner
-from metastable.errors import DataError
 
 
 def measure(bundle: Bundle, images: Tensor, names: tuple[str, ...], rounds: int) -> list[dict[str, Any]]:
     """Median and 90th percentile over `rounds` passes of images [N, C, H, W], settings interleaved."""
-    if bundle.anomaly is None:
-        raise DataError("the bundle has no anomaly calibration: run the calibrate command first")
     engine = LocalEngine(TorchRunner(bundle.networks, bundle.classifier), bundle.settings, bundle.shape)
     times: dict[str, list[float]] = {name: [] for name in names}
     chains: dict[str, list[int]] = {name: [] for name in names}
@@ -47,7 +44,7 @@ def measure(bundle: Bundle, images: Tensor, names: tuple[str, ...], rounds: int)
 
 def _answer(bundle: Bundle, engine: LocalEngine, image: Tensor, name: str) -> int:
     """Answer one image as a server would; returns the chains that it took."""
-    assert bundle.anomaly is not None
-    flagged = bundle.anomaly.flags(score_norms(image, bundle.scores[bundle.anomaly.network]))
+    calibration = bundle.calibration
+    flagged = calibration.flags(score_norms(image, bundle.scores[calibration.network]))
     [answer] = engine.answer(image, [noise.secret_seed()], bundle.settings[name], flagged)
     return answer.result.outputs.shape[1]

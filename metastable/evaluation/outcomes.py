@@ -14,7 +14,6 @@ from torch import Tensor
 from metastable.anomaly import prediction_shift, score_norms
 from metastable.bundle import Bundle
 from metastable.engine.local import LocalEngine
-from metastable.errors import DataError
 
 Outcome = dict[str, Any]
 
@@ -49,18 +48,16 @@ def judge(
         norms: the score norms of the raw images, [N].
         seeds: of the chains, one an image.
     """
-    if bundle.anomaly is None:
-        raise DataError("the bundle has no anomaly calibration: run the calibrate command first")
+    calibration = bundle.calibration
     started = time.perf_counter()
-    flagged = bundle.anomaly.flags(norms)
-    home = next(bundle.networks[bundle.anomaly.network].parameters()).device
+    flagged = calibration.flags(norms)
+    home = next(bundle.networks[calibration.network].parameters()).device
     bare = bundle.classifier(images.to(home)).float().softmax(1).cpu()
     limit = bundle.shifts.get(setting)
     answers = engine.answer(images, seeds, bundle.settings[setting], flagged)
     each_ms = 1e3 * (time.perf_counter() - started) / len(images)
     purified = torch.cat([answer.result.purified for answer in answers])
-    network = bundle.anomaly.network
-    left = score_norms(purified.to(home), bundle.scores[network]).cpu()
+    left = score_norms(purified.to(home), bundle.scores[calibration.network]).cpu()
     shifts = prediction_shift(bare, torch.cat([answer.result.probabilities for answer in answers]).cpu())
     return [
         {

@@ -44,12 +44,11 @@ def measure(
     attacks.  Raises DataError where the folder holds no suite of 8-bit images in l_inf, or one of another
     defense.
     """
-    if bundle.anomaly is None:
-        raise DataError("the bundle has no anomaly calibration: run the calibrate command first")
+    score = bundle.scores[bundle.calibration.network]
     outcomes = read_outcomes(folder / "outcomes.jsonl")
     for setting in settings:
         _check(bundle, setting, folder)
-    engine, score = engine_on("cpu", bundle), bundle.scores[bundle.anomaly.network]
+    engine = engine_on("cpu", bundle)
     found: list[dict[str, Any]] = []
     for setting in settings:
         once_of: dict[int, bool] = {}
@@ -161,6 +160,7 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     parser.add_argument("--work", type=Path, required=True, help="a suite's folder of one radius: .../eps-8")
     parser.add_argument("--tries", type=int, default=10, help="times that an image is sent again")
     parser.add_argument("--seed", type=int, default=0, help="of the answers")
+    cli.no_data(parser, "where --work has the images")
     parser.set_defaults(run=run)
 
 

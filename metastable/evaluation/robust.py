@@ -129,13 +129,12 @@ class Outcomes:
         device: str,
         engine: LocalEngine | None = None,
     ) -> None:
-        if bundle.anomaly is None:
-            raise DataError("the bundle has no anomaly calibration: run the calibrate command first")
         self.path, self._out, self._device = out / "outcomes.jsonl", out, device
         self._bundle, self._config, self._labels = bundle, config, test.labels
         self._images = datasets.to_float(test.images)
-        self._score = bundle.scores[bundle.anomaly.network]
-        self._home = next(bundle.networks[bundle.anomaly.network].parameters()).device
+        network = bundle.calibration.network
+        self._score = bundle.scores[network]
+        self._home = next(bundle.networks[network].parameters()).device
         self._engine = engine or engine_on(self._home.type, bundle)
         self._done = {(o["setting"], o["attack"], o["index"]): o for o in read_outcomes(self.path)}
 

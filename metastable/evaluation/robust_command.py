@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from typing import Any, get_args
 
+from metastable import console
 from metastable.attacks.catalogue import ATTACKS, SUITE
 from metastable.attacks.target import Levels
 from metastable.errors import DataError
@@ -61,6 +62,7 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--device", default="cpu", help="of the attacks, such as cuda")
     cli.add_work(parser)
+    console.idle(parser, "--settings", "--members", beside="--rows", why="which names settings and attacks")
     parser.set_defaults(run=run)
 
 

@@ -25,7 +25,6 @@ from metastable.attacks.white_box import attackable
 from metastable.bundle import Bundle
 from metastable.engine.local import LocalEngine
 from metastable.engine.runners.torch_runner import TorchRunner
-from metastable.errors import DataError
 from metastable.evaluation.outcomes import Outcome, judge, read_outcomes
 from metastable.evaluation.same import same_run
 from metastable.evaluation.stats import auroc, wilson
@@ -49,13 +48,11 @@ class TableConfig:
 
 def measure(bundle: Bundle, test: datasets.ImageSet, config: TableConfig, out: Path) -> dict[str, Any]:
     """Run what is missing of the table in folder `out` and return its summary."""
+    score = bundle.scores[bundle.calibration.network]
     out.mkdir(parents=True, exist_ok=True)
     same_run(out / "table-config.json", config)
     images = datasets.to_float(test.images)
     kinds = {"natural": images, "pgd": _attacked(bundle, images, test.labels, config, out)}
-    if bundle.anomaly is None:
-        raise DataError("the bundle has no anomaly calibration: run the calibrate command first")
-    score = bundle.scores[bundle.anomaly.network]
     norms = {kind: score_norms(x, score) for kind, x in kinds.items()}
     path = out / "outcomes.jsonl"
     done = {(o["setting"], o["kind"], o["index"]) for o in read_outcomes(path)}

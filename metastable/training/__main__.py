@@ -59,21 +59,25 @@ def fill(parser: argparse.ArgumentParser) -> None:
         )
         one.add_argument("--minutes", type=float, help="pause after so long; the same command goes on")
         add_fields(one, config)
+        console.idle(one, "--data", beside="--pictures", why="which names the folder")
         one.set_defaults(run=run, trainer=name, resumes="out")
 
 
 def _add_folder(one: argparse.ArgumentParser) -> None:
-    options.add(one)
+    options.add(one, "--dataset", "--data")
     one.add_argument(
         "--shape",
         type=_shape,
-        help="of what --images become, such as 3x224x224 (default: the bundle's, else that of --dataset)",
+        help="of what --images become, such as 3x224x224 (default: the bundle's, else as the data set's)",
     )
     one.add_argument(
         "--mirrored",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="whether --images may be mirrored: not where they show text or digits",
+    )
+    console.idle(
+        one, "--shape", "--mirrored", "--no-mirrored", without="--images", why="the folder of the pictures"
     )
 
 

@@ -50,7 +50,11 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[dict[str, A
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    assert main([str(word) for word in words]) == 2
+    try:
+        status: object = main([str(word) for word in words])
+    except SystemExit as error:  # argparse's
+        status = error.code
+    assert status == 2
     return capsys.readouterr().err
 
 
@@ -187,7 +191,7 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     csv = labels_of(photos, ["cat", "cow"])
     judged = ("evaluate", "table", "--bundle", tiny_folder, "--work", tmp_path / "w")
-    assert "name the folder of the pictures too" in refused(capsys, *judged, "--labels", csv)
+    assert "--labels says nothing without --images" in refused(capsys, *judged, "--labels", csv)
     said = refused(capsys, *judged, "--images", photos, "--labels", csv)
     assert "labels.csv, line 3: 'cow' is no class, neither a name nor a number from 0 to 9" in said
     assert "is not a folder of pictures" in refused(capsys, *judged, "--images", tmp_path / "none")

@@ -56,9 +56,8 @@ def borderline_and_clear(mean: Tensor, labels: Tensor) -> tuple[int, int]:
 
 def answers(bundle: Bundle, images: Tensor, setting: Setting, seed: int) -> Defended:
     """What the setting's chains say of images [N, C, H, W], each with a seed of its own."""
-    if bundle.anomaly is None:
-        raise DataError("the bundle has no anomaly calibration: run the calibrate command first")
-    flagged = bundle.anomaly.flags(score_norms(images, bundle.scores[bundle.anomaly.network]))
+    calibration = bundle.calibration
+    flagged = calibration.flags(score_norms(images, bundle.scores[calibration.network]))
     seeds = [seed * IMAGES_PER_SEED + i for i in range(len(images))]
     return defend(images, seeds, setting, classifier=bundle.classifier, scores=bundle.scores, flagged=flagged)
 

@@ -111,14 +111,14 @@ def add(figures: Any, parents: list[argparse.ArgumentParser]) -> None:
         description=__doc__,
     )
     parser.add_argument("--work", type=Path, required=True, help="folder of a `robust` run")
+    cli.no_data(parser, "where --work has the images")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> cli.Summary:
     """Gather the norms of one setting, and draw them."""
     loaded = cli.load_bundle(args)
-    if loaded.anomaly is None:
-        raise DataError("the bundle has no anomaly calibration: run the calibrate command first")
+    threshold = loaded.calibration.threshold
     name = cli.chosen_settings(args.settings or loaded.settings.default, loaded)[0]
     found = norms(read_outcomes(args.work / "outcomes.jsonl"), name)
     attacks = [kind for kind in found if kind != NATURAL]
@@ -131,19 +131,19 @@ def run(args: argparse.Namespace) -> cli.Summary:
             "attack": attack,
             "n": len(found[attack]["raw"]),
             "auroc": round(auroc(natural.tolist(), found[attack]["raw"].tolist()), 4),
-            "flag_rate": round(float((found[attack]["raw"] > loaded.anomaly.threshold).mean()), 4),
-            **shift_detects(found, attack, loaded.anomaly.threshold, limit),
+            "flag_rate": round(float((found[attack]["raw"] > threshold).mean()), 4),
+            **shift_detects(found, attack, threshold, limit),
             "median": round(float(np.median(found[attack]["raw"])), 4),
             "median_purified": round(float(np.median(found[attack]["purified"])), 4),
         }
         for attack in attacks
     ]
     if picture := beside(args.out, ".png"):
-        draw(found, loaded.anomaly.threshold, picture)
+        draw(found, threshold, picture)
     return {
         "command": "figure scores",
         "setting": name,
         "natural": {"n": len(natural), "median": round(float(np.median(natural)), 4)}
-        | shift_detects(found, NATURAL, loaded.anomaly.threshold, limit),
+        | shift_detects(found, NATURAL, threshold, limit),
         "rows": rows,
     }
