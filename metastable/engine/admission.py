@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from types import TracebackType
 
-from metastable.engine.costs import CLASSIFY, Costs
+from metastable.engine.costs import CLASSIFY, LOOK, Costs
 from metastable.errors import Draining, Overloaded
 from metastable.settings import Setting
 
@@ -101,16 +101,17 @@ class Admission:
     def price(self, setting: Setting) -> float:
         """Seconds of the machine that a job of this setting is expected to need.
 
-        Raises ValueError where its cost is not known.
+        The look at its image counts where costs have one.  Raises ValueError where its cost is not known.
         """
         kind = setting.dynamics.kind
         if not all(work in self._costs for work in (CLASSIFY, *([] if kind is None else [kind]))):
             raise ValueError(f"this engine was not made for setting {setting.name}: its cost is not known")
         classify = self._costs.unit(CLASSIFY)
+        look = self._costs.unit(LOOK) if LOOK in self._costs else 0.0
         if kind is None:
-            return classify
+            return look + classify
         chains = setting.chains * self._share.get(setting.name, 1.0)
-        return max(chains, 1.0) * (setting.steps * self._costs.unit(kind) + classify)
+        return look + max(chains, 1.0) * (setting.steps * self._costs.unit(kind) + classify)
 
     def needed(self, setting: Setting, share: float) -> None:
         """A job of this setting needed this share of its chains: prices follow."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from metastable.bundle import Bundle
 from metastable.dynamics.base import Kind
@@ -17,12 +18,19 @@ from metastable.engine.costs import Costs
 from metastable.engine.engine import Engine, EngineLimits
 from metastable.engine.runners import Runner, choose
 from metastable.engine.runners.cuda_runner import SLOTS
+from metastable.engine.sizes import at_most, most_pixels
 from metastable.settings import Setting
 
 SIZES = (1, 2, 4, 8, 16)
 """Of the batches whose cost is measured where a caller waits for the engine to be ready."""
 WIDE_SIZES = (*SIZES, 32)
 """The same where nobody else waits for an answer, and time is better spent on large batches."""
+BUDGET, GPU_BUDGET = 10.0, 90.0
+"""Seconds that measuring costs may take on a processor, and on a GPU, where graphs are recorded meanwhile.
+
+TorchServe gives up on a worker that has not started within 120 s.
+"""
+GPU_STATE_BYTES = 2**32  # of the states of chains that an engine of one's own holds on a GPU
 
 
 def kinds_of(settings: Iterable[Setting]) -> set[Kind]:
@@ -81,22 +89,32 @@ def measured(
     sizes: Sequence[int] | None = None,
     usual: Sequence[int] = SIZES,
     clock: Callable[[], float] = time.perf_counter,
+    look: Callable[[Tensor], object] | None = None,
 ) -> Costs:
     """What steps of the settings' chains, and classifications, cost on a runner.
 
     Args:
         shape: (C, H, W) of images.
         sizes: of the batches; the largest is the largest that an engine runs.  None takes what the runner
-            names in its abilities, and `usual` where it names none.
-        clock: seconds, monotonic.
+            names in its abilities, and `usual` where it names none, as far as images of this shape allow.
+        clock: seconds, monotonic; the measurement has BUDGET of them.
+        look: what is done to images before they are purified, where that is to have a price.
     """
-    return costs.measure(runner, kinds_of(settings), shape, sizes or runner.abilities.sizes or usual, clock)
+    device = runner.abilities.device
+    if sizes is None:
+        known = runner.abilities.sizes or usual
+        largest = at_most(max(known), shape, most_pixels(device))
+        sizes = [size for size in known if size <= largest]
+    budget = BUDGET if device.type == "cpu" else GPU_BUDGET
+    return costs.measure(runner, kinds_of(settings), shape, sizes, clock, budget=budget, look=look)
 
 
 def wide(runner: Runner) -> EngineLimits:
     """EngineLimits of an engine of one's own: nothing is refused, batches are large and fill a GPU."""
     limits = EngineLimits(segment=0.2, backlog=math.inf, jobs=sys.maxsize)
-    return limits if runner.abilities.device.type == "cpu" else replace(limits, slots=SLOTS)
+    if runner.abilities.device.type == "cpu":
+        return limits
+    return replace(limits, slots=SLOTS, state_bytes=GPU_STATE_BYTES)
 
 
 def engine_for(
@@ -108,7 +126,8 @@ def engine_for(
     sizes: Sequence[int] | None = None,
     usual: Sequence[int] = SIZES,
     clock: Callable[[], float] = time.perf_counter,
+    look: Callable[[Tensor], object] | None = None,
 ) -> Engine:
     """An engine for jobs of these settings; their costs are measured now.  Arguments as of `measured`."""
-    curve = measured(runner, settings, shape, sizes=sizes, usual=usual, clock=clock)
+    curve = measured(runner, settings, shape, sizes=sizes, usual=usual, clock=clock, look=look)
     return Engine(runner, curve, shape, clock, limits)

@@ -1,22 +1,28 @@
 """The cost curve of a runner: seconds of one step of a batch, by its size.
 
-Measured once when the engine starts and followed while it runs, because other work on the machine
-changes it.  Batch width, prices of requests and sizes of rounds all come from this curve.
+Measured once when the engine starts, in bounded time, and followed while it runs, because other work on the
+machine changes it.  Batch width, prices of requests and sizes of rounds all come from this curve.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from metastable.dynamics.base import Kind
 from metastable.engine.runners import Batch, Runner
 
-CLASSIFY = "classify"
-Work = Kind | str  #: a kind of chain, or CLASSIFY
+CLASSIFY, LOOK = "classify", "look"
+"""One classification, and what is done to an image before it is purified (`inspection`)."""
+Work = Kind | str  #: a kind of chain, CLASSIFY or LOOK
 FOLLOW = 0.1  # weight of a new observation
+DEAR = 0.1
+"""Seconds of work that is timed once: beside so much, what else the machine does changes little."""
 
 
 class Costs:
@@ -79,25 +85,63 @@ def measure(
     sizes: Sequence[int],
     clock: Callable[[], float],
     repeats: int = 2,
+    *,
+    budget: float = math.inf,
+    look: Callable[[Tensor], object] | None = None,
 ) -> Costs:
-    """Time the runner on every kind and size; the best of `repeats`, after one run to warm up."""
+    """Time the runner on every kind and size, small sizes first, after one run of each to warm up.
 
-    def best(work: Callable[[], object]) -> float:
-        work()
-        times = []
-        for _ in range(repeats):
-            started = clock()
-            work()
-            times.append(clock() - started)
-        return max(min(times), 1e-9)
+    The least size is timed once in any case.  A batch that is not expected to fit into what is left of the
+    budget is not run: an image of it is taken to cost what it does in the largest batch that was.
 
-    curves: dict[Work, dict[int, float]] = {CLASSIFY: {}}
-    for size in sizes:
+    Args:
+        shape: (C, H, W) of images.
+        repeats: timings, of which the least counts; one of what takes longer than DEAR seconds.
+        budget: seconds of `clock` for everything.
+        look: what LOOK stands for, of images [N, C, H, W]; None leaves it out.
+    """
+    ends = clock() + budget
+    works = _works(runner, kinds, look)
+    curves: dict[Work, dict[int, float]] = {work: {} for work in works}
+    overhead = dict.fromkeys(works, 0.0)  # of the first run at a size: graphs are compiled for it
+    for size in sorted(sizes):
         x = torch.rand(size, *shape)
-        keys = [(0, chain) for chain in range(size)]
-        curves[CLASSIFY][size] = best(lambda x=x: runner.classify(x))  # type: ignore[misc]
-        for kind in kinds:
-            batch = Batch(x, keys, [0] * size, [kind.probe] * size)
-            seconds = best(lambda kind=kind, batch=batch: runner.advance(kind, batch, 1))  # type: ignore[misc]
-            curves.setdefault(kind, {})[size] = seconds
+        for work, run in works.items():
+            curve = curves[work]
+            each = max(curve.items(), default=(1, 0.0))
+            expected = each[1] * size / each[0]
+            if curve and clock() + overhead[work] + 2 * expected > ends:
+                curve[size] = expected
+                continue
+            first, best = _timed(lambda run=run, x=x: run(x), clock, repeats, ends)  # type: ignore[misc]
+            curve[size], overhead[work] = best, max(first - best, 0.0)
     return Costs(curves)
+
+
+def _works(
+    runner: Runner, kinds: Iterable[Kind], look: Callable[[Tensor], object] | None
+) -> dict[Work, Callable[[Tensor], object]]:
+    def step(kind: Kind, x: Tensor) -> object:
+        keys = [(0, chain) for chain in range(len(x))]
+        return runner.advance(kind, Batch(x, keys, [0] * len(x), [kind.probe] * len(x)), 1)
+
+    works: dict[Work, Callable[[Tensor], object]] = {CLASSIFY: runner.classify}
+    works |= {kind: partial(step, kind) for kind in kinds}
+    return works if look is None else works | {LOOK: look}
+
+
+def _timed(
+    work: Callable[[], object], clock: Callable[[], float], repeats: int, ends: float
+) -> tuple[float, float]:
+    """Seconds of the first run, and the least of later ones: one, and up to `repeats` if there is time."""
+
+    def once() -> float:
+        started = clock()
+        work()
+        return max(clock() - started, 1e-9)
+
+    first = once()
+    times = [once()]
+    while len(times) < repeats and times[-1] <= DEAR and clock() + times[-1] <= ends:
+        times.append(once())
+    return first, min(times)

@@ -11,6 +11,7 @@ one thread.  Every job that `submit` took ends in exactly one outcome.  `admit` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -40,16 +41,22 @@ class EngineLimits:
     """How much the engine does at a time, and takes on.
 
     Attributes:
-        segment: seconds that one call of `advance` aims at.
-        slots: chains that can be under way.
+        segment: seconds that one call of `advance` aims at; a step of one chain may take longer.
+        slots: chains that can be under way, and `state_bytes` what their states may take in memory: of large
+            images there are fewer.
         backlog: seconds of expected work that may wait; a job above it is refused, unless it is alone.
         jobs: jobs that may be admitted and not ended.
     """
 
     segment: float = 0.03
     slots: int = 1024
+    state_bytes: int = 2**28
     backlog: float = 30.0
     jobs: int = 1024
+
+    def slots_of(self, shape: tuple[int, int, int]) -> int:
+        """Chains of images of this shape that can be under way, at least one."""
+        return max(1, min(self.slots, self.state_bytes // (math.prod(shape) * torch.float32.itemsize)))
 
 
 @dataclass
@@ -81,7 +88,7 @@ class Engine:
     ) -> None:
         self._costs, self._shape, self._clock = costs, shape, clock
         self._limits = limits or EngineLimits()
-        self.chains = Chains(runner, costs, self._limits.slots, shape, clock)
+        self.chains = Chains(runner, costs, self._limits.slots_of(shape), shape, clock)
         self.admission = Admission(costs, backlog=self._limits.backlog, jobs=self._limits.jobs)
         self._held: dict[str, ActiveJob] = {}
         self._ended: list[Outcome] = []

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metastable.engine.precision import Precision
 from metastable.engine.runners import Runner
@@ -26,8 +26,9 @@ AUTO = "auto"
 GPU = "cuda"
 CANDIDATES = ("openvino", "onnx", "torch")
 """What `auto` chooses from: runners that give float32 answers, so that the choice changes only speed."""
-PROBE = 8  # chains in the batch that is timed: about a segment of work on two cores
+PROBE = 8  # images in the batch that is timed; one where eight take too long
 REPEATS = 5
+BUDGET = 8.0  # seconds that `auto` may time candidates, beyond a run of each
 
 
 @dataclass(frozen=True)
@@ -149,12 +150,17 @@ def missing(name: str, parts: Parts) -> str | None:
     return None
 
 
-def make(name: str, parts: Parts, cache: MutableMapping[str, str] | None = None) -> Runner:
+def make(
+    name: str,
+    parts: Parts,
+    cache: MutableMapping[str, str] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Runner:
     """The runner of this name.
 
     `auto` takes `cuda` where it can be made and runs the bundle; else it times an update of every candidate
-    that is there on PROBE chains; with a `cache` (the caller may keep it in a file) the choice is remembered
-    for this bundle.
+    that is there, within BUDGET seconds of `clock`; with a `cache` (the caller may keep it in a file) the
+    choice is remembered for this bundle.
 
     Raises:
         SettingsError: there is no runner of this name.
@@ -163,7 +169,7 @@ def make(name: str, parts: Parts, cache: MutableMapping[str, str] | None = None)
     """
     artifact_of(name)
     gpu = name == AUTO and torch.cuda.is_available() and missing(GPU, parts) is None
-    if gpu and (tried := _tried(GPU, parts)) is not None:
+    if gpu and (tried := _tried(GPU, parts, math.inf, clock)) is not None:
         return tried[0]
     if name != AUTO:
         if reason := missing(name, parts):
@@ -176,7 +182,7 @@ def make(name: str, parts: Parts, cache: MutableMapping[str, str] | None = None)
     made: dict[str, Runner] = {}
     seconds: dict[str, float] = {}
     for candidate in known:
-        if (tried := _tried(candidate, parts)) is not None:
+        if (tried := _tried(candidate, parts, BUDGET / len(known), clock)) is not None:
             made[candidate], seconds[candidate] = tried
     if not seconds:
         raise EngineFailure("no runner can run this bundle: the log says why")
@@ -191,30 +197,40 @@ def _made(name: str, parts: Parts) -> Runner:
     return maker.make(parts, parts.artifacts[maker.artifact] if maker.artifact else {}, maker.precision)
 
 
-def _tried(name: str, parts: Parts) -> tuple[Runner, float] | None:
+def _tried(name: str, parts: Parts, budget: float, clock: Callable[[], float]) -> tuple[Runner, float] | None:
     """The runner of this name and its `_seconds`; None, with a warning, if it cannot run the bundle.
 
     A network that somebody brought may use operators that a runtime lacks; others have them.
     """
     try:
         runner = _made(name, parts)
-        return runner, _seconds(runner, parts)
+        return runner, _seconds(runner, parts, budget, clock)
     except Exception as error:
         log.warning("runner %s cannot run this bundle: %s", name, error)
         return None
 
 
-def _seconds(runner: Runner, parts: Parts) -> float:
-    """The least time of a score of every network and a classification of PROBE images."""
-    x = torch.rand(PROBE, *parts.shape)
+def _seconds(runner: Runner, parts: Parts, budget: float, clock: Callable[[], float]) -> float:
+    """The least time an image of a score of every network and a classification, in about `budget` seconds.
 
-    def work() -> Any:
-        return [runner.score(network, x) for network in parts.networks], runner.classify(x)
+    Of a batch of PROBE images, or of one image where two such batches do not fit.  The first run, which may
+    compile graphs, does not count.
+    """
+    ends = clock() + budget
 
-    work()
-    times = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return min(times)
+    def spent(x: Tensor) -> float:
+        started = clock()
+        for network in parts.networks:
+            runner.score(network, x)
+        runner.classify(x)
+        return clock() - started
+
+    x = torch.rand(1, *parts.shape)
+    spent(x)
+    times = [spent(x)]
+    if clock() + 2 * PROBE * times[0] <= ends:
+        x, times = torch.rand(PROBE, *parts.shape), []
+        spent(x)
+    while len(times) < REPEATS and (not times or clock() + times[-1] <= ends):
+        times.append(spent(x))
+    return min(times) / len(x)

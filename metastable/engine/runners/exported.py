@@ -11,6 +11,7 @@ from torch import Tensor
 from metastable.dynamics.base import Kind
 from metastable.engine.runners import Abilities, Batch
 from metastable.engine.runners.stepping import Call, Stepper
+from metastable.engine.sizes import CPU_PIXELS, at_most
 
 CLASSIFIER = "classifier"
 """The name of the classifier's graph; every other graph is a score and has its network's name."""
@@ -20,13 +21,15 @@ LARGEST = 32
 
 From 16 chains on, a chain costs the same in any batch (measured on 2 cores), and graphs of a fixed size
 are 3 to 14 % faster than those of any size: larger batches are cut into powers of two, without filling.
+Images above 90 x 90 pixels have smaller batches (`sizes.CPU_PIXELS`): fewer graphs are compiled.
 """
 
 
-def pieces(size: int) -> list[int]:
-    """The sizes that a batch is cut into, largest first: 75 -> 32, 32, 8, 2, 1."""
-    cut = [LARGEST] * (size // LARGEST)
-    rest = size % LARGEST
+def pieces(size: int, largest: int = LARGEST) -> list[int]:
+    """The sizes that a batch is cut into, none above `largest`, largest first: 75 -> 32, 32, 8, 2, 1."""
+    whole = 1 << largest.bit_length() - 1
+    cut = [whole] * (size // whole)
+    rest = size % whole
     return cut + [1 << bit for bit in reversed(range(rest.bit_length())) if rest >> bit & 1]
 
 
@@ -92,9 +95,12 @@ class ExportedRunner(Generic[G]):
         if graph not in self._graphs:
             raise RuntimeError(f"runner {self.name} has no graph {graph!r}, only {sorted(self._graphs)}")
         x = x.contiguous()
-        if not self._fixed:
-            return self._call(graph, 0)(x)
-        outputs = [self._call(graph, len(part))(part) for part in torch.split(x, pieces(len(x)))]
+        if self._fixed:
+            cut = torch.split(x, pieces(len(x), at_most(LARGEST, x.shape, CPU_PIXELS)))
+            outputs = [self._call(graph, len(part))(part) for part in cut]
+        else:  # nothing is gained by cutting, but memory
+            cut = torch.split(x, at_most(max(len(x), 1), x.shape, CPU_PIXELS))
+            outputs = [self._call(graph, 0)(part) for part in cut]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _call(self, graph: str, size: int) -> Call:

@@ -2,6 +2,7 @@ import importlib.util
 
 import pytest
 import torch
+from torch import Tensor
 
 from metastable.bundle import Bundle
 from metastable.engine.runners import choose
@@ -60,7 +61,7 @@ def test_auto_takes_the_fastest_and_remembers_it(tiny: Bundle, monkeypatch: pyte
 
     timed: list[str] = []
 
-    def seconds(runner: Named, _: choose.Parts) -> float:
+    def seconds(runner: Named, *_: object) -> float:
         timed.append(runner.name)
         return {"openvino": 0.2, "onnx": 0.1, "torch": 0.3}[runner.name]
 
@@ -92,6 +93,37 @@ def test_auto_passes_over_a_runner_that_fails(
         choose.make("auto", parts(tiny))
 
 
-def test_the_measurement_runs_every_network(tiny: Bundle) -> None:
-    assert choose._seconds(TorchRunner(tiny.networks, tiny.classifier), parts(tiny)) > 0
+class Timed(TorchRunner):
+    """Takes `each` seconds of a clock that stands still otherwise, an image and network."""
+
+    def __init__(self, tiny: Bundle, each: float) -> None:
+        super().__init__(tiny.networks, tiny.classifier)
+        self.each, self.now = each, 0.0
+        self.ran: list[tuple[str, int]] = []
+
+    def score(self, network: str, x: Tensor) -> Tensor:
+        self.ran.append((network, len(x)))
+        self.now += self.each * len(x)
+        return super().score(network, x)
+
+    def classify(self, x: Tensor) -> Tensor:
+        self.ran.append(("classifier", len(x)))
+        self.now += self.each * len(x)
+        return super().classify(x)
+
+
+@pytest.mark.parametrize(
+    ("each", "images", "runs"),
+    [(0.001, choose.PROBE, 2 + 1 + choose.REPEATS), (0.05, 1, choose.REPEATS + 1), (2.0, 1, 2)],
+)
+def test_the_measurement_runs_every_network_as_often_as_there_is_time(
+    tiny: Bundle, each: float, images: int, runs: int
+) -> None:
+    runner = Timed(tiny, each)
+    names = [*tiny.networks, "classifier"]
+    seconds = choose._seconds(runner, parts(tiny), 2.0, lambda: runner.now)
+    assert seconds == pytest.approx(len(names) * each)
+    assert max(size for _, size in runner.ran) == images
+    assert [name for name, _ in runner.ran] == names * runs
+    assert runner.now <= (2.0 if runs > 2 else 2 * len(names) * each)
     assert torch.is_grad_enabled()
