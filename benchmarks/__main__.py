@@ -12,6 +12,7 @@ import torch
 from benchmarks import agreement, contenders, decide, gradients, load, price, resend, steps
 from benchmarks.gpu import __main__ as gpu
 from metastable import bundle, console, datasets
+from metastable.bundle import shipped
 from metastable.engine.runners import Runner
 from metastable.errors import MetastableError
 from metastable.evaluation.cli import machine
@@ -139,7 +140,10 @@ def fill(parser: argparse.ArgumentParser) -> None:
     parser.description = __doc__
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
-        "--bundle", type=Path, default=Path("model_store/cifar10"), help="folder of the bundle"
+        "--bundle",
+        type=shipped.path,
+        default=Path("model_store/cifar10"),
+        help="folder of the bundle, or a shipped one's name",
     )
     console.add_out(common, "write the JSON line here as well, and a picture beside it")
     common.set_defaults(run=_run)

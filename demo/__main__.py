@@ -25,6 +25,7 @@ from metastable import bundle, console, noise
 from metastable.anomaly import score_norms
 from metastable.attacks.pgd import pgd
 from metastable.attacks.white_box import attackable
+from metastable.bundle import shipped
 from metastable.cli.client import ask
 from metastable.datasets import CIFAR10_CLASSES
 from metastable.defense import defend
@@ -96,7 +97,9 @@ def fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--url", default="http://127.0.0.1:8080/predictions/metastable", help="where the server predicts"
     )
-    parser.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"), help="what is attacked")
+    parser.add_argument(
+        "--bundle", type=shipped.path, default=Path("model_store/cifar10"), help="what is attacked"
+    )
     parser.add_argument("--images", default=",".join(CIFAR10_CLASSES), help="names of samples")
     parser.add_argument("--setting", default="balanced", help="of the server")
     parser.add_argument("--steps", type=int, default=20, help="of PGD")

@@ -69,7 +69,9 @@ def _mar(args: argparse.Namespace) -> dict[str, Any]:
 
 def fill_settings(parser: argparse.ArgumentParser) -> None:
     """Make the parser that of `settings`."""
-    parser.add_argument("--bundle", type=Path, required=True, help="folder of the bundle to change")
+    parser.add_argument(
+        "--bundle", type=shipped.path, required=True, help="folder to change, or a shipped one's name"
+    )
     parser.add_argument("--settings", type=Path, required=True, help="YAML file of the settings")
     parser.set_defaults(run=_settings)
 
@@ -127,7 +129,9 @@ def fill_harden(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run", dest="run_folder", type=Path, required=True, help="run folder, or its copies"
     )
-    parser.add_argument("--base", type=Path, default=SHIPPED, help="a bundle with a detector")
+    parser.add_argument(
+        "--base", type=shipped.path, default=SHIPPED, help="a bundle with a detector, or its name"
+    )
     parser.add_argument(
         "--settings", type=Path, default=Path("model_store/hardened-settings.yaml"), help="YAML file"
     )
@@ -152,7 +156,9 @@ def fill_bring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, required=True, help="height and width of its images")
     parser.add_argument("--mean", type=_numbers, required=True, help="by channel, of images in [0, 1]")
     parser.add_argument("--std", type=_numbers, required=True, help="by channel, as --mean")
-    parser.add_argument("--base", type=Path, default=SHIPPED, help="a bundle that purifies")
+    parser.add_argument(
+        "--base", type=shipped.path, default=SHIPPED, help="a bundle that purifies, or its name"
+    )
     parser.add_argument("--name", help="of the new bundle (default: that of its folder)")
     parser.add_argument("--check-images", type=Path, help="folder of images for the natural accuracy")
     parser.add_argument("--check-labels", type=Path, help="their CSV file, with the columns file and label")

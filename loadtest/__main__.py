@@ -16,7 +16,7 @@ from typing import Any
 from loadtest import arms, compare, items, plots, records, report, sets
 from loadtest import sweep as sweeping
 from loadtest.client import require_loopback
-from loadtest.figures import to_json
+from loadtest.figures import accuracy_of, to_json, word
 from loadtest.make import Order, make
 from loadtest.schedule import SCENARIOS, Load
 from loadtest.summary import QUANTILES
@@ -68,6 +68,7 @@ def _told(path: Path, one: sets.AttackSet) -> dict[str, Any]:
 def run_run(args: argparse.Namespace) -> dict[str, Any]:
     conditions = [compare.parse_condition(text) for text in args.fail_if]
     chosen, sources, drawn = _offered(args)
+    drawing = bundle.load(args.bundle) if args.bundle.is_dir() else None
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     load = Load(**{name: getattr(args, name) for name in ("scenario", "rate", *_SHARED)})
     blocks = arms.run(chosen, drawn, load, rounds=args.rounds, warmup=args.warmup, seed=args.seed)
@@ -85,12 +86,13 @@ def run_run(args: argparse.Namespace) -> dict[str, Any]:
             machine=cli.machine(),
             started=started,
             blocks=blocks,
-            bundle=bundle.load(args.bundle) if args.bundle.is_dir() else None,
+            bundle=drawing,
         ),
     )
     failures = [failure for condition in conditions for failure in condition.failures(whole)]
     for line in (*whole.reasons, *failures):
         print(line, file=sys.stderr)
+    args.adds = _agreement(whole.accuracy_is)
     kept = ("verdict", "reasons", "machine", "load")
     shown = ("arm", "n", "answered", "achieved_rate", "latency_ms", "goodput", "natural", "robust")
     return {
@@ -106,6 +108,8 @@ def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
     chosen, sources, drawn = _offered(args)
     load = Load(scenario=args.scenario, **{name: getattr(args, name) for name in _SHARED})
     goal = sweeping.LatencyBound(args.quantile, args.target, args.low, args.high, args.probes)
+    what = accuracy_of([{"name": one.name, **one.about} for one in sources])
+    args.adds = _agreement(what)
     found, taken = sweeping.sweep(chosen, sources, drawn, load, goal, warmup=args.warmup, seed=args.seed)
     result = {
         "command": "sweep",
@@ -117,7 +121,8 @@ def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
     (args.out / "sweep.json").write_text(json.dumps(result) + "\n")
     records.write(args.out / "requests.jsonl", taken)
     xlabel = f"highest rate with {args.quantile} within {args.target:g} ms, requests/s"
-    (args.out / "frontier.png").write_bytes(plots.png(plots.frontier(sweeping.points(found.rows), xlabel)))
+    frontier = plots.frontier(sweeping.points(found.rows), xlabel, word(what))
+    (args.out / "frontier.png").write_bytes(plots.png(frontier))
     return result
 
 
@@ -127,10 +132,19 @@ def run_compare(args: argparse.Namespace) -> dict[str, Any]:
     found = compare.reports(first, second)
     for line in compare.sentences(found.arms):
         print(line)
+    args.adds = _agreement(second.accuracy_is)
     failures = [failure for condition in conditions for failure in condition.failures(second)]
     for line in failures:
         print(line, file=sys.stderr)
     return {"command": "compare", **to_json(found), "verdict": second.verdict, "failures": failures}
+
+
+def _agreement(what: str | None) -> dict[str, str]:
+    """Said on stderr, and in the line of JSON, where nobody labelled the images."""
+    if what is None:
+        return {}
+    print(f"what is called accuracy is {what}", file=sys.stderr)
+    return {"accuracy_is": what}
 
 
 _SHARED = ("concurrency", "seconds", "timeout")
@@ -182,7 +196,7 @@ def _load_arguments() -> argparse.ArgumentParser:
     shared.add_argument("--seconds", type=float, default=Load.seconds, help="most time of a block")
     shared.add_argument("--timeout", type=float, default=Load.timeout, help="seconds of a request")
     shared.add_argument("--warmup", type=int, default=5, help="requests before each block's measured ones")
-    shared.add_argument("--seed", type=int, default=0, help="of order and times")
+    shared.add_argument("--seed", type=console.seed, default=0, help="of order and times")
     shared.add_argument("--allow-remote", action="store_true", help="other hosts than this machine")
     shared.add_argument("--out", type=Path, required=True, help="folder of the report")
     return shared

@@ -72,11 +72,12 @@ def timeline(records: Sequence[Record], arms: Sequence[str]) -> Figure:
     return figure
 
 
-def frontier(points: Sequence[Point], xlabel: str) -> Figure:
+def frontier(points: Sequence[Point], xlabel: str, what: str = "accuracy") -> Figure:
     """Accuracy of every arm and source over what it costs.
 
     Args:
         points: an arm each.
+        what: how the accuracy is called.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -110,7 +111,7 @@ def frontier(points: Sequence[Point], xlabel: str) -> Figure:
             linewidth=0.8,
         )
     _name_arms(axes, points)
-    axes.set(ylim=(-0.02, 1.16), xlabel=xlabel, ylabel="accuracy (Wilson 95 %)")
+    axes.set(ylim=(-0.02, 1.16), xlabel=xlabel, ylabel=f"{what} (Wilson 95 %)")
     axes.set_title("Frontier")
     axes.grid(alpha=0.3)
     _legend(axes)

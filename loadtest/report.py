@@ -13,7 +13,7 @@ import jinja2
 
 from loadtest import gallery, pairs, plots, records, validity
 from loadtest.arms import Arm, Block
-from loadtest.figures import FORMAT, ArmFigures, Latency, Pair, Point, Report, to_json
+from loadtest.figures import FORMAT, ArmFigures, Latency, Pair, Point, Report, accuracy_of, to_json, word
 from loadtest.items import Item, Source
 from loadtest.records import Record
 from loadtest.schedule import Load
@@ -61,18 +61,19 @@ def summarise(run: LoadRun) -> Report:
         summaries.append(arm_summary(arm, blocks, these, run.objective_ms))
     reasons = validity.reasons(run.arms, summaries)
     first = summaries[0]
+    sets = [{"name": source.name, "n": len(source.items), **source.about} for source in run.sources]
     return Report(
         format=FORMAT,
         verdict="INVALID" if reasons else "VALID",
         reasons=reasons,
-        notes=_notes(run, summaries),
+        notes=[*_agreement(sets), *_notes(run, summaries)],
         started=run.started,
         machine=run.machine,
         load=run.load,
         rounds=run.rounds,
         seed=run.seed,
         objective_ms=run.objective_ms,
-        sets=[{"name": source.name, "n": len(source.items), **source.about} for source in run.sources],
+        sets=sets,
         classes=list(next((source.classes for source in run.sources if source.classes), ())),
         settings=_settings(run, summaries),
         arms=summaries,
@@ -96,6 +97,11 @@ def _settings(run: LoadRun, summaries: Sequence[ArmFigures]) -> dict[str, str]:
 def _same_bundle(bundle: Bundle, summaries: Sequence[ArmFigures]) -> bool:
     digests = {digest for summary in summaries for digest in summary.identity.digest}
     return digests == {bundle.digest}
+
+
+def _agreement(sets: Sequence[Mapping[str, object]]) -> list[str]:
+    what = accuracy_of(sets)
+    return [f"what is called accuracy is {what}"] if what else []
 
 
 def _notes(run: LoadRun, summaries: Sequence[ArmFigures]) -> list[str]:
@@ -127,7 +133,9 @@ def pictures(run: LoadRun, report: Report) -> dict[str, bytes]:
     drawn = {
         "latency": plots.png(plots.latency(these, names, run.objective_ms)),
         "timeline": plots.png(plots.timeline(these, names)),
-        "frontier": plots.png(plots.frontier(_points(report), "median latency, ms")),
+        "frontier": plots.png(
+            plots.frontier(_points(report), "median latency, ms", word(report.accuracy_is))
+        ),
     }
     answering = next((arm.arm for arm in report.arms if arm.answered), names[0])
     if roc := plots.roc(these, answering):
@@ -157,7 +165,9 @@ def html(report: Report, drawn: Mapping[str, bytes]) -> str:
     )
     environment.filters |= {"percent": percent, "ms": milliseconds}
     encoded = {name: base64.b64encode(data).decode() for name, data in drawn.items()}
-    return environment.get_template(TEMPLATE).render(report=report, pictures=encoded)
+    return environment.get_template(TEMPLATE).render(
+        report=report, pictures=encoded, accuracy=word(report.accuracy_is)
+    )
 
 
 def percent(value: Sequence[float] | float | None) -> str:

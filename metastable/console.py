@@ -81,6 +81,14 @@ def _no_line(out: Path) -> str | None:
     return None
 
 
+def seed(text: str) -> int:
+    """The type of options that are seeds; ArgumentTypeError for what is no whole number in [0, 2^63)."""
+    found = int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else -1
+    if not 0 <= found < 2**63:
+        raise argparse.ArgumentTypeError(f"a seed is a whole number from 0 to 2^63 - 1, not {text!r}")
+    return found
+
+
 class Idle(NamedTuple):
     """Options that would be taken and not used: beside another, without another, or in this command."""
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from metastable import bundle
-from metastable.bundle import Bundle
+from metastable.bundle import Bundle, shipped
 from metastable.evaluation.cli import machine
 from metastable.training.run import device_of
 
@@ -29,7 +29,12 @@ Rows = list[dict[str, Any]]
 def add_arguments(made: argparse.ArgumentParser, doc: str | None) -> None:
     """The arguments of every script."""
     made.description = doc
-    made.add_argument("--bundle", type=Path, default=Path("model_store/cifar10"), help="folder of the bundle")
+    made.add_argument(
+        "--bundle",
+        type=shipped.path,
+        default=Path("model_store/cifar10"),
+        help="folder of the bundle, or a shipped one's name",
+    )
     made.add_argument("--device", default="auto", help="cuda, cpu; auto takes CUDA where there is one")
     made.add_argument("--tiny", action="store_true", help="the dry run: everything, at a size for a CPU")
     made.add_argument(

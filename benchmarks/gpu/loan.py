@@ -169,7 +169,9 @@ def fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder of what is handed back (default: that of $OUT)")
     parser.add_argument("--work", type=Path, help="folder of runs that go on in the next loan")
     parser.add_argument("--resume", type=Path, help="what an earlier loan handed back: its runs go on")
-    parser.add_argument("--bundle", default="model_store/cifar10", help="folder of the bundle")
+    parser.add_argument(
+        "--bundle", default="model_store/cifar10", help="folder of the bundle, or a shipped one's name"
+    )
     parser.add_argument("--device", default="auto", help="cuda, cpu; auto takes CUDA where there is one")
     parser.add_argument("--only", help="names of pieces, separated by commas, in this order")
     parser.add_argument("--flags", action="append", default=[], help="NAME=FLAGS of a piece's trainer")

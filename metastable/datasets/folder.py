@@ -139,6 +139,7 @@ class Folder:
             if name not in known:
                 raise DataError(
                     f"{self.labels}, line {label.line}: there is no picture {name} in {self.path}"
+                    + csv.hint(name)
                 )
         return tuple(File(n, self._labels.by_file[n].number) for n in there if n in self._labels.by_file)
 

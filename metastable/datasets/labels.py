@@ -4,9 +4,9 @@
     cats/one.png,cat
     two.jpg,0
 
-The header may be absent where there are no other columns; with it, columns besides `file` and `label` are
-left alone.  File names are relative to the folder of the pictures, with slashes.  A label is the name of a
-class, or else its number from 0.
+The header may be absent where there are no other columns; with it, columns besides `file` (or `filename`) and
+`label` (or `class`) are left alone.  File names are relative to the folder of the pictures, with slashes.  A
+label is the name of a class, or else its number from 0.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from typing import NamedTuple
 from metastable import reading
 from metastable.errors import DataError
 
+FILES, CLASSES = ("file", "filename", "file_name"), ("label", "class")
+"""Names that a header may give the two columns: the first that is there counts."""
+OTHERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+"""What else separates the fields of such files."""
 MOST_BYTES = 256 * 2**20
 MOST_CLASSES = 100_000
 """Numbers of classes whose names nobody gives end here."""
@@ -81,7 +85,7 @@ def parse(text: str, source: str, classes: Sequence[str] = ()) -> Labels:
         numbers.setdefault(one, []).append(number)
     return Labels(
         {
-            name: Label(_number(label, numbers, len(known), f"{source}, line {line}"), line)
+            name: Label(_number(label, numbers, len(known), f"{source}, line {line}", hint(name)), line)
             for name, (label, line) in found.items()
         },
         known,
@@ -99,9 +103,12 @@ def _rows(text: str, source: str) -> list[tuple[int, str, str]]:
             cells = [cell.strip() for cell in cells]
             if not any(cells):
                 continue
-            names = [cell.lower() for cell in cells]
-            if first and "file" in names and "label" in names:
-                columns, width = (names.index("file"), names.index("label")), len(cells)
+            if first and (header := _header(cells)):
+                columns, width = header, len(cells)
+            elif len(cells) == 1 and (other := next((sign for sign in OTHERS if sign in cells[0]), "")):
+                raise DataError(
+                    f"{source}, line {reader.line_num}: {OTHERS[other]} separate its fields: write commas"
+                )
             elif len(cells) != width:
                 raise DataError(
                     f"{source}, line {reader.line_num}: there are {len(cells)} fields, not {width}; more "
@@ -113,6 +120,13 @@ def _rows(text: str, source: str) -> list[tuple[int, str, str]]:
     except csv.Error as error:
         raise DataError(f"{source}, line {reader.line_num}: {error}") from None
     return found
+
+
+def _header(cells: Sequence[str]) -> tuple[int, int] | None:
+    """The columns of files and of labels, if the cells name them: no picture is called so."""
+    names = [cell.lower() for cell in cells]
+    file, label = (next((name for name in some if name in names), "") for some in (FILES, CLASSES))
+    return (names.index(file), names.index(label)) if file and label else None
 
 
 def _name(file: str, where: str) -> str:
@@ -136,11 +150,18 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 10
 
 
-def _number(label: str, numbers: Mapping[str, list[int]], count: int, where: str) -> int:
+def hint(name: str) -> str:
+    """What an error adds where a file has the name of a column, as in a header that is not understood."""
+    return "" if PurePosixPath(name).suffix else "; if this is a header, name its columns file and label"
+
+
+def _number(label: str, numbers: Mapping[str, list[int]], count: int, where: str, hint: str) -> int:
     if named := numbers.get(label):
         if len(named) > 1:
             raise DataError(f"{where}: {label!r} is the name of {len(named)} classes: give a number, {named}")
         return named[0]
     if _is_number(label) and int(label) < count:
         return int(label)
-    raise DataError(f"{where}: {label!r} is no class, neither a name nor a number from 0 to {count - 1}")
+    raise DataError(
+        f"{where}: {label!r} is no class, neither a name nor a number from 0 to {count - 1}{hint}"
+    )

@@ -38,7 +38,7 @@ def add(parser: argparse.ArgumentParser, *instead: str) -> None:
         help="share of --images that is held out as test images; the rest is for training and calibrating",
     )
     parser.add_argument(
-        "--split-seed", type=int, default=0, help="of what is held out of --images, and of --crops"
+        "--split-seed", type=console.seed, default=0, help="of what is held out of --images, and of --crops"
     )
     parser.add_argument(
         "--crops",

@@ -86,7 +86,7 @@ def add_measurements(parser: argparse.ArgumentParser) -> Any:
     one.add_argument("--n", type=int, default=1000, help="test images")
     cli.add_skip(one)
     one.add_argument("--attack-steps", type=int, default=20, help="of PGD on the bare classifier")
-    one.add_argument("--seed", type=int, default=0, help="of attack and chains")
+    one.add_argument("--seed", type=console.seed, default=0, help="of attack and chains")
     cli.add_work(one)
     one.set_defaults(run=make_table)
     one = commands.add_parser(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metastable import anomaly, benign, bundle, console, datasets
+from metastable.datasets.folder import AGREEMENT
 from metastable.engine.local import engine_on
 from metastable.errors import DataError
 from metastable.evaluation import cli
@@ -75,7 +77,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
         help=f"images have benign changes: {every}, or those named here, separated by commas",
     )
     parser.add_argument("--clean-share", type=float, default=0.5, help="images that --augment leaves alone")
-    parser.add_argument("--seed", type=int, default=0, help="of the changes and of the chains")
+    parser.add_argument("--seed", type=console.seed, default=0, help="of the changes and of the chains")
     console.idle(
         parser, "--n", "--network", beside="--shift-only", why="which leaves the score norm's threshold alone"
     )
@@ -95,7 +97,9 @@ def run(args: argparse.Namespace) -> cli.Summary:
     kept = loaded.anomaly if args.shift_only else None
     if args.shift_only and (kept is None or not shifts):
         raise DataError("--shift-only needs a bundle whose score norm is calibrated, and --shift SETTINGS")
-    train = cli.images(args, "train", loaded)
+    train = cli.images(args, "train", loaded, judges=False)
+    if shifts and args.folder and not args.labels:
+        print(f"a shift needs no labels: it is the lack of {AGREEMENT}", file=sys.stderr)
     augment = benign.named(args.augment) if args.augment else ()
     mixture = {"augment": augment, "clean_share": args.clean_share, "seed": args.seed}
     found = kept

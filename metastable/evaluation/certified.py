@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from metastable import datasets
+from metastable import console, datasets
 from metastable.certify import certify, smoothing_noise
 from metastable.console import beside
 from metastable.defense import score_of
@@ -90,7 +90,7 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     first.add_argument("--chains", type=int, default=1000, help="chains that bound its probability")
     first.add_argument("--alpha", type=float, default=0.001, help="chance that a certificate is wrong")
     first.add_argument("--radii", default="0,0.25,0.5,0.75,1,1.25,1.5", help="of the certified accuracies")
-    first.add_argument("--seed", type=int, default=0, help="of the chains")
+    first.add_argument("--seed", type=console.seed, default=0, help="of the chains")
     cli.add_work(first)
     first.set_defaults(run=run_certify)
     second = commands.add_parser(
@@ -102,7 +102,7 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 def run_sigma(args: argparse.Namespace) -> cli.Summary:
     """The heuristic on the first n training images of the fixed order."""
-    train = portion(cli.images(args, "train"), args.n)
+    train = portion(cli.images(args, "train", judges=False), args.n)
     sigma = median_heuristic(datasets.to_float(train.images))
     return {"command": "sigma", "sigma": round(sigma, 5), "data": train.name, "n": len(train)}
 

@@ -89,18 +89,21 @@ def chosen_settings(names: str | None, loaded: bundle.Bundle) -> tuple[str, ...]
     return wanted
 
 
-def images(args: argparse.Namespace, split: str, loaded: bundle.Bundle | None = None) -> datasets.Images:
+def images(
+    args: argparse.Namespace, split: str, loaded: bundle.Bundle | None = None, *, judges: bool = True
+) -> datasets.Images:
     """A split of --dataset; or of the folder --images, in the shape of the bundle.
 
     Where nobody labelled the pictures, their labels are what the bundle's bare classifier says of them.
 
     Args:
         loaded: the bundle; None loads that of --bundle, where it is needed.
+        judges: whether answers are compared with labels; otherwise pictures without labels stay so.
     """
     if not options.given(args):
         return datasets.load(args.dataset, datasets.data_root(args.data), split)
     known = loaded or bundle.load(args.bundle)
-    bare = labeller_of(known.classifier)
+    bare = labeller_of(known.classifier) if judges else None
     return options.folder(args, known.shape, tuple(known.classes), bare).split(split)
 
 
@@ -190,7 +193,7 @@ def attack_arguments(parser: argparse.ArgumentParser, several_radii: bool = Fals
     )
     parser.add_argument("--check", type=from_one, default=150, help="chains that confirm a break, H_def")
     parser.add_argument("--batch", type=from_one, default=4, help="images attacked together")
-    parser.add_argument("--seed", type=count, default=0, help="of the attack")
+    parser.add_argument("--seed", type=console.seed, default=0, help="of the attack")
 
 
 def check_device(name: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from metastable import corruptions, datasets
+from metastable import console, corruptions, datasets
 from metastable.anomaly import score_norms
 from metastable.bundle import Bundle
 from metastable.console import beside
@@ -155,7 +155,7 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         "--severities", type=cli.whole_numbers, default="1,2,3,4,5", help="from 1 to 5, separated by commas"
     )
     first.add_argument("--n", type=int, default=200, help="images of each kind and severity")
-    first.add_argument("--seed", type=int, default=0, help="of the answers")
+    first.add_argument("--seed", type=console.seed, default=0, help="of the answers")
     cli.add_work(first)
     cli.no_data(first, "where --corruptions has the images")
     first.set_defaults(run=run)
@@ -166,7 +166,7 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     )
     second.add_argument("--corruptions", type=Path, required=True, help="folder to write")
     second.add_argument("--n", type=int, default=200, help="test images")
-    second.add_argument("--seed", type=int, default=0, help="of the corruptions")
+    second.add_argument("--seed", type=console.seed, default=0, help="of the corruptions")
     second.set_defaults(run=run_generate)
 
 

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from metastable import bundle
+from metastable import bundle, console
 from metastable.bundle import shipped
 from metastable.console import add_out
 from metastable.errors import BundleError
@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
     one.add_argument("--bundle", default="natural", help="folder of the bundle, or a shipped one's name")
     one.add_argument("--pictures", type=Path, required=True, help="folder of pictures")
     one.add_argument("--held-out", type=float, default=NaturalConfig.held_out, help="share of pictures")
-    one.add_argument("--seed", type=int, default=NaturalConfig.seed, help="of the pictures held out")
+    one.add_argument("--seed", type=console.seed, default=NaturalConfig.seed, help="of the pictures held out")
     add_out(one)
     one.set_defaults(run=run)
 

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from metastable import benign, datasets
+from metastable import benign, console, datasets
 from metastable.anomaly import score_norms
 from metastable.bundle import Bundle
 from metastable.console import beside
@@ -149,7 +149,7 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
         "--changes", default=",".join(benign.CHANGES), help="benign changes, names separated by commas"
     )
     cli.add_skip(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of changes and answers")
+    parser.add_argument("--seed", type=console.seed, default=0, help="of changes and answers")
     parser.set_defaults(run=run)
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from metastable import console
 from metastable.anomaly import score_norms
 from metastable.attacks.catalogue import SUITE
 from metastable.bundle import Bundle
@@ -159,7 +160,7 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--work", type=Path, required=True, help="a suite's folder of one radius: .../eps-8")
     parser.add_argument("--tries", type=int, default=10, help="times that an image is sent again")
-    parser.add_argument("--seed", type=int, default=0, help="of the answers")
+    parser.add_argument("--seed", type=console.seed, default=0, help="of the answers")
     cli.no_data(parser, "where --work has the images")
     parser.set_defaults(run=run)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from metastable import bundle, console, datasets
+from metastable.bundle import shipped
 from metastable.datasets import options
 from metastable.errors import DataError
 from metastable.training import (
@@ -122,7 +123,7 @@ def _pictures(args: argparse.Namespace, config: Any) -> datasets.Folder:
     """The folder of --images; shape and classes are those of the configuration's bundle, if it has one."""
     shape, names = args.shape or datasets.named(args.dataset).shape, tuple[str, ...]()
     if hasattr(config, "bundle"):
-        loaded = bundle.load(Path(config.bundle))
+        loaded = bundle.load(shipped.path(config.bundle))
         if args.shape not in (None, loaded.shape):
             raise DataError(f"{config.bundle} is for images of {loaded.shape}: leave out --shape")
         shape, names = loaded.shape, tuple(loaded.classes)

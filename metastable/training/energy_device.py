@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from metastable import bundle, datasets
+from metastable.bundle import shipped
 from metastable.engine.runners.cuda_graphs import Recording
 from metastable.networks import channels_last
 from metastable.training import health
@@ -44,7 +45,7 @@ class _Training:
         test = datasets.load(config.dataset, data, "test").take(config.check_images)
         datasets.require_labels(test, "the check of chains")
         self._images, self._labels = datasets.to_float(test.images), test.labels
-        self._classifier: nn.Module = bundle.load(Path(config.bundle)).classifier
+        self._classifier: nn.Module = bundle.load(shipped.path(config.bundle)).classifier
         self._classifier = copy.deepcopy(self._classifier).to(device).eval()
         network = channels_last(start_network(config, datasets.of(config.dataset, data).shape).to(device))
         self.trainer = Trainer(

@@ -7,6 +7,8 @@ import dataclasses
 import inspect
 import re
 
+from metastable import console
+
 _ENTRY = re.compile(r"^    (\w+): (.*(?:\n     +\S.*)*)", re.MULTILINE)
 
 
@@ -39,4 +41,5 @@ def add_fields(parser: argparse.ArgumentParser, config: type, defaults: object =
             action = argparse.BooleanOptionalAction
             parser.add_argument(flag, dest=field.name, default=default, action=action, help=text)
         else:
-            parser.add_argument(flag, dest=field.name, type=type(default), default=default, help=text)
+            kind = console.seed if field.name == "seed" else type(default)
+            parser.add_argument(flag, dest=field.name, type=kind, default=default, help=text)

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metastable import bundle
+from metastable.bundle import shipped
 from metastable.errors import BundleError, DataError
 from metastable.networks.onnx_classifier import OnnxClassifier
 from metastable.networks.onnx_gradient import Differentiable
@@ -51,7 +51,7 @@ def of_bundle(config: HardenConfig, images: Tensor) -> Brought | None:
     Raises BundleError where the configuration would train it, DataError for images of another shape than the
     bundle's, and what `Differentiable` raises.
     """
-    folder = Path(config.bundle)
+    folder = shipped.path(config.bundle)
     part = bundle.stored_part(folder, "classifier").part
     if not isinstance(part, bundle.OnnxPart):
         return None

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from metastable import bundle
-from metastable.bundle import ARCHITECTURES
+from metastable.bundle import ARCHITECTURES, shipped
 from metastable.errors import BundleError, DataError
 from metastable.networks.classifier import WhitenedNet
 from metastable.networks.score import ScoreNetwork
@@ -103,7 +103,7 @@ def start(config: HardenConfig, images: Tensor) -> dict[str, Part]:
     """
     torch.manual_seed(config.seed)
     parts: dict[str, Part] = {}
-    folder = Path(config.bundle)
+    folder = shipped.path(config.bundle)
     if config.purifies:
         parts["purifier"] = (
             new_purifier(config.purifier, config.purifier_blocks, images.shape[1])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metastable import bundle, datasets
+from metastable.bundle import shipped
 from metastable.datasets.folder import labeller_of
 from metastable.errors import DataError
 from metastable.networks import channels_last
@@ -34,7 +35,7 @@ def split(config: HardenConfig, data: datasets.Source) -> tuple[datasets.ImageSe
     Raises DataError if too few images are there.
     """
     if isinstance(data, datasets.Folder) and data.labels is None and not config.learns_labels:
-        bare = bundle.load(Path(config.bundle)).classifier
+        bare = bundle.load(shipped.path(config.bundle)).classifier
         data = dataclasses.replace(data, labeller=labeller_of(bare))
     whole = datasets.load(config.dataset, data, "train")
     if config.learns_labels:

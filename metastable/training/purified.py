@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from metastable import bundle, datasets
 from metastable.attacks.ball import Ball
+from metastable.bundle import shipped
 from metastable.dynamics import ScoreFunction
 from metastable.dynamics.langevin import langevin
 from metastable.training import classifier
@@ -93,7 +94,7 @@ def train(config: PurifiedConfig, data: datasets.Source, out: Path, device: str 
     train_set = datasets.load(config.dataset, data, "train")
     datasets.require_labels(train_set, "a classifier")
     train_set = train_set.take(config.images or len(train_set), seed=config.seed)
-    score: ScoreFunction = bundle.network(Path(config.bundle), config.energy).to(dev).score  # type: ignore[assignment]
+    score: ScoreFunction = bundle.network(shipped.path(config.bundle), config.energy).to(dev).score  # type: ignore[assignment]
     torch.manual_seed(config.seed)
     row = datasets.of(config.dataset, data)
     network = classifier.build(config.network, len(row.classes), row.shape).to(dev)

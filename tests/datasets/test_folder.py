@@ -130,6 +130,11 @@ def test_labels_choose_the_pictures(tmp_path: Path) -> None:
     csv.write_text("file,label\n05.png,0\n9.png,1\n")
     with pytest.raises(DataError, match=r"labels\.csv, line 3: there is no picture 9\.png in"):
         _ = photos(place, labels=csv).files
+    csv.write_text("picture,kind\n05.png,dark\n")
+    with pytest.raises(
+        DataError, match=r"line 1: there is no picture picture in .*; if this is a header, name"
+    ):
+        _ = photos(place, labels=csv).files
 
 
 def test_without_labels_a_classifier_gives_them(tmp_path: Path) -> None:

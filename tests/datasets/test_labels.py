@@ -83,11 +83,28 @@ def test_any_text_is_labels_or_an_error_that_names_a_line(text: str) -> None:
         ("file,label,sure\na.png,0\n", "line 2: there are 2 fields, not 3"),
         ('a.png,"0\n', "line 1: unexpected end of data"),
         ("", "names no picture"),
+        ("a.png;cat\n", "line 1: semicolons separate its fields: write commas"),
+        ("file;label\na.png;cat\n", "line 1: semicolons separate its fields: write commas"),
+        ("file,label\na.png\tcat\n", "line 2: tabs separate its fields: write commas"),
+        (
+            "image,category\na.png,cat\n",
+            "neither a name nor a number from 0 to 4; if this is a header, name its",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(text: str, said: str) -> None:
     with pytest.raises(DataError, match=re.escape(said)):
         labels.parse(text, "here", CLASSES)
+
+
+@pytest.mark.parametrize(
+    "header", ["file,label", "filename,class", "Class, Filename", "file_name,width,label", "label,file,class"]
+)
+def test_headers_that_are_plain_are_taken(header: str) -> None:
+    file = next(place for place, name in enumerate(header.split(",")) if "file" in name.lower())
+    row = ["a.png" if place == file else "dog" for place in range(len(header.split(",")))]
+    found = labels.parse(f"{header}\n{','.join(row)}\n", "here", CLASSES)
+    assert found.by_file == {"a.png": (1, 2)}
 
 
 def test_classes_without_names_are_numbers_or_in_order() -> None:

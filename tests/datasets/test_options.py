@@ -89,7 +89,7 @@ def test_without_labels_agreement_is_measured_and_said(
     assert AGREEMENT in page
     made = run(capsys, "loadtest", "make", *few, "--out", tmp_path / "clean.npz")[0]
     assert made["accuracy_is"] == AGREEMENT
-    found = run(capsys, "evaluate", "latency", *shared, "--settings", "none", "--rounds", 1)[0]
+    found = run(capsys, "evaluate", "latency", *shared[:4], "--settings", "none", "--rounds", 1)[0]
     assert found["rows"][0]["setting"] == "none"
 
 
@@ -114,6 +114,8 @@ def test_calibration_keeps_how_its_images_came_to_be(
     shared = ("calibrate", "--bundle", folder, "--images", photos, "--test-share", 0, "--split-seed", 3)
     found, _, err = run(capsys, *shared, "--crops", 2)
     assert found["n"] == 60
+    assert "accuracy" not in json.dumps(found) + err
+    assert found["pictures"]["labels"] == "none"
     assert found["pictures"]["skipped"] == 1
     assert found["pictures"]["skipped_files"].keys() == {"broken.jpg"}
     assert "skipped 1 pictures that cannot be read: broken.jpg (" in err
@@ -126,6 +128,19 @@ def test_calibration_keeps_how_its_images_came_to_be(
         "crops": "2",
         "split_seed": "3",
     }
+
+
+def test_a_shift_is_measured_by_the_bare_classifier_and_says_so(
+    photos: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "bundle")
+    words = ("calibrate", "--bundle", folder, "--images", photos, "--shift", "fast", "--shift-only")
+    found, _, err = run(capsys, *words, "--shift-n", 20)
+    assert found["shifts"]["fast"]["n"] == 20
+    assert f"a shift needs no labels: it is the lack of {AGREEMENT}" in err
+    assert "accuracy" not in json.dumps(found) + err
+    labels = labels_of(photos, bundle.load(folder).classes)
+    assert "labels" not in run(capsys, *words, "--shift-n", 20, "--labels", labels)[2]
 
 
 def test_a_score_network_learns_of_windows_and_goes_on_with_the_same(

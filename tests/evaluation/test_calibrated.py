@@ -108,7 +108,7 @@ def test_the_command_sets_thresholds_of_shifts(
     assert loaded.shifts["fast"].n == 40
     assert 0 < loaded.shifts["fast"].threshold <= 1
     train = datasets.load("cifar10", Path(arguments[5]), "train").take(40)
-    monkeypatch.setattr("sys.argv", [*arguments, "--shift", "fast", "--shift-only", "--shift-n", "30"])
+    monkeypatch.setattr("sys.argv", [*arguments[:-2], "--shift", "fast", "--shift-only", "--shift-n", "30"])
     command.main()
     after = bundle.load(Path(arguments[3]))
     assert (after.anomaly, list(after.shifts), after.shifts["fast"].n) == (
@@ -128,14 +128,14 @@ def test_the_command_sets_thresholds_of_shifts(
     [
         (["--shift", "fast,none"], "the settings ['none'] do not purify"),
         (["--shift", "fost"], "there are no settings ['fost']"),
-        (["--shift-only"], "--shift-only needs"),
+        (["--shift-only"], "--shift-only says nothing without --shift"),
     ],
 )
 def test_a_shift_that_cannot_be_set_is_refused(
     arguments: list[str], given: list[str], said: str,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("sys.argv", [*arguments, *given])
+    monkeypatch.setattr("sys.argv", [*arguments[:-2], *given])
     with pytest.raises(SystemExit) as stop:
         command.main()
     assert stop.value.code == 2

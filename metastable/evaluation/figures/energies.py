@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from metastable import datasets
+from metastable import console, datasets
 from metastable.attacks.pgd import Pgd
 from metastable.attacks.white_box import attackable
 from metastable.console import beside
@@ -71,7 +71,7 @@ def add(figures: Any, parents: list[argparse.ArgumentParser]) -> None:
     parser.add_argument("--n", type=int, default=500, help="test images")
     parser.add_argument("--eps", type=cli.fraction, default="8/255", help="radius of PGD's ball")
     parser.add_argument("--steps", type=int, default=20, help="of PGD")
-    parser.add_argument("--seed", type=int, default=0, help="of attack and noise")
+    parser.add_argument("--seed", type=console.seed, default=0, help="of attack and noise")
     parser.set_defaults(run=run, settings_file=None)
 
 

@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from metastable import datasets
+from metastable import console, datasets
 from metastable.anomaly import score_norms
 from metastable.bundle import Bundle
 from metastable.console import beside
@@ -112,7 +112,7 @@ def add(figures: Any, parents: list[argparse.ArgumentParser]) -> None:
     parser.add_argument("--screen", type=int, default=16, help="chains of each of them")
     parser.add_argument("--chains", type=int, default=3000, help="chains of each of the two chosen")
     parser.add_argument("--h", type=cli.whole_numbers, default="1,10,150", help="values of H")
-    parser.add_argument("--seed", type=int, default=0, help="of the chains")
+    parser.add_argument("--seed", type=console.seed, default=0, help="of the chains")
     parser.set_defaults(run=run)
 
 

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from metastable import datasets
+from metastable import console, datasets
 from metastable.console import beside
 from metastable.dynamics import ScoreFunction
 from metastable.dynamics.langevin import langevin_step
@@ -134,7 +134,7 @@ def add(figures: Any, parents: list[argparse.ArgumentParser]) -> None:
     parser.add_argument("--steps", type=int, default=1000, help="of a chain")
     parser.add_argument("--discard", type=int, default=200, help="first steps that are not counted")
     parser.add_argument("--distance", type=float, default=0.01, help="of a chain and its copy, Euclidean")
-    parser.add_argument("--seed", type=int, default=0, help="of the chains")
+    parser.add_argument("--seed", type=console.seed, default=0, help="of the chains")
     cli.add_work(parser, "points")
     parser.set_defaults(run=run, settings_file=None)
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from metastable import datasets
+from metastable import console, datasets
 from metastable.attacks.ascent import Misclassify, autograd_slope
 from metastable.attacks.ball import Ball
 from metastable.attacks.target import Eot, WhiteBox
@@ -85,7 +85,7 @@ def add(figures: Any, parents: list[argparse.ArgumentParser]) -> None:
     parser.add_argument("--steps", type=int, default=20, help="of the attack")
     parser.add_argument("--samples", type=int, default=15, help="EOT samples")
     parser.add_argument("--batch", type=int, default=4, help="images attacked together")
-    parser.add_argument("--seed", type=int, default=0, help="of the attack")
+    parser.add_argument("--seed", type=console.seed, default=0, help="of the attack")
     parser.set_defaults(run=run)
 
 
