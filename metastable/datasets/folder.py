@@ -12,7 +12,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from metastable.datasets import labels as csv
 from metastable.datasets.base import SPLITS, ImageSet, Shape, check_range, to_float
 from metastable.datasets.walk import walk
 from metastable.errors import DataError, RequestError
-from metastable.images import Box, ImageLimits, decode
+from metastable.images import STRETCH, Box, Fit, ImageLimits, decode
 
 LIMITS = ImageLimits(max_bytes=64_000_000, max_pixels=50_000_000)
 """Of a picture: what cameras make, and nothing that fills the memory."""
@@ -72,6 +72,7 @@ class Folder:
     Attributes:
         path: the folder.
         shape: of every image that is made of a picture.
+        fit: how a whole picture comes to have it; windows have its proportions, and are resized alike.
         labels: a CSV file (metastable.datasets.labels); only the pictures that it names are then taken.
         names: of the classes, in the order of their numbers; empty where the labels are to say.
         test_share: share of the pictures that makes the split `test`, in [0, 1].
@@ -87,6 +88,7 @@ class Folder:
 
     path: Path
     shape: Shape
+    fit: Fit = STRETCH
     labels: Path | None = None
     names: tuple[str, ...] = ()
     test_share: float = 0.2
@@ -168,7 +170,8 @@ class Folder:
             told = self.labels.name
         elif self.labeller is not None:
             told = CLASSIFIER
-        return {
+        fitted = {} if self.fit == STRETCH else {"fit": asdict(self.fit)}
+        return fitted | {
             "folder": self.name,
             "pictures": len(self.files),
             "left_out": {"links": self._walked[1], "unlabelled": len(self._walked[0]) - len(self.files)},
@@ -249,12 +252,13 @@ class Split:
 
     def _image(self, name: str, crop: int) -> Tensor:
         channels, height, width = self.folder.shape
-        window = None
+        window, fit = None, self.folder.fit
         if self.folder.crops:
+            fit = Fit(interpolation=fit.interpolation)
             words = np.frombuffer(_hash(self.folder.seed, f"{crop} {name}"), np.uint32)
             window = _window(np.random.default_rng(words), height, width)
         read = decode(
-            self._bytes(name), size=(height, width), channels=channels, limits=LIMITS, window=window
+            self._bytes(name), size=(height, width), channels=channels, fit=fit, limits=LIMITS, window=window
         )
         return (255 * read.pixels).round().byte()
 

@@ -11,6 +11,7 @@ from typing import Any
 from metastable.datasets.base import Shape
 from metastable.datasets.folder import AGREEMENT, CLASSIFIER, Folder, Labeller
 from metastable.errors import DataError
+from metastable.images import STRETCH, Fit
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +53,7 @@ def given(args: argparse.Namespace) -> bool:
 def folder(
     args: argparse.Namespace,
     shape: Shape,
+    fit: Fit = STRETCH,
     names: tuple[str, ...] = (),
     labeller: Labeller | None = None,
     mirrored: bool = True,
@@ -75,6 +77,7 @@ def folder(
     return Folder(
         path=args.folder,
         shape=shape,
+        fit=fit,
         labels=args.labels,
         names=names,
         test_share=args.test_share,
