@@ -25,12 +25,12 @@ from metastable import bundle, console, noise
 from metastable.anomaly import score_norms
 from metastable.attacks.pgd import pgd
 from metastable.attacks.white_box import attackable
+from metastable.batches import batch_of
 from metastable.bundle import shipped
 from metastable.cli.client import ask
 from metastable.datasets import CIFAR10_CLASSES
 from metastable.defense import defend
 from metastable.errors import MetastableError
-from metastable.images import decode
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     calibration = loaded.calibration
     if args.setting not in loaded.settings.names:
         raise MetastableError(f"--setting must be one of {', '.join(loaded.settings.names)}")
-    clean = torch.stack([decode((SAMPLES / f"{n}.png").read_bytes()).pixels for n in names])
+    clean = batch_of([SAMPLES / f"{name}.png" for name in names], loaded.shape, loaded.fit)
     labels = torch.tensor([loaded.classes.index(n) for n in names])
     print(f"attacking {len(names)} images: PGD on the bare classifier, 8/255, {args.steps} steps")
     attacked = pgd(attackable(loaded, clean).classifier, clean, labels, steps=args.steps)

@@ -105,7 +105,7 @@ def _all(args: argparse.Namespace) -> dict[str, Any]:
     loaded = bundle.load(args.bundle)
     calibration = None
     if options.given(args):
-        calibration, real = real_images.of_folder(options.folder(args, loaded.shape), args.n)
+        calibration, real = real_images.of_folder(options.folder(args, loaded.shape, loaded.fit), args.n)
     elif args.calibration_data:
         calibration, real = real_images.of_data(Path(args.calibration_data), loaded.shape, args.n)
     else:

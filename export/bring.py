@@ -192,7 +192,7 @@ def _stored(newcomer: Newcomer, raw: bytes, shape: tuple[int, int, int], classes
         raise BundleError(f"--mean and --std need {shape[0]} numbers each, for the channels; std above 0")
     if newcomer.network is None:
         graph = encode(tidy(onnx_classifier.parse_graph(raw, newcomer.file.name)))
-        return bundle.stored_onnx(graph, size=size, mean=mean, std=std, to=shape[1])
+        return bundle.stored_onnx(graph, size=(size, size), mean=mean, std=std, to=shape[1:])
     if size != shape[1]:
         raise BundleError(
             f"--size must be {shape[1]}, the base's, for a state dict: bring it as ONNX instead"

@@ -75,7 +75,7 @@ def build(bundle: Bundle) -> dict[str, bytes]:
     """The bundle's ONNX graphs by name; equal bundles give equal bytes."""
     made = {name: export(module, bundle.shape, output(name)) for name, module in modules(bundle).items()}
     if isinstance(bundle.classifier, OnnxClassifier):
-        made[CLASSIFIER] = brought(bundle.classifier, bundle.shape[1])
+        made[CLASSIFIER] = brought(bundle.classifier, bundle.shape[1:])
     return made
 
 
@@ -84,8 +84,8 @@ def output(name: str) -> str:
     return LOGITS if name == CLASSIFIER else SCORE
 
 
-def brought(classifier: OnnxClassifier, size: int) -> bytes:
-    """A classifier that came as a graph, for images [batch, C, size, size] in [0, 1], under our names.
+def brought(classifier: OnnxClassifier, size: tuple[int, int]) -> bytes:
+    """A classifier that came as a graph, for images [batch, C, *size] in [0, 1], under our names.
 
     It keeps the opset that it came with.
     """

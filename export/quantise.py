@@ -58,7 +58,7 @@ def build(bundle: Bundle, images: Tensor) -> dict[str, bytes]:
         with torch.inference_mode(False):
             made[name] = quantise(graphs.export(module, bundle.shape, graphs.output(name)), seen[name])
     if isinstance(bundle.classifier, OnnxClassifier):
-        made[CLASSIFIER] = graphs.brought(bundle.classifier, bundle.shape[1])
+        made[CLASSIFIER] = graphs.brought(bundle.classifier, bundle.shape[1:])
     return made
 
 

@@ -209,7 +209,9 @@ def _aurocs(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = ["| AUROC against clean pictures | " + " | ".join(views) + " |", "|---" * (len(views) + 1) + "|"]
     named = [("score norm", rows[0]["auroc"]["norm"])]
     named += [
-        (f"prediction shift, `{row['setting']}`", row["auroc"]["shift"]) for row in rows if "shift" in row["auroc"]
+        (f"prediction shift, `{row['setting']}`", row["auroc"]["shift"])
+        for row in rows
+        if "shift" in row["auroc"]
     ]
     return lines + [
         f"| {name} | " + " | ".join(f"{values[view]:.3f}" for view in views) + " |" for name, values in named

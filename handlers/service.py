@@ -177,9 +177,11 @@ class Service:
         self, id: str, data: bytes, options: RequestOptions, permit: Permit, received: float
     ) -> _Held:
         started = self._clock()
-        channels, size, _ = self._bundle.shape
+        channels, *size = self._bundle.shape
         try:
-            image = decode(data, size=size, channels=channels, limits=self._limits)
+            image = decode(
+                data, size=(size[0], size[1]), channels=channels, fit=self._bundle.fit, limits=self._limits
+            )
         except Exception:
             permit.release()
             raise

@@ -37,10 +37,10 @@ def draw(misses: Sequence[Record], items: Sequence[Item], bundle: Bundle) -> Fig
     """
     figure = Figure(figsize=(6, 2.1 * len(misses)), layout="constrained")
     axes = figure.subplots(len(misses), 3, squeeze=False)
-    channels, size, _ = bundle.shape
+    channels, height, width = bundle.shape
     for row, miss in enumerate(misses):
         assert miss.verdict is not None
-        sent = decode(items[miss.item].body, size=size, channels=channels).pixels
+        sent = decode(items[miss.item].body, size=(height, width), channels=channels, fit=bundle.fit).pixels
         setting = bundle.settings[miss.verdict.setting]
         shown = dataclasses.replace(setting, chains=min(CHAINS, setting.chains))
         purified = defend(
@@ -59,7 +59,7 @@ def draw(misses: Sequence[Record], items: Sequence[Item], bundle: Bundle) -> Fig
         axes[row, 0].set_title(f"{miss.arm}, {miss.source} {miss.row}", fontsize=8)
         axes[row, 1].set_title(f"purified ({shown.chains} chains)", fontsize=8)
         axes[row, 2].set_title(f"difference x {GAIN}", fontsize=8)
-        axes[row, 0].text(0, 1.12 * size, f"{truth}, answered {said}", fontsize=8)
+        axes[row, 0].text(0, 1.12 * height, f"{truth}, answered {said}", fontsize=8)
     return figure
 
 

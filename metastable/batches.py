@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metastable import reading
 from metastable.errors import InvalidImage, RequestError, TooLarge
-from metastable.images import DEFAULT_LIMITS, decode
+from metastable.images import DEFAULT_LIMITS, STRETCH, Fit, decode
 
 ImageFile = str | os.PathLike[str] | bytes
 Images = Tensor | np.ndarray | Sequence[ImageFile]
@@ -52,14 +52,15 @@ def gathered(images: Images, shape: tuple[int, int, int]) -> Images:
     return list(images)
 
 
-def batch_of(images: Images, shape: tuple[int, int, int]) -> Tensor:
+def batch_of(images: Images, shape: tuple[int, int, int], fit: Fit = STRETCH) -> Tensor:
     """Images as float32 [N, C, H, W] on the CPU.
 
     Args:
         images: floats [N, *shape] in [0, 1], of any precision and on any device; or a list of PNG, JPEG, WebP
-            or .npy files, by path or as bytes, which are resized to the shape as the server does it
+            or .npy files, by path or as bytes, which are fitted to the shape as the server does it
             (`metastable.images`).
         shape: (C, H, W) of an image.
+        fit: how files come to have it.
 
     Raises:
         InvalidImage: another shape or type, values outside [0, 1] or that are no numbers, a file that cannot
@@ -71,8 +72,7 @@ def batch_of(images: Images, shape: tuple[int, int, int]) -> Tensor:
         return _checked(_tensor(images))
     if isinstance(images, Tensor):
         return _checked(images.detach().cpu())
-    channels, size, _ = shape
-    pixels = [_decoded(i, one, size, channels) for i, one in enumerate(images)]
+    pixels = [_decoded(i, one, shape, fit) for i, one in enumerate(images)]
     return torch.stack(pixels) if pixels else torch.empty(0, *shape)
 
 
@@ -107,9 +107,10 @@ def _not_floats(kind: str) -> InvalidImage:
     )
 
 
-def _decoded(index: int, file: ImageFile, size: int, channels: int) -> Tensor:
+def _decoded(index: int, file: ImageFile, shape: tuple[int, int, int], fit: Fit) -> Tensor:
+    channels, height, width = shape
     try:
-        return decode(_read(file), size=size, channels=channels).pixels
+        return decode(_read(file), size=(height, width), channels=channels, fit=fit).pixels
     except RequestError as error:  # of the same kind, and it says which
         raise type(error)(f"image {index}: {error}") from error
 

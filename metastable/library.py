@@ -190,7 +190,7 @@ class Defense:
         if not self._knows(terms.setting):
             self._learn(terms.setting).result()
         with self._admitted(terms.setting, images) as (given, permits):
-            question = question_of(given, self.bundle.shape, terms, seeds)
+            question = question_of(given, self.bundle, terms, seeds)
             with cared_for(self._looks(question)) as looks:
                 raws = [raw for look in looks for raw in in_time(look, terms.deadline)]
             with cared_for(self._submit(question, raws, permits)) as answers:
@@ -209,7 +209,7 @@ class Defense:
         if not self._knows(terms.setting):
             await asyncio.wrap_future(self._learn(terms.setting))
         with self._admitted(terms.setting, images) as (given, permits):
-            question = await asyncio.to_thread(question_of, given, self.bundle.shape, terms, seeds)
+            question = await asyncio.to_thread(question_of, given, self.bundle, terms, seeds)
             with cared_for(self._looks(question)) as looks, late_is_said():
                 async with asyncio.timeout(left(terms.deadline)):
                     raws = [raw for look in looks for raw in await asyncio.wrap_future(look)]

@@ -60,14 +60,12 @@ def terms_of(bundle: Bundle, setting: str | None, seconds: float | None, now: fl
     return Terms(setting_of(bundle, setting), deadline_after(now, seconds))
 
 
-def question_of(
-    images: Images, shape: tuple[int, int, int], terms: Terms, seeds: Sequence[int] | None
-) -> Question:
-    """Images read and checked, for a bundle of `shape` (C, H, W).
+def question_of(images: Images, bundle: Bundle, terms: Terms, seeds: Sequence[int] | None) -> Question:
+    """Images read and checked, for a bundle: of its shape, files fitted to it.
 
     Raises what `batch_of` and `seeds_for` raise.
     """
-    batch = batch_of(images, shape)
+    batch = batch_of(images, bundle.shape, bundle.fit)
     return Question(batch, seeds_for(len(batch), seeds), terms)
 
 

@@ -24,7 +24,7 @@ from metastable.networks.energy import EnergyNetwork
 from metastable.networks.score import ScoreNetwork
 from metastable.networks.unshuffled import UnshuffledUNet
 
-CLASSES = 10_000
+CLASSES = 32_768
 """The most classes."""
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {

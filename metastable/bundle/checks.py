@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from typing import Any, NoReturn
 
 from metastable.errors import BundleError
@@ -57,6 +58,13 @@ def text(value: Any, where: str, longest: int = 200) -> str:
     """Printable text, which leaves out line ends, control characters and halves of surrogate pairs."""
     if not isinstance(value, str) or not 1 <= len(value) <= longest or not value.isprintable():
         fail(where, f"printable text of 1 to {longest} characters")
+    return value
+
+
+def choice(value: Any, where: str, known: Collection[str]) -> str:
+    """One of the texts that are known."""
+    if not isinstance(value, str) or value not in known:
+        fail(where, f"one of {', '.join(known)}")
     return value
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from metastable.bundle.checks import MANIFEST
 from metastable.errors import BundleError
 
-MANIFEST_BYTES, SETTINGS_BYTES, PART_BYTES = 2**20, 2**16, 512 * 2**20
+MANIFEST_BYTES, SETTINGS_BYTES, PART_BYTES = 2**24, 2**16, 512 * 2**20
 """The most that bundle.json, settings.yaml and the file of a part may hold."""
 
 

@@ -19,6 +19,7 @@ from metastable.bundle.manifest import Manifest, NetworkPart, Provenance
 from metastable.bundle.parts import Stored, module_of, stored_network
 from metastable.dynamics import ScoreFunction
 from metastable.errors import BundleError, SettingsError
+from metastable.images import STRETCH, Fit
 
 SETTINGS = "settings.yaml"
 ANY = ([8, 8], [13, 27], [48, 32])
@@ -39,6 +40,7 @@ class Bundle:
 
     Attributes:
         shape: (channels, height, width) of an image.
+        fit: how pictures of other sizes become such images.
         classifier: images of `shape` in [0, 1] to logits [B, classes].
         networks: the purifying networks by name; each has a method `score`.
         parts: SHA-256 of the file of every part: what the networks compute.
@@ -58,6 +60,7 @@ class Bundle:
     provenance: Provenance
     digest: str
     shifts: Mapping[str, Threshold] = field(default_factory=dict)
+    fit: Fit = STRETCH
 
     @property
     def calibration(self) -> Calibration:
@@ -93,6 +96,7 @@ def write(
     anomaly: Calibration | None,
     half: bool = True,
     provenance: Provenance | None = None,
+    fit: Fit = STRETCH,
 ) -> None:
     """Write a bundle; `networks` maps part names to (network, constructor arguments), stored as `half` says.
 
@@ -109,6 +113,7 @@ def write(
         settings=settings,
         anomaly=anomaly,
         provenance=provenance or Provenance(),
+        fit=fit,
     )
 
 
@@ -123,6 +128,7 @@ def write_stored(
     settings: str,
     anomaly: Calibration | None,
     provenance: Provenance,
+    fit: Fit = STRETCH,
 ) -> None:
     """Write a bundle of parts as they are stored; otherwise like `write`."""
     manifest = Manifest(
@@ -134,6 +140,7 @@ def write_stored(
         settings_sha256=files.digest(settings.encode()),
         anomaly=anomaly,
         provenance=provenance,
+        fit=fit,
     )
     _save(folder, manifest, settings, {part: one.data for part, one in parts.items()})
 
@@ -146,11 +153,13 @@ def rewrite(
     name: str,
     classes: list[str],
     shape: tuple[int, int, int] | None = None,
+    fit: Fit | None = None,
     provenance: Provenance,
 ) -> None:
     """Write a bundle that is `base` behind another classifier: its networks, settings and calibration stay.
 
-    `shape` is that of images where `base` has no classifier, and left out where it has one.
+    `shape` is that of images where `base` has no classifier, and left out where it has one; without a `fit`
+    pictures become images as they do in `base`.
     Raises BundleError if `base` is damaged or is the folder to write.
     """
     if base.resolve() == folder.resolve():
@@ -170,6 +179,7 @@ def rewrite(
         parts={**old.parts, "classifier": classifier.part},
         provenance=provenance,
         shifts={},  # they are of the old classifier
+        fit=fit or old.fit,
     )
     _save(folder, manifest, settings.decode(), {**data, "classifier": classifier.data})
 
@@ -193,6 +203,7 @@ def load(folder: Path) -> Bundle:
         provenance=manifest.provenance,
         digest=digest,
         shifts=manifest.shifts,
+        fit=manifest.fit,
     )
 
 
@@ -229,7 +240,7 @@ def _save(folder: Path, manifest: Manifest, settings: str, data: Mapping[str, by
     raw = encoded(settings)
     settings_module.parse(settings)
     # Judged before anything is written; the manifest comes last, so that half a bundle does not load.
-    manifest_module.parse(manifest_module.render(manifest))
+    _rendered(manifest)
     folder.mkdir(parents=True, exist_ok=True)
     for part, file in manifest.files().items():
         files.replace(folder, file, data[part])
@@ -247,9 +258,17 @@ def encoded(settings: str) -> bytes:
 
 def put_manifest(folder: Path, manifest: Manifest) -> None:
     """Write bundle.json; BundleError if `load` would refuse it."""
+    files.replace(folder, MANIFEST, _rendered(manifest))
+
+
+def _rendered(manifest: Manifest) -> bytes:
     raw = manifest_module.render(manifest)
+    if len(raw) > files.MANIFEST_BYTES:
+        raise BundleError(
+            f"{MANIFEST} has {len(raw)} bytes, above {files.MANIFEST_BYTES}: shorten class names"
+        )
     manifest_module.parse(raw)
-    files.replace(folder, MANIFEST, raw)
+    return raw
 
 
 def checked_settings(text: bytes, manifest: Manifest) -> settings_module.Settings:

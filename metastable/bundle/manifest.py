@@ -3,8 +3,10 @@
     schema            2
     name, version     plain names
     classes           class names in the order of the logits, all different; [] without a classifier
-    shape             [channels, size, size] of an image; channels 1 or 3; [channels] without a classifier,
-                      where images have any height and width
+    shape             [channels, height, width] of an image; channels 1 or 3; [channels] without a
+                      classifier, where images have any height and width
+    fit               {mode, share, interpolation} of metastable.images.Fit: how pictures become such images;
+                      left out where they are stretched (bicubic), and without a classifier
     range             [0.0, 1.0]: what the values of an image span
     conventions       CONVENTIONS: what score, steps and noise mean, so that no release reads them otherwise
     parts             {classifier, or a name of NETWORKS: a part}; without a classifier the bundle purifies
@@ -18,7 +20,9 @@
 A part is of one of two kinds, and its file is `<part>.safetensors` or `<part>.onnx`:
 
     {"kind": "network", "architecture": ..., "arguments": {...}, "sha256": ...}
-    {"kind": "onnx", "size": ..., "mean": [...], "std": [...], "resize": ..., "sha256": ...}
+    {"kind": "onnx", "size": [height, width], "mean": [...], "std": [...], "resize": ..., "sha256": ...}
+
+`size` may be one number for both, as earlier releases wrote it.
 """
 
 from __future__ import annotations
@@ -26,14 +30,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from metastable.anomaly import Calibration, Threshold
-from metastable.bundle import architectures, checks, files
+from metastable.bundle import architectures, checks, files, thresholds
 from metastable.bundle.checks import MANIFEST
 from metastable.dynamics.base import NETWORKS
 from metastable.errors import BundleError
+from metastable.images import INTERPOLATIONS, LEAST_SHARE, MODES, STRETCH, Fit
 from metastable.version import __version__
 
 SCHEMA = 2
@@ -47,6 +52,8 @@ CONVENTIONS = {
     "noise": "z is standard normal, a function of the chain's key and the step",
 }
 RESIZE = "bilinear, antialiased"
+SIDE, NAME = 1024, 200
+"""The largest height or width, and the longest name of a class."""
 PARTS = ("classifier", *NETWORKS)
 _KEYS = {
     *("schema", "name", "version", "classes", "shape", "range", "conventions", "parts"),
@@ -70,7 +77,7 @@ class OnnxPart:
     """A classifier of the user's own as an ONNX graph.
 
     Attributes:
-        size: height and width of its images.
+        size: (height, width) of its images.
         mean, std: by channel; the graph is given (x - mean) / std of images x in [0, 1].
         resize: how images of the bundle's size become `size`: RESIZE, or None where they have it.
         sha256: of the graph's file.
@@ -78,7 +85,7 @@ class OnnxPart:
 
     kind: ClassVar[str] = "onnx"
     suffix: ClassVar[str] = ".onnx"
-    size: int
+    size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resize: str | None
@@ -118,6 +125,7 @@ class Manifest:
     anomaly: Calibration | None
     provenance: Provenance
     shifts: dict[str, Threshold] = field(default_factory=dict)
+    fit: Fit = STRETCH
 
     @property
     def classifies(self) -> bool:
@@ -149,11 +157,13 @@ def render(manifest: Manifest) -> bytes:
         "conventions": CONVENTIONS,
         "parts": {k: {"kind": v.kind, **dataclasses.asdict(v)} for k, v in manifest.parts.items()},
         "settings_sha256": manifest.settings_sha256,
-        "anomaly": None if manifest.anomaly is None else _rendered(manifest.anomaly),
+        "anomaly": None if manifest.anomaly is None else thresholds.rendered(manifest.anomaly),
         "provenance": dataclasses.asdict(manifest.provenance),
     }
     if manifest.shifts:
-        raw["shifts"] = {name: _rendered(shift) for name, shift in sorted(manifest.shifts.items())}
+        raw["shifts"] = {name: thresholds.rendered(shift) for name, shift in sorted(manifest.shifts.items())}
+    if manifest.fit != STRETCH:
+        raw["fit"] = dataclasses.asdict(manifest.fit)
     text = json.dumps({**raw, "manifest_sha256": _own_digest(raw)}, indent=2, allow_nan=False)
     return (text + "\n").encode()
 
@@ -163,7 +173,7 @@ def parse(raw: bytes) -> Manifest:
     found = checks.strict_json(raw, MANIFEST)
     if found.get("schema") != SCHEMA or isinstance(found["schema"], bool | float):
         raise BundleError(f"{MANIFEST} is not of schema version {SCHEMA}: export it with this release")
-    if set(found) - {"shifts"} != _KEYS:
+    if set(found) - {"shifts", "fit"} != _KEYS:
         raise BundleError(f"{MANIFEST} must have exactly the keys {sorted(_KEYS)}")
     parts = found["parts"]
     if not isinstance(parts, dict) or not parts or not set(parts) <= set(PARTS):
@@ -171,14 +181,14 @@ def parse(raw: bytes) -> Manifest:
     classifies = "classifier" in parts
     many = (2, architectures.CLASSES) if classifies else (0, 0)
     classes = checks.listing(found["classes"], "classes", *many)
-    classes = [checks.text(name, f"classes[{i}]", 100) for i, name in enumerate(classes)]
+    classes = [checks.text(name, f"classes[{i}]", NAME) for i, name in enumerate(classes)]
     if len(set(classes)) != len(classes):
         checks.fail("classes", "all different")
     sides = 3 if classifies else 1
     listed = checks.listing(found["shape"], "shape", sides, sides)
-    shape = tuple(checks.whole(v, f"shape[{i}]", 1, 1024) for i, v in enumerate(listed))
-    if shape[0] not in (1, 3) or len(set(shape[1:])) > 1:
-        checks.fail("shape", "[1 or 3, size, size], or [1 or 3] without a classifier")
+    shape = tuple(checks.whole(v, f"shape[{i}]", 1, SIDE) for i, v in enumerate(listed))
+    if shape[0] not in (1, 3):
+        checks.fail("shape", "[1 or 3, height, width], or [1 or 3] without a classifier")
     if found["range"] != RANGE or found["conventions"] != CONVENTIONS:
         checks.fail("range and conventions", "those of this release: export the bundle again")
     manifest = Manifest(
@@ -188,12 +198,13 @@ def parse(raw: bytes) -> Manifest:
         shape=shape,
         parts={name: parsed_part(name, value, shape) for name, value in parts.items()},
         settings_sha256=checks.sha256(found["settings_sha256"], "settings_sha256"),
-        anomaly=None if found["anomaly"] is None else _anomaly(found["anomaly"]),
+        anomaly=None if found["anomaly"] is None else thresholds.calibration(found["anomaly"]),
         provenance=_provenance(found["provenance"]),
         shifts={
-            checks.plain_name(name, "a key of shifts"): _threshold(value, f"shifts.{name}", 1)
+            checks.plain_name(name, "a key of shifts"): thresholds.threshold(value, f"shifts.{name}", 1)
             for name, value in checks.table(found.get("shifts", {}), "shifts", 64).items()
         },
+        fit=_fit(found["fit"], classifies) if "fit" in found else STRETCH,
     )
     # Last: a wrong field deserves its own message.
     own = checks.sha256(found.pop("manifest_sha256"), "manifest_sha256")
@@ -219,10 +230,10 @@ def parsed_part(name: str, value: Any, shape: tuple[int, ...]) -> Part:
     if kind != OnnxPart.kind or name != "classifier":
         checks.fail(f"{where}.kind", "network, or onnx of the classifier")
     fields = checks.mapping(value, where, {"kind", "size", "mean", "std", "resize", "sha256"})
-    size = checks.whole(fields["size"], f"{where}.size", 1, 1024)
-    resize = None if size == shape[1] else RESIZE
+    size = _size(fields["size"], f"{where}.size")
+    resize = resizes(size, shape[1:])
     if fields["resize"] != resize:
-        checks.fail(f"{where}.resize", f"{json.dumps(resize)} for images of {shape[1]} and size {size}")
+        checks.fail(f"{where}.resize", f"{json.dumps(resize)} for images {shape[1:]} and size {size}")
     mean, std = (
         tuple(
             checks.real(v, f"{where}.{key}[{i}]", low, 1e6)
@@ -233,50 +244,25 @@ def parsed_part(name: str, value: Any, shape: tuple[int, ...]) -> Part:
     return OnnxPart(size, mean, std, resize, checks.sha256(fields["sha256"], f"{where}.sha256"))
 
 
-def _rendered(calibration: Threshold) -> dict[str, Any]:
-    """Its fields, without empty `changes`: calibrations on clean images read as they always have."""
-    fields = dataclasses.asdict(calibration)
-    return {key: value for key, value in fields.items() if key != "changes" or value}
+def resizes(size: tuple[int, ...], image: tuple[int, ...]) -> str | None:
+    """`resize` of a graph of `size` behind images of that height and width."""
+    return None if size == image else RESIZE
 
 
-def _anomaly(value: Any) -> Calibration:
-    if not isinstance(value, dict) or value.get("network") not in NETWORKS:
-        checks.fail("anomaly", f"a mapping with network, one of {NETWORKS}")
-    rest = {key: one for key, one in value.items() if key != "network"}
-    found = _threshold(rest, "anomaly", 1e9)
-    return Calibration(network=value["network"], **{f.name: getattr(found, f.name) for f in fields(found)})
+def _size(value: Any, where: str) -> tuple[int, int]:
+    height, width = checks.listing(value, where, 2, 2) if isinstance(value, list) else (value, value)
+    return checks.whole(height, where, 1, SIDE), checks.whole(width, where, 1, SIDE)
 
 
-def _threshold(value: Any, where: str, highest: float) -> Threshold:
-    """The threshold of a statistic whose values are at most `highest`."""
-    names = {f.name for f in fields(Threshold)}
-    if not isinstance(value, dict) or "changes" not in value:
-        names.remove("changes")
-    found = checks.mapping(value, where, names)
-    data = checks.table(found["data"], f"{where}.data", 16)
-    quantiles = checks.table(found["quantiles"], f"{where}.quantiles", 64)
-    n = checks.whole(found["n"], f"{where}.n", 1, 10**9)
-    rate = checks.real(found["false_positive_rate"], f"{where}.false_positive_rate", 1e-9, 1 - 1e-9)
-    return Threshold(
-        threshold=checks.real(found["threshold"], f"{where}.threshold", 0, highest),
-        false_positive_rate=rate,
-        n=n,
-        data={k: checks.text(v, f"{where}.data.{k}") for k, v in data.items()},
-        quantiles={k: checks.real(v, f"{where}.quantiles.{k}", 0, highest) for k, v in quantiles.items()},
-        changes=_changes(found["changes"], n, where) if "changes" in found else {},
+def _fit(value: Any, classifies: bool) -> Fit:
+    if not classifies:
+        checks.fail("fit", "left out without a classifier")
+    fields = checks.mapping(value, "fit", {"mode", "share", "interpolation"})
+    return Fit(
+        mode=checks.choice(fields["mode"], "fit.mode", MODES),
+        share=checks.real(fields["share"], "fit.share", LEAST_SHARE, 1),
+        interpolation=checks.choice(fields["interpolation"], "fit.interpolation", INTERPOLATIONS),
     )
-
-
-def _changes(value: Any, n: int, of: str) -> dict[str, int]:
-    """Numbers of images by benign change, names of any release; together they are n."""
-    where = f"{of}.changes"
-    found = {
-        checks.plain_name(k, f"a key of {where}"): checks.whole(v, f"{where}.{k}", 1, n)
-        for k, v in checks.table(value, where, 64).items()
-    }
-    if sum(found.values()) != n:
-        checks.fail(where, f"numbers of images that add up to {of}.n")
-    return found
 
 
 def _provenance(value: Any) -> Provenance:

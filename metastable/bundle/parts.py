@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from metastable.bundle import architectures, files, weights
 from metastable.bundle import manifest as manifest_module
 from metastable.bundle.checks import MANIFEST
-from metastable.bundle.manifest import RESIZE, NetworkPart, OnnxPart, Part
+from metastable.bundle.manifest import NetworkPart, OnnxPart, Part, resizes
 from metastable.errors import BundleError
 from metastable.networks.onnx_classifier import OnnxClassifier
 
@@ -36,10 +36,18 @@ def stored_network(network: nn.Module, arguments: dict[str, Any], *, half: bool)
 
 
 def stored_onnx(
-    model: bytes, *, size: int, mean: tuple[float, ...], std: tuple[float, ...], to: int
+    model: bytes,
+    *,
+    size: tuple[int, int],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    to: tuple[int, int],
 ) -> Stored:
-    """An ONNX classifier of images of `size` as a part of a bundle whose images have the size `to`."""
-    return Stored(OnnxPart(size, mean, std, None if size == to else RESIZE, files.digest(model)), model)
+    """An ONNX classifier of images of `size` as a part of a bundle whose images have the size `to`.
+
+    Both are (height, width).
+    """
+    return Stored(OnnxPart(size, mean, std, resizes(size, to), files.digest(model)), model)
 
 
 def stored_part(folder: Path, name: str) -> Stored:

@@ -89,4 +89,4 @@ def _of_this_process(args: argparse.Namespace) -> list[dict[str, Any]]:
     from metastable.cli import local
 
     loaded = local.load(shipped.path(args.bundle), args.setting)
-    return [one.verdict for one in local.answer(loaded, local.read(args.images, loaded.shape), args.top_k)]
+    return [one.verdict for one in local.answer(loaded, local.read(args.images, loaded), args.top_k)]

@@ -14,6 +14,7 @@ from metastable.bundle import Bundle, Purifier, shipped
 from metastable.cli.purify import mean
 from metastable.defense import defend
 from metastable.errors import BundleError
+from metastable.images import STRETCH
 
 
 def fill_info(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +65,7 @@ def info(args: argparse.Namespace) -> dict[str, Any]:
         "version": loaded.version,
         "digest": loaded.digest,
         "shape": shape,
+        "fit": dataclasses.asdict(whole.fit) if whole else None,
         "classes": classes,
         "parts": {
             name: {"kind": type(part).__name__, "parameters": sizes[name], "sha256": loaded.parts[name]}
@@ -78,6 +80,8 @@ def info(args: argparse.Namespace) -> dict[str, Any]:
         print(f"{loaded.name} {loaded.version}: no classifier, images of {shape[0]} channels and any size")
     else:
         print(f"{loaded.name} {loaded.version}: {len(classes)} classes, images {whole.shape}")
+        if whole.fit != STRETCH:
+            print(f"  pictures {whole.fit.mode}, share {whole.fit.share:.4g}, {whole.fit.interpolation}")
     for name, part in parts.items():
         print(f"  part     {name:<12} {type(part).__name__}, {sizes[name]} parameters")
     for name, one in loaded.settings.by_name.items():

@@ -17,7 +17,7 @@ from metastable.bundle import Bundle
 from metastable.engine.reply import reply
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import RequestError, SettingsError
-from metastable.images import DEFAULT_LIMITS, DecodedImage, ImageLimits, decode
+from metastable.images import DEFAULT_LIMITS, STRETCH, DecodedImage, Fit, ImageLimits, decode
 from metastable.library import Defense
 from metastable.settings import Setting, Settings
 
@@ -49,12 +49,13 @@ def setting_of(settings: Settings, name: str | None) -> Setting:
     return settings[name]
 
 
-def read(paths: Sequence[Path], shape: tuple[int, int, int]) -> list[DecodedImage]:
-    """Image files as a bundle's images of `shape` (C, H, W).
+def read(paths: Sequence[Path], loaded: Bundle) -> list[DecodedImage]:
+    """Image files as a bundle's images.
 
     Raises the RequestError that a server would answer, with the file's name, and OSError.
     """
-    return [decoded(path, size=shape[1], channels=shape[0]) for path in paths]
+    channels, height, width = loaded.shape
+    return [decoded(path, size=(height, width), channels=channels, fit=loaded.fit) for path in paths]
 
 
 def contents(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
@@ -66,11 +67,16 @@ def contents(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
 
 
 def decoded(
-    path: Path, *, size: int | None, channels: int, limits: ImageLimits = DEFAULT_LIMITS
+    path: Path,
+    *,
+    size: tuple[int, int] | None,
+    channels: int,
+    fit: Fit = STRETCH,
+    limits: ImageLimits = DEFAULT_LIMITS,
 ) -> DecodedImage:
     """One image file, as `read`; with None for a size it keeps its own."""
     try:
-        return decode(contents(path, limits), size=size, channels=channels, limits=limits)
+        return decode(contents(path, limits), size=size, channels=channels, fit=fit, limits=limits)
     except RequestError as error:
         raise type(error)(f"{path}: {error}") from None
 

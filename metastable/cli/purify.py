@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not bundle.classifies(folder):
         return _only(args, bundle.load_purifier(folder), names)
     loaded = local.load(folder, args.setting)
-    answered = local.answer(loaded, local.read(args.images, loaded.shape), args.top_k)
+    answered = local.answer(loaded, local.read(args.images, loaded), args.top_k)
     args.out.mkdir(parents=True, exist_ok=True)
     found = []
     for path, name, one in zip(args.images, names, answered, strict=True):

@@ -12,7 +12,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -28,7 +28,7 @@ from metastable.datasets.base import SPLITS, ImageSet, Shape, check_range, to_fl
 from metastable.datasets.walk import walk
 from metastable.datasets.windows import hashed, window
 from metastable.errors import DataError, RequestError
-from metastable.images import ImageLimits, decode
+from metastable.images import STRETCH, Fit, ImageLimits, decode
 
 LIMITS = ImageLimits(max_bytes=64_000_000, max_pixels=50_000_000)
 """Of a picture: what cameras make, and nothing that fills the memory."""
@@ -73,6 +73,7 @@ class Folder:
     Attributes:
         path: the folder.
         shape: of every image that is made of a picture.
+        fit: how a whole picture comes to have it; windows have its proportions, and are resized alike.
         labels: a CSV file (metastable.datasets.labels); only the pictures that it names are then taken.
         names: of the classes, in the order of their numbers; empty where the labels are to say.
         test_share: share of the pictures that makes the split `test`, in [0, 1].
@@ -88,6 +89,7 @@ class Folder:
 
     path: Path
     shape: Shape
+    fit: Fit = STRETCH
     labels: Path | None = None
     names: tuple[str, ...] = ()
     test_share: float = 0.2
@@ -170,7 +172,8 @@ class Folder:
             told = self.labels.name
         elif self.labeller is not None:
             told = CLASSIFIER
-        return {
+        fitted = {} if self.fit == STRETCH else {"fit": asdict(self.fit)}
+        return fitted | {
             "folder": self.name,
             "pictures": len(self.files),
             "left_out": {"links": self._walked[1], "unlabelled": len(self._walked[0]) - len(self.files)},
@@ -251,8 +254,13 @@ class Split:
 
     def _image(self, name: str, crop: int) -> Tensor:
         channels, height, width = self.folder.shape
-        cut = window(self.folder.seed, name, crop, height, width) if self.folder.crops else None
-        read = decode(self._bytes(name), size=(height, width), channels=channels, limits=LIMITS, window=cut)
+        cut, fit = None, self.folder.fit
+        if self.folder.crops:
+            fit = Fit(interpolation=fit.interpolation)
+            cut = window(self.folder.seed, name, crop, height, width)
+        read = decode(
+            self._bytes(name), size=(height, width), channels=channels, fit=fit, limits=LIMITS, window=cut
+        )
         return (255 * read.pixels).round().byte()
 
     def _bytes(self, name: str) -> bytes:

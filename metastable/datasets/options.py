@@ -11,6 +11,7 @@ from typing import Any
 from metastable import console
 from metastable.datasets.base import Shape
 from metastable.datasets.folder import AGREEMENT, CLASSIFIER, Folder, Labeller
+from metastable.images import STRETCH, Fit
 
 ALL = ("--labels", "--test-share", "--split-seed", "--crops")
 """Options that are of --images."""
@@ -58,6 +59,7 @@ def given(args: argparse.Namespace) -> bool:
 def folder(
     args: argparse.Namespace,
     shape: Shape,
+    fit: Fit = STRETCH,
     names: tuple[str, ...] = (),
     labeller: Labeller | None = None,
     mirrored: bool = True,
@@ -81,6 +83,7 @@ def folder(
     return Folder(
         path=args.folder,
         shape=shape,
+        fit=fit,
         labels=args.labels,
         names=names,
         test_share=args.test_share,

@@ -33,7 +33,7 @@ from metastable.evaluation.portion import portion
 def measure_latency(args: argparse.Namespace) -> dict[str, Any]:
     loaded = cli.load_bundle(args)
     names = cli.chosen_settings(args.settings, loaded)
-    pictures = Folder(path=args.folder or Path("samples"), shape=loaded.shape, test_share=1)
+    pictures = Folder(path=args.folder or Path("samples"), shape=loaded.shape, fit=loaded.fit, test_share=1)
     images = datasets.to_float(pictures.split("test").whole().images)
     rows = latency.measure(loaded, images, names, args.rounds)
     for row in rows:

@@ -104,7 +104,7 @@ def images(
         return datasets.load(args.dataset, datasets.data_root(args.data), split)
     known = loaded or bundle.load(args.bundle)
     bare = labeller_of(known.classifier) if judges else None
-    return options.folder(args, known.shape, tuple(known.classes), bare).split(split)
+    return options.folder(args, known.shape, known.fit, tuple(known.classes), bare).split(split)
 
 
 def noted(args: argparse.Namespace, page: str) -> str:

@@ -102,7 +102,12 @@ def measure(
 
 
 def _outcomes(
-    bundle: Bundle, engine: LocalEngine, images: Tensor, setting: str, seed: int, done: Callable[[int], object]
+    bundle: Bundle,
+    engine: LocalEngine,
+    images: Tensor,
+    setting: str,
+    seed: int,
+    done: Callable[[int], object],
 ) -> list[dict[str, Any]]:
     calibration = bundle.calibration
     outcomes: list[dict[str, Any]] = []
@@ -127,7 +132,9 @@ def _row(
     def against(statistic: str) -> dict[str, float]:
         quiet = [one[statistic] for one in found[CLEAN]]
         return {
-            name: round(auroc(quiet, [one[statistic] for one in found[name]]), 4) for name in found if name != CLEAN
+            name: round(auroc(quiet, [one[statistic] for one in found[name]]), 4)
+            for name in found
+            if name != CLEAN
         }
 
     purifies = bundle.settings[setting].dynamics.kind is not None
@@ -138,7 +145,9 @@ def _row(
         "ms": round(1e3 * seconds(bundle, engine, datasets.to_float(seen.images[CLEAN][:1]), setting), 1),
         "kept": {name: share(name, lambda row, one: one["predicted"] == labels[row]) for name in found},
         "flagged": {name: share(name, lambda row, one: one["flagged"]) for name in found},
-        "shifted": {name: share(name, lambda row, one: one["shifted"]) for name in found} if calibrated else None,
+        "shifted": {name: share(name, lambda row, one: one["shifted"]) for name in found}
+        if calibrated
+        else None,
         "auroc": {"norm": against("score"), **({"shift": against("shift")} if purifies else {})},
     }
 

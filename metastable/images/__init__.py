@@ -8,13 +8,14 @@ shape that can be read as both HWC and CHW, such as [3, 32, 3], is HWC.
 """
 
 from metastable.images.decoding import DecodedImage, decode
-from metastable.images.fit import INTERPOLATIONS, MODES, STRETCH, Fit
+from metastable.images.fit import INTERPOLATIONS, LEAST_SHARE, MODES, STRETCH, Fit
 from metastable.images.limits import DEFAULT_LIMITS, PIXEL_CEILING, ImageLimits
 from metastable.images.raster import Box
 
 __all__ = [
     "DEFAULT_LIMITS",
     "INTERPOLATIONS",
+    "LEAST_SHARE",
     "MODES",
     "PIXEL_CEILING",
     "STRETCH",

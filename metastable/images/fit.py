@@ -31,7 +31,8 @@ class Fit:
     `stretch` resizes to round(height / share) x round(width / share) whatever the aspect ratio.  `crop` keeps
     it: the picture is resized until it just covers these sides, one of them exactly (for square images the
     shorter one is round(size / share)), the other rounded down.  Either then takes the middle height x
-    width, where an odd rest is halved as torchvision rounds it.
+    width, where an odd rest is halved as torchvision rounds it.  A picture that has the size already is taken
+    as it is, so that whoever knows it can send exact pixels.
 
     Attributes:
         mode: one of MODES.
@@ -55,6 +56,8 @@ class Fit:
 
     def resized(self, picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
         """Height and width that a picture gets before its middle `size` is taken; all are (height, width)."""
+        if picture == size:
+            return size
         rows, columns = picture
         tall, wide = (round(side / self.share) for side in size)
         if self.mode == "stretch":

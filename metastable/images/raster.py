@@ -44,6 +44,6 @@ class Raster:
         if self.alpha is not None:
             alpha = self.alpha.astype(np.float32) / np.float32(255)
             plane = np.clip(plane * alpha + (1 - alpha), 0, 1)
-        if plane.shape == size and fit.share == 1:
+        if plane.shape == size:
             return plane
         return fit.applied(plane, size).clip(0, 1)

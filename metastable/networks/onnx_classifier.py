@@ -35,14 +35,14 @@ RANDOM = {
 class OnnxClassifier(nn.Module):
     """Images [B, C, H, W] in [0, 1] to logits [B, classes] of an ONNX graph.
 
-    Images that are not size x size are resized to it (bilinear, antialiased), then (x - mean) / std goes
+    Images of another height or width are resized (bilinear, antialiased), then (x - mean) / std goes
     into the graph.  It runs in float32 on the CPU, whatever the device and the type of the images.
 
     CUDA graphs cannot hold it: `capturable` says so.
 
     Args:
         model: the graph, as `check_graph` passes it.
-        size: height and width that the graph takes.
+        size: (height, width) that the graph takes.
         mean, std: by channel.
         file: its name, for errors.
 
@@ -55,7 +55,7 @@ class OnnxClassifier(nn.Module):
         self,
         model: bytes,
         *,
-        size: int,
+        size: tuple[int, int],
         mean: tuple[float, ...],
         std: tuple[float, ...],
         file: str = "classifier.onnx",
@@ -97,57 +97,64 @@ class OnnxClassifier(nn.Module):
 
         mean and std are those of `normalization`, on the same device.
         """
-        if x.shape[-2:] != (self.size, self.size):
-            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+        if x.shape[-2:] != self.size:
+            x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
         return (x - mean) / std
 
-    def whole_graph(self, image_size: int) -> bytes:
+    def whole_graph(self, image: tuple[int, int]) -> bytes:
         """The same as one ONNX graph, for runtimes that take nothing else: resizing and normalising included.
 
-        Float32 images [batch, C, image_size, image_size] in [0, 1] to logits.  Resizing is linear and
-        separable, so it is a matrix to each side, which every version of ONNX has.
+        Float32 images [batch, C, *image] in [0, 1] to logits, where `image` is (height, width).  Resizing is
+        linear and separable, so it is a matrix to each side, which every version of ONNX has.
         """
         helper = imported("onnx.helper", self.file)
         numpy_helper = imported("onnx.numpy_helper", self.file)
         proto = parse_graph(self.model, self.file)
         graph, name = proto.graph, _IMAGES
         held: dict[str, Tensor] = {}
-        for operator, operand in self._preparation(image_size):
+        for operator, operand, left in self._preparation(image):
             key, after = f"{_IMAGES}_{len(held)}", f"{_IMAGES}_after_{len(held)}"
             held[key] = operand
-            # A matrix of the height stands on the left.
-            inputs = [key, name] if operator == "MatMul" and len(held) == 2 else [name, key]
+            inputs = [key, name] if left else [name, key]
             graph.node.insert(len(held) - 1, helper.make_node(operator, inputs, [after]))
             name = after
         graph.node[len(held) - 1].output[0] = self._input
         kept = [one for one in graph.input if one.name != self._input]
-        shape = ["batch", self._mean.shape[1], image_size, image_size]
+        shape = ["batch", self._mean.shape[1], *image]
         del graph.input[:]
         graph.input.extend([helper.make_tensor_value_info(_IMAGES, _FLOAT, shape), *kept])
         graph.initializer.extend(numpy_helper.from_array(v.numpy(), key) for key, v in held.items())
         whole: bytes = proto.SerializeToString(deterministic=True)
-        check_graph(whole, channels=self._mean.shape[1], size=image_size, file=self.file)
+        check_graph(whole, channels=self._mean.shape[1], size=image, file=self.file)
         return whole
 
-    def _preparation(self, image_size: int) -> list[tuple[str, Tensor]]:
-        """ONNX operators and their constants that turn an image into what the graph takes."""
-        steps = [("Sub", self._mean), ("Div", self._std)]
-        if image_size == self.size:
+    def _preparation(self, image: tuple[int, int]) -> list[tuple[str, Tensor, bool]]:
+        """ONNX operators that turn an image into what the graph takes, and their constants.
+
+        The third value says whether the constant stands on the left, as a matrix of the height does.
+        """
+        steps = [("Sub", self._mean, False), ("Div", self._std, False)]
+        if image == self.size:
             return steps
-        unit = torch.eye(image_size).view(1, 1, image_size, image_size)
-        rows = F.interpolate(unit, (self.size, image_size), mode="bilinear", antialias=True)[0, 0]
-        return [("MatMul", rows.T.contiguous()), ("MatMul", rows.contiguous()), *steps]
+        rows, columns = (_resizing(*sides) for sides in zip(image, self.size, strict=True))
+        return [("MatMul", columns.T.contiguous(), False), ("MatMul", rows, True), *steps]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OnnxClassifier:
         """Itself: nothing in it ever changes, and a session cannot be copied."""
         return self
 
 
-def check_graph(model: bytes, *, channels: int, size: int, file: str) -> None:
+def _resizing(have: int, want: int) -> Tensor:
+    """The matrix [want, have] that resizes a column as `OnnxClassifier.prepared` does."""
+    unit = torch.eye(have).view(1, 1, have, have)
+    return F.interpolate(unit, (want, have), mode="bilinear", antialias=True)[0, 0].contiguous()
+
+
+def check_graph(model: bytes, *, channels: int, size: tuple[int, int], file: str) -> None:
     """BundleError naming `file` unless this is an ONNX graph that does one pass over images.
 
     It must hold at most NODES nodes of ONNX's own operators, pass onnx.checker, need no other file, and
-    have one input float32 [batch, channels, size, size] and one output, with a batch of any size.
+    have one input float32 [batch, channels, *size] and one output, with a batch of any size.
     """
     proto = parse_graph(model, file)
     graph = proto.graph
@@ -194,15 +201,15 @@ def imported(name: str, file: str) -> Any:
         raise BundleError(f"{file} needs the package {name}: install requirements.txt") from None
 
 
-def _check_ends(graph: Any, channels: int, size: int, file: str) -> None:
+def _check_ends(graph: Any, channels: int, size: tuple[int, int], file: str) -> None:
     held = {one.name for one in graph.initializer}
     inputs = [one for one in graph.input if one.name not in held]
     if len(inputs) != 1 or len(graph.output) != 1:
         raise BundleError(f"{file} must have one input and one output")
     batch, *image = _dimensions(inputs[0], file)
-    wanted = (channels, size, size)
+    wanted = (channels, *size)
     if len(image) != 3 or any(have not in (None, want) for have, want in zip(image, wanted, strict=True)):
-        raise BundleError(f"{file} takes [batch, {image}], not [batch, {channels}, {size}, {size}]")
+        raise BundleError(f"{file} takes [batch, {image}], not [batch, {', '.join(map(str, wanted))}]")
     if batch is not None:
         raise BundleError(f"{file} takes batches of {batch} only: export it with a dynamic batch axis")
 

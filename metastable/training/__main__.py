@@ -13,6 +13,7 @@ from metastable import bundle, console, datasets
 from metastable.bundle import shipped
 from metastable.datasets import options
 from metastable.errors import DataError
+from metastable.images import STRETCH
 from metastable.training import (
     classifier,
     energy,
@@ -121,13 +122,13 @@ def _tell(source: datasets.Folder, args: argparse.Namespace, config: Any) -> Non
 
 def _pictures(args: argparse.Namespace, config: Any) -> datasets.Folder:
     """The folder of --images; shape and classes are those of the configuration's bundle, if it has one."""
-    shape, names = args.shape or datasets.named(args.dataset).shape, tuple[str, ...]()
+    shape, fit, names = args.shape or datasets.named(args.dataset).shape, STRETCH, tuple[str, ...]()
     if hasattr(config, "bundle"):
         loaded = bundle.load(shipped.path(config.bundle))
         if args.shape not in (None, loaded.shape):
             raise DataError(f"{config.bundle} is for images of {loaded.shape}: leave out --shape")
-        shape, names = loaded.shape, tuple(loaded.classes)
-    return options.folder(args, shape, names, mirrored=args.mirrored)
+        shape, fit, names = loaded.shape, loaded.fit, tuple(loaded.classes)
+    return options.folder(args, shape, fit, names, mirrored=args.mirrored)
 
 
 def _shape(text: str) -> datasets.Shape:

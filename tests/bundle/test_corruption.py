@@ -174,7 +174,9 @@ ONNX = {
 }
 
 
-@pytest.mark.parametrize("classifier", [{}, ONNX], ids=["network", "onnx"])
+@pytest.mark.parametrize(
+    "classifier", [{}, ONNX, ONNX | {"size": [16, 24]}], ids=["network", "onnx", "sides"]
+)
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_a_changed_manifest_with_the_right_digest(
@@ -182,6 +184,7 @@ def test_a_changed_manifest_with_the_right_digest(
 ) -> None:
     raw = json.loads((tiny_folder / "bundle.json").read_text())
     raw["parts"]["classifier"] = classifier or raw["parts"]["classifier"]
+    raw["fit"] = {"mode": "crop", "share": 0.875, "interpolation": "bilinear"}
     manifest.parse(json.dumps(sealed(raw)).encode())
     raw = sealed(mutate(raw, data))
     after = refused(lambda: manifest.parse(json.dumps(raw).encode("utf-8", "surrogatepass")))

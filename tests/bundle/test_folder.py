@@ -50,6 +50,7 @@ PART = {
     "sha256": "0" * 64,
 }
 ONNX = {"kind": "onnx", "size": 32, "mean": [0.5] * 3, "std": [0.2] * 3, "resize": None, "sha256": "0" * 64}
+FIT = {"mode": "crop", "share": 0.875, "interpolation": "bilinear"}
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,13 @@ ONNX = {"kind": "onnx", "size": 32, "mean": [0.5] * 3, "std": [0.2] * 3, "resize
         ({"name": "../x"}, "name must be"),
         ({"version": "--handler"}, "version must be"),
         ({"shape": [3, 32]}, "shape must be a list of 3"),
-        ({"shape": [3, 32, 16]}, "shape"),
+        ({"shape": [3, 32, 1025]}, r"shape\[2\] must be a whole number from 1 to 1024"),
+        ({"shape": [4, 32, 32]}, "shape must be .1 or 3, height, width."),
+        ({"fit": "crop"}, "fit must be a mapping"),
+        ({"fit": FIT | {"mode": "pad"}}, "fit.mode must be one of stretch, crop"),
+        ({"fit": FIT | {"share": 0}}, "fit.share must be a number from 0.1 to 1"),
+        ({"fit": FIT | {"interpolation": 3}}, "fit.interpolation must be one of nearest, bilinear"),
+        ({"classes": ["one", "t" * 201]}, r"classes\[1\] must be printable text of 1 to 200"),
         ({"shape": [3, 8, 8]}, "does not take images|must make finite"),
         ({"range": [-1.0, 1.0]}, "range and conventions"),
         ({"conventions": {}}, "range and conventions"),
@@ -77,6 +84,8 @@ ONNX = {"kind": "onnx", "size": 32, "mean": [0.5] * 3, "std": [0.2] * 3, "resize
         ({"parts": {"classifier": PART | {"file": "/etc/passwd"}}}, "parts.classifier must be"),
         ({"parts": {"classifier": PART, "score": ONNX}}, "parts.score.kind"),
         ({"parts": {"classifier": ONNX | {"resize": "nearest"}}}, "parts.classifier.resize"),
+        ({"parts": {"classifier": ONNX | {"size": [32, 30]}}}, "parts.classifier.resize"),
+        ({"parts": {"classifier": ONNX | {"size": [32]}}}, "parts.classifier.size must be a list of 2"),
         ({"parts": {"classifier": ONNX | {"std": [0.2, 0.0, 0.2]}}}, r"parts.classifier.std\[1\]"),
         ({"parts": {"classifier": ONNX | {"mean": [0.5]}}}, "parts.classifier.mean must be a list of 3"),
         ({"anomaly": {"threshold": 1}}, "anomaly must be"),

@@ -14,7 +14,9 @@ from metastable.evaluation.stats import wilson
 
 @pytest.fixture(scope="module")
 def some(tiny: bundle.Bundle) -> ImageSet:
-    images = torch.randint(0, 256, (11, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    images = torch.randint(
+        0, 256, (11, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     labels = tiny.classifier(datasets.to_float(images)).argmax(1)
     return ImageSet("noise", "test", images, labels, tiny.classes, False, {})
 

@@ -200,7 +200,7 @@ def test_functions_are_inlined_and_traces_of_the_machine_taken_out(graph: Path) 
     proto.doc_string = "a secret place"
     tidied = encode(tidy(proto))
     assert b"secret" not in tidied
-    network = OnnxClassifier(tidied, size=32, mean=(0.0,) * 3, std=(1.0,) * 3)
+    network = OnnxClassifier(tidied, size=(32, 32), mean=(0.0,) * 3, std=(1.0,) * 3)
     x = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(network(x), 3 * x.mean((2, 3)))
 

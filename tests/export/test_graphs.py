@@ -75,7 +75,9 @@ def test_a_brought_classifier_has_our_names_and_its_own_opset(tiny: Bundle, size
         [numpy_helper.from_array(axes, "logits")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    classifier = OnnxClassifier(model.SerializeToString(), size=size, mean=(0.5,) * 3, std=(0.1, 0.2, 0.3))
+    classifier = OnnxClassifier(
+        model.SerializeToString(), size=(size, size), mean=(0.5,) * 3, std=(0.1, 0.2, 0.3)
+    )
     made = graphs.build(dataclasses.replace(tiny, networks={}, classifier=classifier))["classifier"]
     found = onnx.load_from_string(made)
     assert shapes(found.graph.input) == {"x": ["batch", 3, 32, 32]}

@@ -34,7 +34,9 @@ def brought(tiny_folder: Path, tmp_path: Path) -> tuple[Path, Folder]:
     rng = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
     for number in range(40):
-        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(tmp_path / f"photos/{number}.png")
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(
+            tmp_path / f"photos/{number}.png"
+        )
     loaded = bundle.load(folder)
     return folder, Folder(
         path=tmp_path / "photos",

@@ -94,12 +94,12 @@ def exported(network: nn.Module, size: int, *, dynamo: bool = False) -> bytes:
 
 def classifier(graph: bytes | onnx.ModelProto, size: int) -> OnnxClassifier:
     raw = graph if isinstance(graph, bytes) else graph.SerializeToString()
-    return OnnxClassifier(raw, size=size, mean=MEAN, std=STD, file="it.onnx")
+    return OnnxClassifier(raw, size=(size, size), mean=MEAN, std=STD, file="it.onnx")
 
 
 def write_bundle(folder: Path, base: Path, graph: bytes, *, size: int, to: int) -> Path:
     """The bundle `base` of images of size `to` with a graph of `size` in the place of its classifier."""
-    stored = bundle.stored_onnx(graph, size=size, mean=MEAN, std=STD, to=to)
+    stored = bundle.stored_onnx(graph, size=(size, size), mean=MEAN, std=STD, to=(to, to))
     classes = bundle.load(base).classes
     bundle.rewrite(base, folder, stored, name="mine", classes=classes, provenance=bundle.Provenance())
     return folder

@@ -23,7 +23,10 @@ WEIGHTS = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
 
 
 def graph(
-    size: int | None = 8, batch: int | str = "batch", nodes: list[Any] | None = None, **model: Any
+    size: int | None = 8,
+    batch: int | str = "batch",
+    nodes: list[Any] | None = None,
+    **model: Any,
 ) -> onnx.ModelProto:
     """Mean over pixels, then a linear layer: logits [batch, 4] of images [batch, 3, size, size]."""
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, size, size])
@@ -40,7 +43,7 @@ def graph(
     )
 
 
-def made(proto: onnx.ModelProto, size: int = 8) -> OnnxClassifier:
+def made(proto: onnx.ModelProto, size: tuple[int, int] = (8, 8)) -> OnnxClassifier:
     return OnnxClassifier(proto.SerializeToString(), size=size, mean=MEAN, std=STD, file="it.onnx")
 
 
@@ -58,7 +61,7 @@ def test_it_normalises_and_runs_any_batch() -> None:
 
 
 def test_images_of_another_size_are_resized_with_antialiasing() -> None:
-    network = made(graph(size=None), size=8)
+    network = made(graph(size=None))
     x = torch.rand(2, 3, 32, 32)
     small = F.interpolate(x, (8, 8), mode="bilinear", antialias=True)
     torch.testing.assert_close(network(x), expected(small))
@@ -73,10 +76,12 @@ def test_a_runner_takes_it_in_both_precisions() -> None:
     torch.testing.assert_close(low, expected(x), atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize(("image", "size"), [(8, 8), (32, 8), (8, 12)])
-def test_the_whole_graph_computes_the_same(image: int, size: int) -> None:
+@pytest.mark.parametrize(
+    ("image", "size"), [((8, 8), (8, 8)), ((32, 32), (8, 8)), ((8, 8), (12, 12)), ((9, 20), (6, 8))]
+)
+def test_the_whole_graph_computes_the_same(image: tuple[int, int], size: tuple[int, int]) -> None:
     network = made(graph(size=None), size=size)
-    x = torch.rand(5, 3, image, image)
+    x = torch.rand(5, 3, *image)
     whole = network.whole_graph(image)
     torch.testing.assert_close(OnnxRunner({"classifier": whole}).classify(x), network(x))
     assert whole == network.whole_graph(image)
@@ -176,7 +181,7 @@ def test_graphs_that_are_refused(make: Callable[[], onnx.ModelProto], message: s
 @pytest.mark.parametrize("data", [b"", b"\x80\x04pickle", b"ORTM" * 20, bytes(100), b"\x08\x0a" * 50])
 def test_bytes_that_are_no_graph_are_refused(data: bytes) -> None:
     with pytest.raises(BundleError, match=r"it\.onnx"):
-        OnnxClassifier(data, size=8, mean=MEAN, std=STD, file="it.onnx")
+        OnnxClassifier(data, size=(8, 8), mean=MEAN, std=STD, file="it.onnx")
 
 
 def test_too_many_nodes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +201,7 @@ def test_truncated_graphs_are_refused_or_whole() -> None:
     x = torch.rand(2, 3, 8, 8)
     for cut in range(0, len(raw), 7):
         try:
-            logits = OnnxClassifier(raw[:cut], size=8, mean=MEAN, std=STD, file="it.onnx")(x)
+            logits = OnnxClassifier(raw[:cut], size=(8, 8), mean=MEAN, std=STD, file="it.onnx")(x)
         except BundleError:
             continue
         assert logits.shape[0] == 2
