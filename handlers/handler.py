@@ -20,8 +20,9 @@ import torch
 
 from handlers import continuous
 from handlers.metrics import Metrics
+from handlers.requests import Request, Response
 from handlers.runner import runner_for
-from handlers.service import Request, Response, Service
+from handlers.service import Service
 from metastable import bundle
 from metastable.engine.runners import artifacts
 from metastable.errors import PHRASES

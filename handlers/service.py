@@ -5,7 +5,8 @@ admits the requests that are new, advances the engine by one segment, and respon
 have ended, each with its own outcome: an image or option that cannot be used harms no other.
 
 A new request's options are read, then the engine admits it or refuses, and only then its image is decoded
-and looked at.
+and looked at.  Where many come at once, or images are large, some wait for that until the next steps, so that
+those under way go on.
 """
 
 from __future__ import annotations
@@ -14,59 +15,34 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 import torch
 
 from handlers import options as options_module
 from handlers.metrics import Judged, Metrics
 from handlers.options import Allowed, RequestOptions
+from handlers.requests import Held, New, Request, Response
 from metastable import noise
 from metastable.bundle import Bundle
 from metastable.engine import assembly
 from metastable.engine.admission import Permit
-from metastable.engine.engine import EngineLimits
-from metastable.engine.inspection import Inspector, Raw
+from metastable.engine.engine import LATE, EngineLimits
+from metastable.engine.inspection import Inspector
 from metastable.engine.job import Answer, Job
 from metastable.engine.reply import reply
 from metastable.engine.runners import Runner
+from metastable.engine.sizes import at_most
 from metastable.engine.verdict import verdict_of
-from metastable.errors import MetastableError, Overloaded, RequestError
-from metastable.images import DecodedImage, ImageLimits, decode
+from metastable.errors import Cancelled, DeadlineExceeded, MetastableError, Overloaded, RequestError
+from metastable.images import ImageLimits, decode
+from metastable.settings import Setting
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Request:
-    """One request as the front end received it; its id is its own while it has no response."""
-
-    id: str
-    headers: Mapping[str, str]
-    row: Mapping[str, object]
-
-
-@dataclass(frozen=True)
-class Response:
-    """Status, JSON body and further headers."""
-
-    status: int
-    body: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class _Held:
-    """A request on its way: what was decoded, and seconds spent by stage."""
-
-    id: str
-    options: RequestOptions
-    permit: Permit
-    image: DecodedImage
-    received: float
-    seconds: dict[str, float]
-    raw: Raw = field(init=False)  # from `_inspect`, before anything else is done with it
+ARRIVALS = 0.1  # seconds of a step that new requests may take; the rest wait for the next one
+LOOKS, LOOK_PIXELS = 32, 2**15
+"""Images that are looked at together, and their pixels in all, if it is more than one."""
 
 
 class Service:
@@ -102,10 +78,18 @@ class Service:
         self._policy = Allowed(
             bundle.settings.names, bundle.settings.default, len(bundle.classes), allow_seed
         )
+        self._looks = at_most(LOOKS, bundle.shape, LOOK_PIXELS)
         self._engine = assembly.engine_for(
-            runner, bundle.settings.by_name.values(), bundle.shape, engine_limits, sizes=sizes, clock=clock
+            runner,
+            bundle.settings.by_name.values(),
+            bundle.shape,
+            engine_limits,
+            sizes=sizes,
+            clock=clock,
+            look=self._inspector,
         )
-        self._held: dict[str, _Held] = {}
+        self._new: dict[str, New] = {}
+        self._held: dict[str, Held] = {}
         metrics.model(bundle.name, bundle.version, bundle.digest)
 
     def step(self, requests: Sequence[Request]) -> list[Response | None]:
@@ -115,9 +99,11 @@ class Service:
         request contains.
         """
         received = self._clock()
-        for gone in set(self._held) - {request.id for request in requests}:
-            self._engine.cancel(gone)  # first, so that nobody is refused for the work of those who left
-        responses = self._admit_new([r for r in requests if r.id not in self._held], received)
+        # First, so that nobody is refused for the work of those who left.
+        self._let_go({request.id for request in requests})
+        known = self._held.keys() | self._new.keys()
+        responses = self._read([r for r in requests if r.id not in known], received)
+        responses |= self._admit_new(received + ARRIVALS)
         self._engine.advance()
         for outcome in self._engine.collect():
             held = self._held.pop(outcome.job.id)
@@ -139,21 +125,52 @@ class Service:
                     found[request.id] = response
         return [found[request.id] for request in requests]
 
-    def _admit_new(self, requests: Sequence[Request], received: float) -> dict[str, Response]:
-        responses: dict[str, Response] = {}
-        new: list[_Held] = []
+    def _let_go(self, here: set[str]) -> None:
+        for gone in set(self._held) - here:
+            self._engine.cancel(gone)
+        for gone in set(self._new) - here:
+            new = self._new.pop(gone)
+            self._refuse(new.id, new.options.setting, new.received, Cancelled("the request was given up"))
+
+    def _read(self, requests: Sequence[Request], received: float) -> dict[str, Response]:
+        """Read the options of requests that are new; the responses to those that are at fault."""
+        responses = {}
         for request in requests:
-            setting = "none given"
             try:
                 data, fields = options_module.split_body(request.row)
                 chosen = options_module.parse(request.headers, fields, self._policy)
-                setting = chosen.setting
-                permit = self._engine.admit(self._bundle.settings[setting])
-                new.append(self._decode(request.id, data, chosen, permit, received))
+                self._new[request.id] = New(request.id, data, chosen, received)
             except Exception as error:
-                responses[request.id] = self._refuse(request.id, setting, received, error)
-        if not new:
-            return responses
+                responses[request.id] = self._refuse(request.id, "none given", received, error)
+        return responses
+
+    def _admit_new(self, ends: float) -> dict[str, Response]:
+        """Admit new requests until `ends`, at least one; the responses to those that end with that."""
+        responses = {}
+        for late in [new for new in self._new.values() if new.deadline and new.deadline <= self._clock()]:
+            del self._new[late.id]
+            responses[late.id] = self._refuse(
+                late.id, late.options.setting, late.received, DeadlineExceeded(LATE)
+            )
+        while self._new:
+            held: list[Held] = []
+            while self._new and len(held) < self._looks:
+                new = self._new.pop(next(iter(self._new)))
+                try:
+                    held.append(self._decode(new, self._engine.admit(self._setting(new.options))))
+                except Exception as error:
+                    responses[new.id] = self._refuse(new.id, new.options.setting, new.received, error)
+                if self._clock() >= ends:
+                    break
+            if held:
+                responses |= self._submit(held)
+            if self._clock() >= ends:
+                break
+        return responses
+
+    def _submit(self, new: list[Held]) -> dict[str, Response]:
+        """Look at images and hand them to the engine; the responses to those where that fails."""
+        responses = {}
         try:
             self._inspect(new)
         except Exception as error:
@@ -170,42 +187,48 @@ class Service:
                 self._held[held.id] = held
             except Exception as error:
                 held.permit.release()  # which `submit` does, and `_job` does not
-                responses[held.id] = self._refuse(held.id, held.options.setting, received, error)
+                responses[held.id] = self._refuse(held.id, held.options.setting, held.received, error)
         return responses
 
-    def _decode(
-        self, id: str, data: bytes, options: RequestOptions, permit: Permit, received: float
-    ) -> _Held:
+    def _setting(self, options: RequestOptions) -> Setting:
+        return self._bundle.settings[options.setting]
+
+    def _decode(self, new: New, permit: Permit) -> Held:
         started = self._clock()
         channels, *size = self._bundle.shape
         try:
             image = decode(
-                data, size=(size[0], size[1]), channels=channels, fit=self._bundle.fit, limits=self._limits
+                new.data,
+                size=(size[0], size[1]),
+                channels=channels,
+                fit=self._bundle.fit,
+                limits=self._limits,
             )
         except Exception:
             permit.release()
             raise
-        return _Held(id, options, permit, image, received, {"decode": self._clock() - started})
+        decoding = {"decode": self._clock() - started}
+        return Held(new.id, new.options, permit, image, new.received, new.deadline, decoding)
 
-    def _inspect(self, new: list[_Held]) -> None:
+    def _inspect(self, new: list[Held]) -> None:
         started = self._clock()
         looked = self._inspector(torch.stack([held.image.pixels for held in new]))
         each = (self._clock() - started) / len(new)
         for held, raw in zip(new, looked, strict=True):
             held.raw, held.seconds["anomaly"] = raw, each
+            held.permit.charge(each)
 
-    def _job(self, held: _Held) -> Job:
-        limit = held.options.deadline_ms
+    def _job(self, held: Held) -> Job:
         return Job(
             held.id,
             held.image.pixels,
-            self._bundle.settings[held.options.setting],
+            self._setting(held.options),
             noise.secret_seed() if held.options.seed is None else held.options.seed,
             flagged=held.raw.flagged,
-            deadline=None if limit is None else held.received + 1e-3 * limit,
+            deadline=held.deadline,
         )
 
-    def _succeed(self, held: _Held, answer: Answer) -> Response:
+    def _succeed(self, held: Held, answer: Answer) -> Response:
         verdict = verdict_of(self._bundle, answer, held.raw)
         total = self._clock() - held.received
         seconds = held.seconds | answer.seconds

@@ -17,7 +17,8 @@ from torch import Tensor
 
 import metastable
 from handlers.metrics import Metrics
-from handlers.service import Request, Service
+from handlers.requests import Request
+from handlers.service import Service
 from metastable import bundle, library, questions
 from metastable.bundle import Bundle
 from metastable.engine.engine import EngineLimits

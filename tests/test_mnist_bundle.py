@@ -13,7 +13,8 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 
 from handlers.metrics import Metrics
-from handlers.service import Request, Service
+from handlers.requests import Request
+from handlers.service import Service
 from metastable import bundle
 from metastable.bundle import Bundle
 from metastable.engine.runners.torch_runner import TorchRunner

@@ -22,7 +22,8 @@ from prometheus_client import CollectorRegistry
 
 from benchmarks.gpu import common
 from handlers.metrics import Metrics
-from handlers.service import Request, Response, Service
+from handlers.requests import Request, Response
+from handlers.service import Service
 from metastable import bundle, console
 from metastable.engine.engine import EngineLimits
 from metastable.engine.runners.cuda_networks import CudaPrecision

@@ -148,7 +148,7 @@ class Chains:
             owner.charge("classify", spent / size)
             if finite[row]:
                 chain = self._key[slot][1] % REDRAWN
-                owner.finished[chain] = Finished(outputs[row], x[row], made[row])
+                owner.finish(chain, Finished(outputs[row], x[row], made[row]))
             else:
                 broken.append(owner)
         for owner in self.owners(slots):

@@ -233,6 +233,7 @@ class Engine:
                 self._answer(active, n)
                 return
         active.judged = len(outputs)
+        active.settle()
         self._next_round(active, decision)
 
     def _next_round(self, active: ActiveJob, decision: stopping.Decision | None) -> None:

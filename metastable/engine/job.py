@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,11 +71,17 @@ Outcome = Answer | Failure
 
 
 class Finished(NamedTuple):
-    """What one chain came to: its output [classes], its state [C, H, W], where that is, and its steps."""
+    """What one chain came to: its output [classes], its state [C, H, W], where that is, and its steps.
+
+    The state is None where the sum over the request's chains has it (`ActiveJob.settle`).
+    """
 
     output: Tensor
-    state: Tensor
+    state: Tensor | None
     steps: int
+
+
+BLOCK = 16  # states that a request keeps before it adds them up: of large images each takes much memory
 
 
 class ActiveJob:
@@ -93,6 +100,7 @@ class ActiveJob:
         self.begun = 0
         self.slots: list[int] = []
         self.finished: dict[int, Finished] = {}
+        self._total: Tensor | None = None
         self.judged = 0
         self.redrawn = 0
         self.seconds = {"queue": 0.0, "purify": 0.0, "classify": 0.0}
@@ -112,14 +120,41 @@ class ActiveJob:
         self.seconds[stage] += seconds
         self.permit.charge(seconds)
 
+    def finish(self, chain: int, end: Finished) -> None:
+        """Note what a chain came to."""
+        self.finished[chain] = end
+        if self.job.setting.delta is None:  # all chains are in the answer, whatever comes
+            kept = [number for number, one in self.finished.items() if one.state is not None]
+            if len(kept) >= BLOCK:
+                self._add_up(kept)
+
+    def settle(self) -> None:
+        """All chains that have finished are in any answer from now on: only their states' sum is kept."""
+        self._add_up(sorted(self.finished))
+
     def outputs(self) -> Tensor:
         """What is averaged over chains of all that have finished, by number: [n, classes]."""
         chains = [self.finished[chain].output for chain in sorted(self.finished)]
         return as_averaged(torch.stack(chains), self.job.setting.average)
 
     def result(self, count: int) -> Defended:
-        """The first `count` chains by number, as of the reference defense, on the CPU."""
-        chains = [self.finished[chain] for chain in sorted(self.finished)[:count]]
-        purified = torch.stack([one.state for one in chains]).mean(0).cpu()
-        steps = torch.tensor([[one.steps for one in chains]])
+        """The first `count` chains by number, those that are settled among them, as of the reference defense.
+
+        It is on the CPU.
+        """
+        chains = sorted(self.finished)[:count]
+        self._add_up(chains)
+        assert self._total is not None
+        purified = (self._total / count).float().cpu()
+        steps = torch.tensor([[self.finished[chain].steps for chain in chains]])
         return Defended(self.outputs()[None, :count], purified[None], steps, self.job.setting.average)
+
+    def _add_up(self, chains: Sequence[int]) -> None:
+        """Put the states of these chains into the sum, in float64: their order then makes no difference."""
+        states = [state for chain in chains if (state := self.finished[chain].state) is not None]
+        if not states:
+            return
+        total = torch.stack(states).sum(0, dtype=torch.float64)
+        self._total = total if self._total is None else self._total + total
+        for chain in chains:
+            self.finished[chain] = self.finished[chain]._replace(state=None)

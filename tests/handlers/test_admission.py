@@ -11,7 +11,8 @@ from prometheus_client import CollectorRegistry
 from torch import Tensor
 
 from handlers import service as service_module
-from handlers.service import Request, Service
+from handlers.requests import Request
+from handlers.service import Service
 from metastable.bundle import Bundle
 from metastable.engine.engine import EngineLimits
 from metastable.engine.runners.torch_runner import TorchRunner

@@ -13,8 +13,9 @@ from prometheus_client import CollectorRegistry
 
 from export import aot
 from handlers.metrics import Metrics
+from handlers.requests import Request
 from handlers.runner import runner_for
-from handlers.service import Request, Service
+from handlers.service import Service
 from metastable import bundle
 from metastable.bundle import Bundle
 from metastable.engine.runners import artifacts

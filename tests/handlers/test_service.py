@@ -10,7 +10,8 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 
 from handlers.metrics import Metrics
-from handlers.service import Request, Service
+from handlers.requests import Request
+from handlers.service import Service
 from metastable.bundle import Bundle
 from metastable.dynamics import score_norm
 from metastable.engine.engine import EngineLimits
