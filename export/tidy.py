@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 from onnx.inliner import inline_local_functions
 
-from metastable.networks.onnx_classifier import DOMAINS
+from metastable.networks.onnx_operators import DOMAINS
 
 
 def tidy(model: onnx.ModelProto) -> onnx.ModelProto:

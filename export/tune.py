@@ -178,15 +178,17 @@ def page(found: Mapping[str, Any]) -> str:
     attacked = (
         f"Nothing was attacked: {found['not_attacked']}."
         if found["not_attacked"]
-        else f"A radius is that of l_inf PGD with {kept.STEPS} steps on the bare classifier, transferred: the "
-        "attacker does not know of the defense. One who does gets further (`metastable evaluate robust --attack suite`)."
+        else f"A radius is that of l_inf PGD with {kept.STEPS} steps on the bare classifier, transferred: "
+        "the attacker does not know of the defense. One who does gets further (`metastable evaluate robust "
+        "--attack suite`)."
     )
     return "\n".join(
         [
             f"# {found['bundle']}",
             "",
             f"{found['n']} pictures that were neither calibrated on nor chosen by. Labels: "
-            f"{found['labels']}. Shares in per cent with 95 % Wilson intervals. Runner {found['runner']}; {found['machine']}.",
+            f"{found['labels']}. Shares in per cent with 95 % Wilson intervals. Runner {found['runner']}; "
+            f"{found['machine']}.",
             "",
             *lines,
             "",

@@ -2,8 +2,8 @@
 
 Every candidate adds noise of one level, takes one or two steps of the purifier, and averages some chains.
 Chains are numbered, so all numbers of chains are judged on one run of the largest.  What is chosen keeps most
-labels under a transferred attack, among those that keep enough of the clean ones and answer within the budget;
-where several are as good, as far as so many pictures can tell, the cheapest.
+labels under a transferred attack, among those that keep enough of the clean ones and answer within the
+budget; where several are as good, as far as so many pictures can tell, the cheapest.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Labels kept: what settings still answer of clean pictures, and of pictures attacked on the bare classifier.
 
 The attack is PGD on the classifier alone, by somebody who does not know that it is defended (a transferred
-attack).  What an attacker who knows the defense leaves of it is the suite's to say (metastable.evaluation.suite).
+attack).  What one who knows it leaves of them is the suite's to say (metastable.evaluation.suite).
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def measure(
     """A row a setting: {setting, n, ms, kept, flagged, shifted, auroc}.
 
     `kept`, `flagged` (by the score norm) and `shifted` (by the prediction shift, None without a threshold)
-    are {view: [share, low, high]}, with Wilson's intervals; `auroc` is {statistic: {view: of it against clean}};
-    `ms` what one answer to one image takes.
+    are {view: [share, low, high]}, with Wilson's intervals; `auroc` is {statistic: {view: of it against
+    clean}}; `ms` what one answer to one image takes.
 
     Raises BundleError without a calibration of the score norm.
     """

@@ -1,8 +1,9 @@
 """A classifier that is not one of ours: an ONNX graph, run by ONNX Runtime.
 
-The graph is data.  Only ONNX's own operators are let in, none that holds other graphs (loops and
-branches), none that draws random numbers, and no weights in other files; so a graph does one bounded
-pass, the same each time.  What it can still do is ask for much memory: take graphs from people you trust.
+The graph is data.  Only operators of a closed list are let in (onnx_operators), none that holds other graphs
+(loops and branches), none that draws random numbers, and no weights in other files; so a graph does one
+bounded pass, the same each time.  What it can still do is ask for much memory: take graphs from people you
+trust.
 """
 
 from __future__ import annotations
@@ -17,19 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metastable.errors import BundleError, NoGradient
+from metastable.networks.onnx_operators import check_operators
 
 NODES = 20_000
 _FLOAT = 1  # onnx.TensorProto.FLOAT
 _IMAGES = "metastable_images"  # what `whole_graph` calls its input and, with endings, its own values
-DOMAINS = ("", "ai.onnx")
-RANDOM = {
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-    "Multinomial",
-    "Bernoulli",
-}
 
 
 class OnnxClassifier(nn.Module):
@@ -65,7 +58,7 @@ class OnnxClassifier(nn.Module):
         self.model, self.size, self.file = model, size, file
         # No buffers: a cast of the module to bfloat16 must not round what the graph was trained with.
         self._mean, self._std = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
-        self._session = _session(model, file)
+        self._session = session(model, file)
         self._input = self._session.get_inputs()[0].name
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,27 +146,27 @@ def _resizing(have: int, want: int) -> Tensor:
 def check_graph(model: bytes, *, channels: int, size: tuple[int, int], file: str) -> None:
     """BundleError naming `file` unless this is an ONNX graph that does one pass over images.
 
-    It must hold at most NODES nodes of ONNX's own operators, pass onnx.checker, need no other file, and
-    have one input float32 [batch, channels, *size] and one output, with a batch of any size.
+    It must pass `check_body`, and have one input float32 [batch, channels, *size] and one output, with a batch
+    of any size.
     """
     proto = parse_graph(model, file)
+    check_body(proto, file)
+    _check_ends(proto.graph, channels, size, file)
+
+
+def check_body(proto: Any, file: str) -> None:
+    """BundleError naming `file` unless this onnx.ModelProto may be run, whatever its input and output are.
+
+    It must hold at most NODES nodes, all of operators that are let in (onnx_operators), pass onnx.checker,
+    and need no other file.
+    """
     graph = proto.graph
     if len(graph.node) > NODES:
         raise BundleError(f"{file} has more than {NODES} nodes")
     if proto.functions or proto.training_info or graph.sparse_initializer:
         raise BundleError(f"{file} must hold no functions, training or sparse tensors: bring it again")
-    domains = {one.domain for one in (*graph.node, *proto.opset_import)}
-    if others := sorted(domains - set(DOMAINS)):
-        raise BundleError(f"{file} uses operators of {others}: only ONNX's own are run")
-    for node in graph.node:
-        if node.op_type in RANDOM:
-            raise BundleError(f"{file} draws random numbers with {node.op_type}")
-        for one in node.attribute:
-            if one.HasField("g") or one.graphs or one.HasField("sparse_tensor") or one.sparse_tensors:
-                raise BundleError(
-                    f"{file}: {node.op_type} holds a graph or a sparse tensor; loops and branches are not run"
-                )
-    for tensor in _tensors(graph):
+    check_operators(graph, proto.opset_import, file)
+    for tensor in tensors(graph):
         if tensor.data_location or tensor.external_data:
             raise BundleError(f"{file} keeps weights in another file: save it with its weights inside")
     onnx = imported("onnx", file)
@@ -181,7 +174,6 @@ def check_graph(model: bytes, *, channels: int, size: tuple[int, int], file: str
         onnx.checker.check_model(proto)
     except Exception as error:  # ValidationError, and whatever C++ throws
         raise BundleError(f"{file} does not pass onnx.checker: {short(error)}") from None
-    _check_ends(graph, channels, size, file)
 
 
 def parse_graph(model: bytes, file: str) -> Any:
@@ -222,14 +214,16 @@ def _dimensions(value: Any, file: str) -> list[int | None]:
     return [one.dim_value if one.HasField("dim_value") else None for one in kind.shape.dim]
 
 
-def _tensors(graph: Any) -> Iterator[Any]:
+def tensors(graph: Any) -> Iterator[Any]:
+    """Every dense tensor of a graph: of its nodes' attributes and its initialisers."""
     for node in graph.node:
         for one in node.attribute:
             yield from itertools.chain([one.t] if one.HasField("t") else [], one.tensors)
     yield from graph.initializer
 
 
-def _session(model: bytes, file: str) -> Any:
+def session(model: bytes, file: str) -> Any:
+    """ONNX Runtime's session of a checked graph, on the CPU; BundleError if it is refused."""
     runtime = imported("onnxruntime", file)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
