@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from export import artifacts, bring, hardened, mar, real_images, runs
+from export import artifacts, bring_command, hardened, mar, real_images, runs
 from export.kinds import KINDS, Materials
 from metastable import bundle, console
 from metastable.bundle import shipped
@@ -145,50 +145,6 @@ def _harden(args: argparse.Namespace) -> dict[str, Any]:
     return {"command": "harden", "out": str(args.out), "bytes": sizes}
 
 
-def fill_bring(parser: argparse.ArgumentParser) -> None:
-    """Make the parser that of `bring`."""
-    kinds = parser.add_mutually_exclusive_group(required=True)
-    kinds.add_argument("--onnx", type=Path, help="graph of float32 [batch, channels, size, size] to logits")
-    kinds.add_argument("--state-dict", type=Path, help="safetensors weights of --network")
-    kinds.add_argument("--torch-export", type=Path, help="refused, with what to do instead")
-    parser.add_argument("--network", default="whitened", help="of --state-dict: whitened, or wrn-28-10")
-    parser.add_argument("--classes", type=Path, required=True, help="text file, one class name a line")
-    parser.add_argument("--size", type=int, required=True, help="height and width of its images")
-    parser.add_argument("--mean", type=_numbers, required=True, help="by channel, of images in [0, 1]")
-    parser.add_argument("--std", type=_numbers, required=True, help="by channel, as --mean")
-    parser.add_argument(
-        "--base", type=shipped.path, default=SHIPPED, help="a bundle that purifies, or its name"
-    )
-    parser.add_argument("--name", help="of the new bundle (default: that of its folder)")
-    parser.add_argument("--check-images", type=Path, help="folder of images for the natural accuracy")
-    parser.add_argument("--check-labels", type=Path, help="their CSV file, with the columns file and label")
-    console.idle(parser, "--network", without="--state-dict", why="whose architecture it is")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.set_defaults(run=_bring)
-
-
-def _bring(args: argparse.Namespace) -> dict[str, Any]:
-    if args.torch_export:
-        raise BundleError(bring.TORCH_EXPORT)
-    if bool(args.check_images) != bool(args.check_labels):
-        raise BundleError("--check-images and --check-labels belong together")
-    newcomer = bring.Newcomer(
-        file=args.onnx or args.state_dict,
-        network=args.network if args.state_dict else None,
-        classes=args.classes,
-        size=args.size,
-        mean=args.mean,
-        std=args.std,
-    )
-    labelled = (args.check_images, args.check_labels) if args.check_images else None
-    found = bring.bring(newcomer, args.base, args.out, name=args.name or args.out.name, labelled=labelled)
-    return {"command": "bring", "out": str(args.out), **found}
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(value) for value in text.split(","))
-
-
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -199,7 +155,7 @@ def _text(path: Path) -> str:
 COMMANDS = {
     "bundle": (fill_bundle, "write a bundle from training runs"),
     "harden": (fill_harden, "write a bundle from a run of the trainer `harden` and a bundle with a detector"),
-    "bring": (fill_bring, "write a bundle with a classifier of your own"),
+    "bring": (bring_command.fill, "defend a classifier of your own"),
     "settings": (fill_settings, "put other settings into a bundle"),
     "all": (fill_all, "write every artifact of a bundle that can exist here, each compared with float64"),
     "mar": (fill_mar, "write a TorchServe archive from a bundle"),

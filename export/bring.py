@@ -1,107 +1,259 @@
 """Put a classifier that somebody else trained behind the purification of a bundle.
 
-Nothing of theirs is executed: an ONNX graph is data for ONNX Runtime, a state dict is safetensors.
+Nothing of theirs is executed: an ONNX graph is data for ONNX Runtime, a state dict is safetensors.  What has to
+be changed about a graph is changed once, said, and recorded in the bundle (export.adapt).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from export import runs
-from export.tidy import encode, tidy
+from export import adapt, preprocessing, runs
+from export.adapt import Adapted, Wishes
 from metastable import bundle
 from metastable.bundle import architectures, files, weights
-from metastable.datasets import Folder, to_float
+from metastable.datasets import Folder, ImageSet, to_float
 from metastable.datasets.folder import BATCH, labeller_of
 from metastable.errors import BundleError, DataError, MissingPackage, NoGradient
 from metastable.evaluation.stats import wilson
+from metastable.images import STRETCH, Fit
 from metastable.networks import onnx_classifier
 from metastable.networks.classifier import Normalize
 from metastable.networks.onnx_gradient import Differentiable
 
-TORCH_EXPORT = (
-    "a program of torch.export is not taken: loading one unpickles its constants and evaluates its size "
-    "expressions as Python, so it could run anything; make an ONNX graph of it with torch.onnx.export and "
-    "pass that with --onnx (docs/bring-your-own.md)"
-)
 PROBES = 5
 TOLERANCE = 1e-3  # of logits, relative to the largest; other batch sizes take other kernels
+TRIED = 64
+"""Pictures that a classifier is looked at with before anything is written."""
+WEIGHTS = ".safetensors"
 
 
 @dataclass(frozen=True)
 class Newcomer:
-    """A classifier as its owner declares it.
+    """A classifier as its owner declares it; what is None is read from files beside it, or found out.
 
     Attributes:
-        file: an ONNX graph (network None), or a safetensors state dict of `network`.
-        network: `whitened` or `wrn-<depth>-<width>`.
-        classes: file of class names in the order of the logits, one a line.
-        size: height and width of its images.
+        file: an ONNX graph, or a safetensors state dict of `network`.
+        network: of a state dict: `whitened` or `wrn-<depth>-<width>`.
+        classes: file of class names in the order of the logits.
         mean, std: by channel; it was trained on (x - mean) / std of images x in [0, 1].
+        fit: how a picture becomes an image of its size.
+        wishes: what is said of the graph, its height and width among it.
     """
 
     file: Path
-    network: str | None
-    classes: Path
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    network: str = "whitened"
+    classes: Path | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    fit: Fit | None = None
+    wishes: Wishes = field(default_factory=Wishes)
 
     def command(self) -> str:
         """What was run, with the last names of paths."""
-        kind = ["--onnx", self.file.name]
-        if self.network:
-            kind = ["--state-dict", self.file.name, "--network", self.network]
-        numbers = {"mean": self.mean, "std": self.std}
-        given = [f"--{key} {','.join(f'{v:g}' for v in values)}" for key, values in numbers.items()]
-        return " ".join(
-            ["export bring", *kind, f"--classes {self.classes.name}", f"--size {self.size}", *given]
-        )
+        given = [self.file.name]
+        if self.file.suffix == WEIGHTS:
+            given += ["--network", self.network]
+        given += ["--classes", self.classes.name] if self.classes else []
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            given += [f"--{key}", ",".join(f"{v:g}" for v in values)] if values else []
+        return " ".join(["metastable bring", *given])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A classifier that can become a part of a bundle.
+
+    Attributes:
+        stored: as the bundle keeps it.
+        shape: (channels, height, width) of its images.
+        fit: how a picture becomes one.
+        classes: their names.
+        raw: bytes that were brought.
+        changes: what was found and changed, a sentence each.
+    """
+
+    stored: bundle.Stored
+    shape: tuple[int, int, int]
+    fit: Fit
+    classes: list[str]
+    raw: bytes
+    changes: tuple[str, ...]
 
 
 def bring(
-    newcomer: Newcomer, base: Path, out: Path, *, name: str, labelled: tuple[Path, Path] | None = None
+    newcomer: Newcomer, base: Path, out: Path, *, name: str, pictures: Folder | None = None
 ) -> dict[str, Any]:
     """Write bundle `out`: that of `base` with the newcomer as its classifier; returns what was found.
 
     Args:
+        base: a bundle; where it has a classifier its images are of that one's shape, else of the newcomer's.
         name: of the new bundle.
-        labelled: a folder of images and a CSV file with columns file and label, for the natural accuracy.
+        pictures: of the owner, labelled or not, to look at the classifier with.
 
-    Raises BundleError for a classifier that is refused or fails a check, DataError for wrong lists.
+    Raises BundleError for a classifier that is refused, that fails a check, or of which more must be said;
+    DataError for pictures or names that cannot be used.
     """
-    shape, digest = _base(base, newcomer)
-    names = class_names(newcomer.classes)
-    raw = files.read(newcomer.file.parent, newcomer.file.name, files.PART_BYTES)
-    stored = _stored(newcomer, raw, shape, len(names))
-    network = bundle.module_of(stored, newcomer.file.name)
-    checks = probe(network, shape, len(names))
-    accuracy = None if labelled is None else natural_accuracy(network, shape, names, *labelled)
+    old, digest = _base(base)
+    prepared = prepare(newcomer, old, pictures)
+    network = bundle.module_of(prepared.stored, newcomer.file.name)
+    checks = probe(network, prepared.shape, len(prepared.classes))
+    looked = None if pictures is None else look(network, prepared, pictures)
     provenance = bundle.Provenance(
         command=newcomer.command(),
-        inputs={"classifier": files.digest(raw), "base": digest},
-        checks=tuple(checks),
+        inputs={"classifier": files.digest(prepared.raw), "base": digest},
+        checks=tuple([*checks, *prepared.changes][:32]),
     )
-    bundle.rewrite(base, out, stored, name=name, classes=names, shape=shape, provenance=provenance)
+    bundle.rewrite(
+        base,
+        out,
+        prepared.stored,
+        name=name,
+        classes=prepared.classes,
+        shape=prepared.shape,
+        fit=prepared.fit,
+        provenance=provenance,
+    )
     made = bundle.load(out)
-    images = _images(shape)
+    images = _noise(prepared.shape)
     with torch.inference_mode():
         if not torch.equal(made.classifier(images), network(images)):
             raise BundleError(f"{out} does not compute what was brought: this is a bug")
     return {
-        "classifier": stored.part.kind,
-        "classes": len(names),
-        "size": newcomer.size,
-        "resized": newcomer.size != shape[1],
+        "classifier": prepared.stored.part.kind,
+        "classes": len(prepared.classes),
+        "shape": list(prepared.shape),
+        "resized": getattr(prepared.stored.part, "resize", None) is not None,
+        "fit": dataclasses.asdict(prepared.fit),
+        "changes": list(prepared.changes),
         "checks": checks,
-        "natural": accuracy,
+        "pictures": looked,
         "gradients": gradients(network, images),
     }
+
+
+def prepare(newcomer: Newcomer, old: tuple[int, int, int] | None, pictures: Folder | None = None) -> Prepared:
+    """Find out what a classifier needs; `old` is the shape of the base's images where it has a classifier.
+
+    Raises what `bring` raises.
+    """
+    if newcomer.file.suffix == WEIGHTS:
+        return _state_dict(newcomer, old)
+    declared = preprocessing.beside(newcomer.file)
+    wishes = newcomer.wishes
+    if wishes.size is None and declared is not None:
+        wishes = dataclasses.replace(wishes, size=declared.size)
+    adapted = adapt.adapt(newcomer.file, wishes)
+    classes = adapt.class_names(newcomer.classes, adapted.classes)
+    shape = old or (adapted.channels, adapted.height, adapted.width)
+    if shape[0] != adapted.channels:
+        raise BundleError(
+            f"the base purifies images of {shape[0]} channels and the classifier takes {adapted.channels}: "
+            "name another --base, such as natural, which takes 1 or 3"
+        )
+    fit = newcomer.fit or (declared.fit if declared else STRETCH)
+    mean = newcomer.mean or (declared.mean if declared else None)
+    std = newcomer.std or (declared.std if declared else None)
+    if mean is not None and std is not None:
+        if len(mean) != shape[0] or len(std) != shape[0] or min(std) <= 0:
+            raise BundleError(f"--mean and --std need {shape[0]} numbers each, for the channels; std above 0")
+        left = tuple(one for one in adapted.undecided if one not in ("range", "normalization"))
+        adapted = dataclasses.replace(adapted, mean=tuple(mean), std=tuple(std), undecided=left)
+    elif newcomer.mean or newcomer.std:
+        raise BundleError("--mean and --std belong together: give both")
+    adapted, how = _decided(newcomer, adapted, shape, fit, classes, pictures)
+    said = (*(declared.notes if declared else ()), *how)
+    raw = files.read(newcomer.file.parent, newcomer.file.name, files.PART_BYTES)
+    return Prepared(_stored(adapted, shape), shape, fit, classes, raw, (*adapted.changes, *said))
+
+
+def _stored(adapted: Adapted, shape: tuple[int, int, int]) -> bundle.Stored:
+    size = adapted.height, adapted.width
+    _, height, width = shape
+    return bundle.stored_onnx(
+        adapted.graph, size=size, mean=adapted.mean, std=adapted.std, to=(height, width)
+    )
+
+
+def _decided(
+    newcomer: Newcomer,
+    adapted: Adapted,
+    shape: tuple[int, int, int],
+    fit: Fit,
+    classes: list[str],
+    pictures: Folder | None,
+) -> tuple[Adapted, list[str]]:
+    """The order, range and normalization under which labelled pictures are answered best, and how it was found.
+
+    Raises BundleError where they are needed and there are none, or no way answers better than chance.
+    """
+    name, open_ = newcomer.file.name, set(adapted.undecided) & {"order", "range", "normalization"}
+    if not open_:
+        return adapted, []
+    if pictures is None or pictures.labels is None:
+        if open_ == {"order"}:
+            return adapted, [
+                "its colours are taken for RGB: say --order bgr, or give labels, if they are not"
+            ]
+        raise BundleError(
+            f"what {name} was trained with is not known: give --mean and --std, of images in [0, 1] (0 and 1 "
+            "where the graph normalizes by itself), or labelled pictures (--images, --labels) to try the usual"
+        )
+    some = _pictures(pictures, shape, fit, classes).split("train").take(TRIED)
+    found = [
+        (_right(bundle.module_of(_stored(one, shape), name), some), what, one)
+        for what, one in adapt.alternatives(adapted)
+    ]
+    (best, what, one), *rest = sorted(found, key=lambda each: -each[0])
+    low, _ = wilson(round(best * len(some)), len(some))
+    if low <= 1 / len(classes):
+        raise BundleError(
+            f"{name} answers {best:.0%} of {len(some)} labelled pictures under the best of {len(found)} usual "
+            "ways to normalize: check --labels and the order of --classes, or give --mean and --std"
+        )
+    second = f"; the next best, {rest[0][1]}, {rest[0][0]:.0%}" if rest else ""
+    return one, [f"{what} answers {best:.0%} of {len(some)} labelled pictures{second}"]
+
+
+def look(network: nn.Module, prepared: Prepared, pictures: Folder) -> dict[str, Any]:
+    """What the classifier says of pictures as they come, without purification.
+
+    Of labelled ones its accuracy, with Wilson's interval; of others the share that the most frequent answer
+    has, and a warning where that is nearly all.
+    """
+    folder = _pictures(pictures, prepared.shape, prepared.fit, prepared.classes)
+    some = folder.split("train").take(10 * TRIED)
+    told = {"n": len(some)} | {key: some.about[key] for key in ("skipped", "skipped_files")}
+    if pictures.labels is not None:
+        right = _right(network, some)
+        low, high = wilson(round(right * len(some)), len(some))
+        return told | {"accuracy": round(right, 4), "low": round(low, 4), "high": round(high, 4)}
+    answers = _answers(network, some)
+    most = int(answers.bincount().max())
+    return told | {
+        "most_frequent": round(most / len(some), 4),
+        "warning": adapt.one_class_warning(answers.tolist()),
+    }
+
+
+def _pictures(pictures: Folder, shape: tuple[int, int, int], fit: Fit, classes: Sequence[str]) -> Folder:
+    return dataclasses.replace(pictures, shape=shape, fit=fit, names=tuple(classes))
+
+
+def _right(network: nn.Module, some: ImageSet) -> float:
+    return float((_answers(network, some) == some.labels).double().mean())
+
+
+def _answers(network: nn.Module, some: ImageSet) -> Tensor:
+    says = labeller_of(network)
+    return torch.cat([says(to_float(part)) for part in some.images.split(BATCH)])
 
 
 def gradients(network: nn.Module, images: Tensor) -> str:
@@ -130,7 +282,7 @@ def probe(network: nn.Module, shape: tuple[int, int, int], classes: int) -> list
     Raises BundleError if they have the wrong shape, are not finite, are probabilities, do not depend on
     the image, or depend on what else is in the batch or on how large it is.
     """
-    images = _images(shape)
+    images = _noise(shape)
     logits: Tensor = network(images)
     if tuple(logits.shape) != (PROBES, classes):
         found = list(logits.shape)
@@ -159,56 +311,44 @@ def probe(network: nn.Module, shape: tuple[int, int, int], classes: int) -> list
     ]
 
 
-def natural_accuracy(
-    network: nn.Module, shape: tuple[int, int, int], names: list[str], folder: Path, labels: Path
-) -> dict[str, Any]:
-    """Accuracy on labelled images as they come, without purification, with its Wilson interval.
-
-    `labels` is a CSV file of pictures in `folder` and their classes (metastable.datasets.labels).  Pictures
-    that cannot be read are skipped, and told.  Raises DataError for a line that cannot be used.
-    """
-    pictures = Folder(path=folder, shape=shape, labels=labels, names=tuple(names), test_share=1)
-    found = pictures.split("test").whole()
-    says, right = labeller_of(network), 0
-    for x, y in zip(torch.split(found.images, BATCH), torch.split(found.labels, BATCH), strict=True):
-        right += int((says(to_float(x)) == y).sum())
-    n = len(found)
-    low, high = wilson(right, n)
-    accuracy = {"n": n, "accuracy": round(right / n, 4), "low": round(low, 4), "high": round(high, 4)}
-    return accuracy | {key: found.about[key] for key in ("skipped", "skipped_files")}
-
-
-def _base(base: Path, newcomer: Newcomer) -> tuple[tuple[int, int, int], str]:
-    """The shape that images get, the newcomer's own where the base takes any, and the base's digest."""
+def _base(base: Path) -> tuple[tuple[int, int, int] | None, str]:
+    """The shape that images get, None where the base takes any, and the base's digest."""
     if bundle.classifies(base):
         old = bundle.load(base)
         return old.shape, old.digest
-    return (len(newcomer.mean), newcomer.size, newcomer.size), bundle.load_purifier(base).digest
+    return None, bundle.load_purifier(base).digest
 
 
-def _stored(newcomer: Newcomer, raw: bytes, shape: tuple[int, int, int], classes: int) -> bundle.Stored:
-    mean, std, size = newcomer.mean, newcomer.std, newcomer.size
+def _state_dict(newcomer: Newcomer, old: tuple[int, int, int] | None) -> Prepared:
+    """Weights of one of our networks, which take images of 32 x 32."""
+    name, mean, std = newcomer.file.name, newcomer.mean, newcomer.std
+    shape = old or (3, *(newcomer.wishes.size or (32, 32)))
+    if newcomer.wishes.size not in (None, shape[1:]):
+        raise BundleError(
+            f"{name} is for images of {shape[1]} x {shape[2]}: leave --size out, or bring an ONNX graph"
+        )
+    if mean is None or std is None:
+        raise BundleError(f"{name} needs --mean and --std: it was trained on (x - mean) / std of x in [0, 1]")
+    if newcomer.classes is None:
+        raise BundleError(
+            f"{name} needs --classes, a file of class names: a state dict does not say how many"
+        )
     if len(mean) != shape[0] or len(std) != shape[0] or min(std) <= 0:
         raise BundleError(f"--mean and --std need {shape[0]} numbers each, for the channels; std above 0")
-    if newcomer.network is None:
-        graph = encode(tidy(onnx_classifier.parse_graph(raw, newcomer.file.name)))
-        return bundle.stored_onnx(graph, size=(size, size), mean=mean, std=std, to=shape[1:])
-    if size != shape[1]:
-        raise BundleError(
-            f"--size must be {shape[1]}, the base's, for a state dict: bring it as ONNX instead"
-        )
+    classes = adapt.class_names(newcomer.classes, None)
+    raw = files.read(newcomer.file.parent, name, files.PART_BYTES)
     architecture, arguments = runs.classifier_of(newcomer.network)
-    arguments |= {"classes": classes, "flip_average": False}
+    arguments |= {"classes": len(classes), "flip_average": False}
     architectures.check_arguments(architecture, arguments, "classifier")
-    normalize = Normalize(mean, std)
-    declared = {f"normalize.{key}": value for key, value in normalize.state_dict().items()}
-    tensors = weights.read(raw, newcomer.file.name)
+    declared = {f"normalize.{key}": value for key, value in Normalize(mean, std).state_dict().items()}
+    tensors = weights.read(raw, name)
     for key, value in declared.items():
         if key in tensors and not torch.allclose(tensors[key], value, atol=1e-3):
-            raise BundleError(f"{newcomer.file.name}: its {key} is not the one that is declared")
-    network = architectures.build(newcomer.file.name, architecture, arguments, {**declared, **tensors})
-    return bundle.stored_network(network, arguments, half=False)
+            raise BundleError(f"{name}: its {key} is not the one that is declared")
+    network = architectures.build(name, architecture, arguments, {**declared, **tensors})
+    stored = bundle.stored_network(network, arguments, half=False)
+    return Prepared(stored, shape, newcomer.fit or STRETCH, classes, raw, ())
 
 
-def _images(shape: tuple[int, int, int]) -> Tensor:
+def _noise(shape: tuple[int, int, int]) -> Tensor:
     return torch.rand(PROBES, *shape, generator=torch.Generator().manual_seed(0))

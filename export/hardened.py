@@ -10,7 +10,8 @@ from metastable.bundle import checks, files
 from metastable.bundle.architectures import check_arguments
 from metastable.errors import BundleError
 
-PARTS = {"classifier", "purifier"}
+PURIFIER = "purifier"
+PARTS = {"classifier", PURIFIER}
 DESCRIPTION = "parts.json"
 
 

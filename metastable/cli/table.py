@@ -65,7 +65,7 @@ COMMANDS = (
     _command(
         "bundle settings", "export.__main__:fill_settings", "export", "put other settings into a bundle"
     ),
-    _command("bring", "export.__main__:fill_bring", "export", "write a bundle with a classifier of your own"),
+    _command("bring", "export.bring_command", "export", "defend a classifier of your own, of any size"),
     _command(
         "export all", "export.__main__:fill_all", "export", "every artifact that can exist here, judged"
     ),

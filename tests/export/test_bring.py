@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import warnings
 import zipfile
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 
 from export import __main__ as command
 from export import bring, mar
+from export.adapt import Wishes
 from export.tidy import encode, tidy
 from metastable import bundle
+from metastable.datasets import Folder
 from metastable.engine.runners.onnx_runner import OnnxRunner
 from metastable.errors import BundleError, DataError
 from metastable.networks.classifier import WhitenedNet, WideResNet
@@ -69,7 +72,9 @@ def names(tmp_path: Path) -> Path:
 
 
 def newcomer(file: Path, names: Path, **changes: Any) -> bring.Newcomer:
-    fields = {"network": None, "size": 32, "mean": MEAN, "std": STD}
+    """As the owner declares it; fields of `Wishes` among the changes go there."""
+    wished = {key: changes.pop(key) for key in ("size", "order", "range", "output") if key in changes}
+    fields = {"mean": MEAN, "std": STD, "wishes": Wishes(**wished)}
     return bring.Newcomer(file=file, classes=names, **{**fields, **changes})
 
 
@@ -89,7 +94,7 @@ def test_a_graph_behind_the_networks_of_the_base(
     torch.testing.assert_close(made.classifier(x), expected)
     assert made.provenance.inputs["base"] == tiny.digest
     assert made.provenance.command == (
-        "export bring --onnx model.onnx --classes names.txt --size 32 --mean 0.5,0.4,0.3 --std 0.2,0.25,0.5"
+        "metastable bring model.onnx --classes names.txt --mean 0.5,0.4,0.3 --std 0.2,0.25,0.5"
     )
     bring.bring(newcomer(graph, names), tiny_folder, tmp_path / "again", name="mine")
     for path in (tmp_path / "out").iterdir():
@@ -108,13 +113,13 @@ def test_a_damaged_graph_of_a_bundle_is_refused(
 
 def test_another_size_is_resized_and_recorded(names: Path, tiny_folder: Path, tmp_path: Path) -> None:
     graph = exported(Reddest(), tmp_path / "small.onnx", size=16)
-    found = bring.bring(newcomer(graph, names, size=16), tiny_folder, tmp_path / "out", name="mine")
+    found = bring.bring(newcomer(graph, names), tiny_folder, tmp_path / "out", name="mine")
     assert found["resized"] is True
     part = json.loads((tmp_path / "out" / "bundle.json").read_text())["parts"]["classifier"]
-    assert (part["size"], part["resize"]) == (16, "bilinear, antialiased")
+    assert (part["size"], part["resize"]) == ([16, 16], "bilinear, antialiased")
     classifier = bundle.load(tmp_path / "out").classifier
     assert isinstance(classifier, OnnxClassifier)
-    assert classifier.size == 16
+    assert classifier.size == (16, 16)
 
 
 @pytest.mark.parametrize(
@@ -153,26 +158,44 @@ class Batchy(nn.Module):
 @pytest.mark.parametrize(
     ("module", "changes", "message"),
     [
-        (Tail(nn.Softmax(1)), {}, "probabilities"),
-        (Tail(lambda h: h[:, :2]), {}, r"makes \[5, 2\] of 5 images, and there are 3 class names"),
+        (Tail(lambda h: h[:, :2]), {}, "names 3 classes, and the network has 2"),
         (Tail(lambda h: (h - 100).log()), {}, "not finite"),
         (Tail(lambda h: 0 * h), {}, "same logits"),
-        (Batchy(), {}, "answers one image and 5 differently"),
-        (Tail(lambda h: h.flip(0) + 10 * h.mean()), {}, "differently"),
-        (Reddest(), {"size": 16}, r"takes \[batch"),
+        (Batchy(), {}, "depends on the other images|differently"),
+        (Reddest(), {"size": (16, 16)}, "32 x 32"),
         (Reddest(), {"mean": (0.5,)}, "need 3 numbers"),
         (Reddest(), {"std": (0.2, 0.0, 0.2)}, "std above 0"),
-        (Reddest(), {"network": "resnet", "size": 32}, "there is no network"),
-        (Reddest(), {"network": "wrn-28-10", "size": 64}, "bring it as ONNX"),
+        (Reddest(), {"std": None}, "belong together"),
+        (Reddest(), {"mean": None, "std": None}, "is not known: give --mean and --std"),
     ],
 )
 def test_classifiers_that_are_refused(
     module: nn.Module, changes: dict[str, Any], message: str, names: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     graph = exported(module, tmp_path / "model.onnx")
-    with pytest.raises(BundleError, match=message):
+    with pytest.raises((BundleError, DataError), match=message):
         bring.bring(newcomer(graph, names, **changes), tiny_folder, tmp_path / "out", name="mine")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": "resnet"}, "there is no network"),
+        ({"network": "wrn-28-10", "size": (64, 64)}, "bring an ONNX graph"),
+        ({"mean": None}, "needs --mean and --std"),
+        ({"classes": None}, "needs --classes"),
+    ],
+)
+def test_weights_of_which_too_little_is_said(
+    changes: dict[str, Any], message: str, names: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    given = newcomer(tmp_path / "weights.safetensors", names)
+    size = changes.pop("size", None)
+    given = dataclasses.replace(given, wishes=Wishes(size=size), **changes)
+    with pytest.raises(BundleError, match=message):
+        bring.bring(given, tiny_folder, tmp_path / "out", name="mine")
 
 
 def test_dropout_left_on_is_found(names: Path, tiny_folder: Path, tmp_path: Path) -> None:
@@ -221,20 +244,51 @@ def labelled(tmp_path: Path) -> tuple[Path, Path]:
     return folder, tmp_path / "labels.csv"
 
 
-def test_natural_accuracy(labelled: tuple[Path, Path]) -> None:
-    found = bring.natural_accuracy(Reddest(), (3, 32, 32), NAMES, *labelled)
-    assert (found["n"], found["accuracy"]) == (6, 0.8333)
-    assert found["low"] < 0.8333 < found["high"]
-    for text in (
-        "file,label\n0.png,9",
-        "file,label\nno.png,0",
-        "a,b\n1,2",
-        "file,label\n",
-        "file,label\n0.png,pink",
-    ):
-        labelled[1].write_text(text)
-        with pytest.raises(DataError, match=r"labels\.csv"):
-            bring.natural_accuracy(Reddest(), (3, 32, 32), NAMES, *labelled)
+def pictures(labelled: tuple[Path, Path], **changes: Any) -> Folder:
+    given = Folder(path=labelled[0], shape=(3, 1, 1), labels=labelled[1], test_share=0)
+    return dataclasses.replace(given, **changes)
+
+
+def test_what_it_says_of_pictures(
+    graph: Path, names: Path, labelled: tuple[Path, Path], tiny_folder: Path, tmp_path: Path
+) -> None:
+    given = newcomer(graph, names)
+    found = bring.bring(given, tiny_folder, tmp_path / "out", name="mine", pictures=pictures(labelled))
+    looked = found["pictures"]
+    assert (looked["n"], looked["accuracy"]) == (6, 0.8333)
+    assert looked["low"] < 0.8333 < looked["high"]
+    bare = pictures(labelled, labels=None)
+    looked = bring.bring(given, tiny_folder, tmp_path / "out", name="mine", pictures=bare)["pictures"]
+    assert (looked["most_frequent"], looked["warning"]) == (0.3333, None)
+
+
+def test_order_and_normalization_are_tried_on_labelled_pictures(
+    names: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """A network that sees blue, green and red in values of 0 to 255: of RGB in [0, 1] it would be wrong."""
+
+    class Bytes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            means = x.mean((2, 3)).flip(1)
+            return torch.cat([means[:, :2], 1.2 * means[:, 2:] - 30], 1) / 50
+
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    lines = ["file,label"]
+    for i in range(60):
+        pixels = rng.integers(0, 90, (32, 32, 3), dtype=np.uint8)
+        pixels[..., i % 3] += np.uint8(100)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+        lines.append(f"{i}.png,{NAMES[i % 3]}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    graph = exported(Bytes(), tmp_path / "model.onnx")
+    given = newcomer(graph, names, mean=None, std=None)
+    some = pictures((tmp_path / "images", tmp_path / "labels.csv"))
+    found = bring.bring(given, tiny_folder, tmp_path / "out", name="mine", pictures=some)
+    assert found["pictures"]["accuracy"] == 1.0
+    assert any("BGR" in change and "0 to 255" in change for change in found["changes"]), found["changes"]
+    recorded = bundle.load(tmp_path / "out").provenance.checks
+    assert set(found["changes"]) <= set(recorded)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -242,16 +296,15 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     command.main()
 
 
-def test_the_command_line(
-    graph: Path, names: Path, labelled: tuple[Path, Path], tiny_folder: Path, tmp_path: Path,
+def test_the_command_line_without_pictures(
+    graph: Path, names: Path, tiny_folder: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    shared = ["--classes", names, "--size", 32, "--mean", "0,0,0", "--std", "1,1,1", "--base", tiny_folder]
+    shared = ["--classes", names, "--mean", "0,0,0", "--std", "1,1,1", "--base", tiny_folder]
     out = ["--out", tmp_path / "mine"]
-    checked = ["--check-images", labelled[0], "--check-labels", labelled[1]]
-    run(monkeypatch, "bring", "--onnx", graph, *shared, *out, *checked)
-    found = json.loads(capsys.readouterr().out)
-    assert found["natural"]["n"] == 6
+    run(monkeypatch, "bring", graph, *shared, *out)
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["shape"], found["pictures"]) == ([3, 32, 32], None)
     assert bundle.load(tmp_path / "mine").name == "mine"
     settings = tmp_path / "settings.yaml"
     settings.write_text((tiny_folder / "settings.yaml").read_text().replace("default: fast", "default: none"))
@@ -259,22 +312,19 @@ def test_the_command_line(
     assert bundle.load(tmp_path / "mine").settings.default == "none"
     capsys.readouterr()
     for arguments, message in (
-        (["--torch-export", graph, *shared, *out], "unpickles"),
-        (["--onnx", graph, *shared, *out, *checked[:2]], "belong together"),
-        (["--onnx", tmp_path / "absent.onnx", *shared, *out], "absent.onnx is missing"),
-        (["--onnx", names, *shared, *out], "names.txt is not an ONNX graph"),
-        (["--onnx", graph, *shared, "--out", tiny_folder], "folder of its own"),
-        (
-            ["--onnx", graph, *shared[2:], "--classes", tmp_path / "no.txt", *out],
-            "class names cannot be read",
-        ),
+        ([graph, *shared, *out, "--serve"], "need pictures"),
+        ([graph, *shared, *out, "--images", tmp_path / "nowhere"], "nowhere is no folder"),
+        ([tmp_path / "absent.onnx", *shared, *out], "absent.onnx"),
+        ([names, *shared, *out], "names.txt"),
+        ([graph, *shared, "--out", tiny_folder], "folder of its own"),
+        ([graph, *shared[2:], "--classes", tmp_path / "no.txt", *out], "class names cannot be read"),
     ):
         with pytest.raises(SystemExit) as stop:
             run(monkeypatch, "bring", *arguments)
         assert stop.value.code == 2
         error = capsys.readouterr().err
         assert message in error
-        assert error.count("\n") == 1
+        assert error.count("\n") == 1, error
 
 
 def test_an_archive_holds_the_graph_and_no_extra_files(

@@ -1,0 +1,126 @@
+"""The command `bring` as its users run it: the shipped purifier, a folder of pictures, a size of their own."""
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import metastable
+from export import bring_command
+from metastable import bundle, console
+from metastable.evaluation import budget, kept
+
+NAMES = ["red", "green", "blue"]
+HEIGHT, WIDTH = 24, 40
+
+
+class Reddest(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 30 * x.mean((2, 3))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph for images of 24 x 40, by the older exporter, which needs no second to import."""
+    path = tmp_path_factory.mktemp("model") / "model.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Reddest().eval(), (torch.rand(2, 3, HEIGHT, WIDTH),), path, dynamo=False, input_names=["x"],
+            output_names=["y"], dynamic_axes={"x": {0: "batch"}, "y": {0: "batch"}}, opset_version=18,
+        )  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty pictures, wider than the classifier's images, in one of three colours, and their labels."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng, lines = np.random.default_rng(0), ["file,label"]
+    for number in range(60):
+        pixels = rng.integers(60, 90, (48, 120, 3), dtype=np.uint8)
+        pixels[..., number % 3] += np.uint8(60)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        lines.append(f"{number}.png,{NAMES[number % 3]}")
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "labels.csv").write_text("\n".join([*lines, ""]))
+    (folder / "names.txt").write_text("\n".join(NAMES))
+    return folder
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "SIGMAS", (0.05,))
+    monkeypatch.setattr(budget, "CHAINS", (1, 2))
+    monkeypatch.setattr(kept, "STEPS", 2)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[dict[str, object], str]:
+    """The line of JSON, and what was printed before it."""
+    console.main(bring_command.fill, "bring", [*map(str, arguments)])
+    *before, line = capsys.readouterr().out.splitlines()
+    return json.loads(line), "\n".join(before)
+
+
+def test_from_a_graph_and_a_folder_to_answers(
+    model: Path, photos: Path, quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [model, "--images", photos, "--labels", photos / "labels.csv", "--classes", photos / "names.txt"]
+    short = ["--mean", "0,0,0", "--std", "1,1,1", "--n", 6, "--judge-n", 8, "--fit", "crop"]
+    found, said = run(capsys, *given, *short, "--out", tmp_path / "mine")
+    assert found["shape"] == [3, HEIGHT, WIDTH]
+    assert found["fit"] == {"mode": "crop", "share": 1.0, "interpolation": "bicubic"}
+    assert "3 classes, images of 3 x 24 x 40" in said
+    assert "report.md" in said
+    judged = found["judged"]
+    assert isinstance(judged, dict)
+    assert (judged["n"], judged["labels"]) == (8, "given")
+    by_setting = {row["setting"]: row for row in judged["rows"]}
+    assert list(by_setting) == ["none", "jpeg75", "jpeg50", "fast", "balanced"]
+    assert by_setting["balanced"]["kept"]["clean"][0] == 1.0
+    assert list(by_setting["balanced"]["kept"]) == ["clean", "2/255", "4/255", "8/255"]
+    made = bundle.load(tmp_path / "mine")
+    assert (made.shape, made.fit.mode, made.classes) == ((3, HEIGHT, WIDTH), "crop", NAMES)
+    assert set(made.shifts) == {"fast", "balanced"}
+    with metastable.load(tmp_path / "mine") as defense:
+        for verdict in defense([photos / "0.png", photos / "1.png"], setting="fast"):
+            assert verdict.class_name in ("red", "green")
+
+
+def test_hardened_for_seconds_it_has_a_purifier_of_its_own(
+    model: Path, photos: Path, quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody labelled these: it is trained towards the classifier's own answers."""
+    short = ["--mean", "0,0,0", "--std", "1,1,1", "--n", 4, "--judge-n", 4, "--harden", "0.05"]
+    found, _ = run(capsys, model, "--images", photos, *short, "--out", tmp_path / "mine")
+    tuned = found["tuned"]
+    assert isinstance(tuned, dict)
+    assert tuned["hardened"]["updates"] >= 1
+    made, before = bundle.load(tmp_path / "mine"), bundle.load(tmp_path / "mine-before")
+    assert made.parts["classifier"] == before.parts["classifier"]
+    assert made.parts["score"] == before.parts["score"]  # the detector stays
+    assert made.settings["balanced"].network == "purifier"
+    assert set(made.shifts) == {"fast", "balanced"}
+    assert not torch.equal(
+        made.networks["purifier"].score(torch.rand(1, 3, 24, 40)),  # type: ignore[operator]
+        made.networks["score"].score(torch.rand(1, 3, 24, 40)),  # type: ignore[operator]
+    )
+
+
+def test_too_few_pictures_are_refused_before_anything_is_measured(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for number in range(5):
+        (few / f"{number}.png").write_bytes((photos / f"{number}.png").read_bytes())
+    arguments = [model, "--images", few, "--mean", "0,0,0", "--std", "1,1,1", "--out", tmp_path / "mine"]
+    with pytest.raises(SystemExit) as stop:
+        run(capsys, *arguments)
+    assert stop.value.code == 2
+    assert "few has 4 pictures to calibrate on" in capsys.readouterr().err
