@@ -23,7 +23,7 @@ from metastable import bundle, datasets
 from metastable.bundle import shipped
 from metastable.datasets import Folder, options
 from metastable.errors import BundleError, DataError
-from metastable.evaluation import cli
+from metastable.evaluation import budget, cli
 from metastable.images import INTERPOLATIONS, MODES, Fit
 from metastable.training import harden
 from metastable.training.harden_config import HardenConfig
