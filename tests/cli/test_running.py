@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.abc
 import json
 import signal
 import struct
@@ -15,8 +14,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import metastable
-from metastable import __main__ as front
 from metastable import cli, console
 from tests.cli.given import PATIENCE, ROOT, run
 
@@ -90,21 +87,6 @@ def test_an_out_that_cannot_be_the_line_of_json_is_refused_at_once(
     assert console.run(parser, ["--out", str(tmp_path / out)]) == 2
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_ctrl_c_while_the_command_is_imported_is_no_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Interrupts(importlib.abc.MetaPathFinder):
-        def find_spec(self, name: str, *_: object) -> None:
-            if name == "metastable.cli":
-                raise KeyboardInterrupt
-
-    monkeypatch.delitem(sys.modules, "metastable.cli", raising=False)
-    monkeypatch.delattr(metastable, "cli", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [Interrupts(), *sys.meta_path])
-    assert front.main() == 130
-    assert capsys.readouterr().err == "\nstopped\n"
 
 
 def test_an_empty_name_is_no_bundle(capsys: pytest.CaptureFixture[str]) -> None:
