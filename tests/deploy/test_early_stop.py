@@ -71,6 +71,7 @@ def test_while_the_server_starts(command: list[str], number: int) -> None:
     assert "nothing is left running" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_while_java_is_looked_for(
     command: list[str], number: int, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,8 @@ from metastable.attacks.white_box import white_box
 from metastable.evaluation import controls
 from tests.evaluation.asked import config
 
+pytestmark = pytest.mark.slow
+
 
 def test_controls_find_an_attack_that_leaves_its_ball_and_a_judge_of_another_defense(
     tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

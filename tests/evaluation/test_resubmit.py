@@ -10,6 +10,8 @@ from metastable.errors import DataError
 from metastable.evaluation import outcomes, resubmit, suite
 from tests.evaluation.asked import MEMBERS, config
 
+pytestmark = pytest.mark.slow
+
 
 def test_resubmission_counts_wrong_answers_of_what_was_answered_rightly(
     tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -31,6 +31,7 @@ def without_times(suites: list[dict[str, object]]) -> list[dict[str, object]]:
     return found
 
 
+@pytest.mark.slow
 def test_the_worst_case_is_by_image_and_lost_images_stay_lost(
     tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path
 ) -> None:
@@ -67,6 +68,7 @@ def test_the_worst_case_is_by_image_and_lost_images_stay_lost(
     assert second["attacked"] == first["left"]
 
 
+@pytest.mark.slow
 def test_a_resumed_suite_comes_to_the_same(
     tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path
 ) -> None:
@@ -116,6 +118,7 @@ def test_an_attack_on_another_defense_than_the_judges_is_refused(
             suite.check_spent([*answers, wrong], tiny.settings["fast"])
 
 
+@pytest.mark.slow
 def test_reports_show_radii_or_attacks(
     tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path
 ) -> None:
@@ -164,6 +167,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, script: dict[tuple[str, float, int
     monkeypatch.setattr(suite, "Outcomes", Scripted)
 
 
+@pytest.mark.slow
 def test_what_is_lost_passed_and_asked_by_a_script(
     tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +220,7 @@ def test_attacks_know_the_shift_where_it_has_a_threshold(tiny: bundle.Bundle) ->
     assert robust.said(both, both.settings["fast"]) != robust.said(tiny, tiny.settings["fast"])
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_suite_with_several_radii(
     tiny: bundle.Bundle, tiny_folder: Path, test_set: datasets.ImageSet, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,

@@ -277,6 +277,7 @@ def test_the_command_line(
         assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_archive_holds_the_graph_and_no_extra_files(
     graph: Path, names: Path, tiny_folder: Path, tmp_path: Path, root: Path
 ) -> None:

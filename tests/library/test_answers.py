@@ -35,6 +35,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_the_example_of_load_is_true(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
     found = doctest.testmod(library)
@@ -153,6 +154,7 @@ def test_a_forgotten_defense_ends_its_thread(tiny: Bundle) -> None:
     assert threading.active_count() == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("threads")
 def test_exported_graphs_are_taken_if_they_are_of_the_bundle(root: Path) -> None:
     graphs = root / "model_store" / "artifacts" / "cifar10"

@@ -98,6 +98,7 @@ def test_a_question_that_fails_gives_its_permits_back(tiny: Bundle, images: Tens
         assert made._driver._engine.admission.out == 0
 
 
+@pytest.mark.slow
 def test_arguments_of_another_type_are_refused_in_one_sentence() -> None:
     with pytest.raises(InvalidOption, match="threads must be 0, for all cores, or up to"):
         metastable.load("cifar10", threads=10**9)
