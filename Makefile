@@ -10,13 +10,16 @@ ARTIFACTS := model_store/artifacts/cifar10
 ARCHIVE := model_store/metastable.mar
 SOURCES := $(shell find metastable handlers export -name '*.py' 2>/dev/null)
 
-.PHONY: serve test check demo bench archive install format clean
+.PHONY: serve test quick check demo bench archive install format clean
 
 serve: $(READY) $(ARCHIVE)
 	@$(COMMAND) serve --archive $(ARCHIVE) --sample samples/cat.png $(ARGS)
 
 test: $(READY)
 	@$(PY) -m pytest $(ARGS)
+
+quick: $(READY)
+	@$(PY) -m pytest -m fast $(ARGS)
 
 check: $(READY)
 	@$(VENV)/bin/ruff check .

@@ -97,14 +97,19 @@ def _guard(pipe: int, arguments: list[str]) -> None:
         os.read(pipe, 1)  # nothing is ever written: this returns when the launcher is gone
         os.killpg(0, signal.SIGKILL)
 
+    told = threading.Event()
+
     def pass_by(number: int, frame: FrameType | None) -> None:
         """Stay until the JVM, which gets the same signal, has gone."""
+        told.set()
 
     # A handler and not SIG_IGN: the JVM would inherit that and never hear the signal.
     signal.signal(signal.SIGTERM, pass_by)
     threading.Thread(target=wait_for_launcher, daemon=True).start()
     from ts.model_server import start
 
+    if told.is_set():  # nobody would tell the JVM again
+        return
     sys.argv = ["torchserve", *arguments]
     start()
 

@@ -202,6 +202,8 @@ def serve(chosen: argparse.Namespace) -> int:
             ("--torchserve-metrics-port", "127.0.0.1", chosen.torchserve_metrics_port),
         ]
     )
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end_now)
     found = java.find(say)
     stop = StopRequests()
     run = RunFolder(chosen.run_dir)
@@ -213,6 +215,11 @@ def serve(chosen: argparse.Namespace) -> int:
         return start_and_stop(chosen, run, sample, found.home, stop)
     finally:
         run.close()
+
+
+def _end_now(number: int, frame: FrameType | None) -> None:
+    """Before there is a server a stop ends what runs at once, and the programs that it waits for."""
+    raise SystemExit(128 + number)
 
 
 def start_and_stop(

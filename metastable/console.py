@@ -192,7 +192,7 @@ def wrong(message: str) -> int:
     return WRONG
 
 
-def stopped(args: argparse.Namespace | None = None) -> int:
+def stopped(args: argparse.Namespace) -> int:
     """Say that a command was stopped, and how it goes on if it can; the status for it."""
     folder = getattr(args, getattr(args, "resumes", ""), None)
     rest = f": the same command goes on from what is in {folder}" if folder else ""

@@ -1,4 +1,4 @@
-"""Shared fixtures: a small bundle with random weights, and the shipped one."""
+"""Shared fixtures: a small bundle with random weights, and the shipped one.  And the markers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from metastable import anomaly, bundle, datasets
 from metastable.networks.classifier import WhitenedNet
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.score import ScoreNetwork
+from tests import launched
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = """
@@ -22,6 +23,25 @@ settings:
   softmax: {dynamics: adp, chains: 2, steps: 1, sigma: 0.1, average: softmax}
   langevin: {dynamics: langevin, network: energy, chains: 2, steps: 3, tau: 0.01}
 """
+
+
+COSTS = ("fast", "server", "slow")
+"""Markers of which every test has exactly one; who gives none is fast."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        found = [name for name in COSTS if item.get_closest_marker(name)]
+        if len(found) > 1:
+            raise pytest.UsageError(f"{item.nodeid} is marked {' and '.join(found)}: leave one of them")
+        if not found:
+            item.add_marker("fast")
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures start anything
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    launched.allowed = item.get_closest_marker("server") is not None
 
 
 @pytest.fixture(scope="session")

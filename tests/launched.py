@@ -15,6 +15,8 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 PATIENCE = 300  # seconds; a busy machine is slow, a hanging server hangs for ever
+allowed = True
+"""Whether the test that runs is marked `server`; tests/conftest.py sets it."""
 
 
 def free_port() -> int:
@@ -27,6 +29,7 @@ class Launched:
     """The launcher as a subprocess on free ports, its output read as it comes."""
 
     def __init__(self, folder: Path, archive: Path, *extra: str) -> None:
+        assert allowed, "this test starts a server: mark it `server`"
         self.run_folder = folder / "run"
         shadow = folder / "shadow" / "handlers"  # must not be what the worker imports
         shadow.mkdir(parents=True)

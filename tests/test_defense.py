@@ -31,6 +31,7 @@ def run(tiny: Bundle, setting: str | Setting, rows: list[int], flags: list[bool]
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(rows=st.lists(st.integers(0, 3), min_size=1, max_size=5), name=st.sampled_from(["fast", "langevin"]))
 def test_an_images_answer_does_not_depend_on_its_batch(tiny: Bundle, rows: list[int], name: str) -> None:

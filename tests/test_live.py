@@ -19,6 +19,8 @@ from export import mar
 from metastable import bundle
 from tests.launched import PATIENCE, REPOSITORY, Launched, launched
 
+pytestmark = pytest.mark.server
+
 OCTETS = {"Content-Type": "application/octet-stream"}
 CAT = (REPOSITORY / "samples" / "cat.png").read_bytes()
 

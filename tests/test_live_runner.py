@@ -9,6 +9,8 @@ import pytest
 from export import mar
 from tests.launched import PATIENCE, REPOSITORY, launched
 
+pytestmark = pytest.mark.server
+
 
 @pytest.mark.timeout(3 * PATIENCE)
 def test_a_server_on_quantised_graphs_knows_the_cat(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def test_the_settings_are_the_papers_defenses(mnist: Bundle) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # a busy core takes a minute: reconstruction differentiates through its steps
 @pytest.mark.parametrize("name", ["mnist", "mnist-purified"])
 def test_every_setting_answers_a_request_by_its_name(root: Path, name: str) -> None:

@@ -57,6 +57,7 @@ def test_the_version_is_stated_once(project: dict[str, object]) -> None:
     assert project["dynamic"] == ["version"]
 
 
+@pytest.mark.slow
 def test_the_package_is_light_until_it_is_asked() -> None:
     code = (
         "import sys, metastable\n"

@@ -14,6 +14,8 @@ import pytest
 from export import mar
 from tests.launched import PATIENCE, REPOSITORY, launched
 
+pytestmark = pytest.mark.server
+
 REQUESTS, CLIENTS = 2000, 12
 CAT = REPOSITORY / "samples" / "cat.png"
 SETTINGS = ("none", "fast", "softmax", "langevin")

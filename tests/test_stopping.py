@@ -111,6 +111,7 @@ def test_looking_after_every_chain_at_a_tie_errs_no_more_than_promised() -> None
     assert int(once[:, 5:].any(1).sum()) > 3 * level * requests  # what looks at a plain t test would do
 
 
+@pytest.mark.slow
 def test_five_nearly_tied_classes_are_rarely_decided_wrongly() -> None:
     requests, delta = 200, 0.1
     rng = torch.Generator().manual_seed(2)
@@ -121,6 +122,7 @@ def test_five_nearly_tied_classes_are_rarely_decided_wrongly() -> None:
     assert wrong <= delta * requests + 3 * math.sqrt(requests * delta * (1 - delta))
 
 
+@pytest.mark.slow
 def test_margins_that_are_not_normal() -> None:
     """Tails do no harm; a mode that is not seen does, and `least` is what stands against it."""
     kinds = simulation.truths(200, 40)

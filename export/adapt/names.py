@@ -13,19 +13,19 @@ LONGEST = 200
 BYTES = 16 * 2**20
 
 
-def class_names(path: Path | None, classes: int) -> list[str]:
+def class_names(path: Path | None, classes: int | None) -> list[str]:
     """The names of the classes in the order of the logits: all different, printable, of LONGEST at most.
 
     Args:
         path: a text file, a name a line; or JSON: a list, or an object from index to name, which may be the
             `id2label` of a Hugging Face configuration.  None: "class 0" and so on.
-        classes: how many there are.
+        classes: how many there are; None for as many as the file names.
 
     Repeated names are numbered, blank ones named by their class, long ones shortened.  Raises DataError for a
     file that cannot be read, and one with both numbers where there are not as many names as classes.
     """
     if path is None:
-        return [f"class {index}" for index in range(classes)]
+        return [f"class {index}" for index in range(classes or 0)]
     try:
         text = files.read(path.parent, path.name, BYTES).decode("utf-8-sig")
     except (BundleError, UnicodeDecodeError) as error:
@@ -35,7 +35,7 @@ def class_names(path: Path | None, classes: int) -> list[str]:
         found = [line.strip() for line in text.rstrip().splitlines()]
         if len(found) != classes:
             found = [line for line in found if line]
-    if len(found) != classes:
+    if classes is not None and len(found) != classes:
         raise DataError(f"{path.name} names {len(found)} classes, and the network has {classes}")
     return _distinct(found)
 

@@ -48,14 +48,16 @@ def asked(words: Sequence[str]) -> Command | None:
     return None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status.  SystemExit for help and for what argparse refuses."""
+def main(arguments: Sequence[str] | None = None, ready: Callable[[], None] = lambda: None) -> int:
+    """Run one command; the exit status.  SystemExit for help and for what argparse refuses.
+
+    `ready` is called before it runs, when all that it needs is imported.
+    """
     words = sys.argv[1:] if arguments is None else arguments
     try:
         one = asked(words)
         made: argparse.ArgumentParser = parser(lambda command: command is one)
-    except KeyboardInterrupt:  # while large packages are imported
-        return console.stopped()
     except MissingPackage as error:
         return console.wrong(str(error))
+    ready()
     return console.run(made, words)

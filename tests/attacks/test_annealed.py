@@ -19,6 +19,7 @@ def margins(x: Tensor, labels: Tensor, defense: object, chains: int = 150) -> Te
         return Misclassify().strength(judge(x), x, labels)
 
 
+@pytest.mark.slow
 def test_what_it_brings_back_outlasts_fresh_noise_by_more_than_the_first_confirmed_break() -> None:
     model = Prototypes()
     images, labels = model.images(8, share=0.3)

@@ -29,6 +29,7 @@ def test_without_the_toolbox_the_message_says_what_to_install(monkeypatch: pytes
         Art(name="boundary")(model, images, labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps", "step"), [("linf", 1 / 255, 0.25 / 255), ("l2", 0.08, 0.02)])
 def test_our_pgd_agrees_with_the_toolboxs_on_the_shipped_classifier(
     shipped: Path, norm: str, eps: float, step: float
@@ -65,6 +66,7 @@ def test_our_pgd_agrees_with_the_toolboxs_on_the_shipped_classifier(
     assert abs(wrong[0] - wrong[1]) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["carlini-wagner", "ead", "boundary"])
 def test_the_toolboxs_attacks_succeed_inside_a_ball_that_is_large_enough(name: str) -> None:
     pytest.importorskip("art")

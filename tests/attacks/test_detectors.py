@@ -1,5 +1,6 @@
 import dataclasses
 
+import pytest
 import torch
 
 from metastable.attacks.detectors import ShiftDetector
@@ -29,6 +30,7 @@ def test_both_predictions_carry_a_gradient_where_the_logits_do() -> None:
     assert not torch.allclose(whole, bare)
 
 
+@pytest.mark.slow
 def test_an_attack_that_knows_the_shift_takes_the_bare_prediction_along() -> None:
     """The bare classifier is another network: an attack on the defense alone leaves its prediction behind."""
     model, bare = Prototypes(), Prototypes(seed=3)

@@ -1,5 +1,6 @@
 import dataclasses
 
+import pytest
 import torch
 
 from metastable.attacks.annealed import Annealed
@@ -14,6 +15,7 @@ def grid(x: torch.Tensor) -> torch.Tensor:
     return (255 * x).round() / 255
 
 
+@pytest.mark.slow
 def test_passes_the_flag_that_an_attack_on_the_label_alone_raises() -> None:
     model = Prototypes()
     images, labels = model.images(6, share=0.35)
@@ -34,6 +36,7 @@ def test_passes_the_flag_that_an_attack_on_the_label_alone_raises() -> None:
     assert torch.equal(grid(aware.images), aware.images)
 
 
+@pytest.mark.slow
 def test_every_statistic_counts() -> None:
     model = Prototypes()
     images, labels = model.images(4, share=0.35)

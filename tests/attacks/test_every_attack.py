@@ -48,6 +48,7 @@ def cheap(made: Plan, queries: int = 64) -> Plan:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm", "eps"), CASES)
 def test_stays_in_bounds_and_says_what_it_did(name: str, norm: Norm, eps: float) -> None:
     images, labels = Prototypes().images(4)
@@ -68,6 +69,7 @@ def test_stays_in_bounds_and_says_what_it_did(name: str, norm: Norm, eps: float)
     assert not (result.success & (length == 0)).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm", "eps"), CASES)
 def test_the_seed_decides_everything(name: str, norm: Norm, eps: float) -> None:
     images, labels = Prototypes().images(2)
@@ -79,6 +81,7 @@ def test_the_seed_decides_everything(name: str, norm: Norm, eps: float) -> None:
     assert torch.equal(first.strength, again.strength)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -15,6 +15,8 @@ from metastable.attacks.target import Eot, WhiteBox
 from metastable.settings import Setting
 from tests.attacks.planted import SHAPE, Prototypes, gradient_of, score_network
 
+pytestmark = pytest.mark.slow
+
 
 class LivePeak(TorchDispatchMode):
     """The greatest number of bytes that tensors made inside hold at one time."""

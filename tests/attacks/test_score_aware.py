@@ -1,5 +1,6 @@
 import dataclasses
 
+import pytest
 import torch
 
 from metastable.attacks.aimed import Aimed
@@ -10,6 +11,7 @@ from metastable.attacks.target import Eot
 from tests.attacks.planted import Prototypes, box, score_network
 
 
+@pytest.mark.slow
 def test_passes_the_flag_that_an_attack_on_the_label_alone_raises() -> None:
     model = Prototypes()
     images, labels = model.images(6, share=0.35)

@@ -14,6 +14,7 @@ from metastable.defense import defend, purify
 from tests.attacks.planted import Prototypes, box, gradient_of, score_network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", ["logits", "softmax", "log_softmax"])
 def test_is_the_reference_defense_with_the_attackers_own_seeds(average: str) -> None:
     model = Prototypes()
@@ -68,6 +69,7 @@ def test_noise_is_fresh_in_every_call_and_repeats_with_the_seed() -> None:
     assert seeded(model, 1) is model
 
 
+@pytest.mark.slow
 def test_averaging_lowers_the_variance_of_outputs_and_gradients() -> None:
     model = Prototypes()
     images, labels = model.images(1)

@@ -21,6 +21,7 @@ def test_set() -> datasets.ImageSet:
     return datasets.ImageSet("noise", "test", images, torch.arange(3), list(datasets.CIFAR10_CLASSES))
 
 
+@pytest.mark.slow
 def test_early_answers_are_counted_against_all_chains(
     tiny: Bundle, test_set: datasets.ImageSet, tmp_path: Path
 ) -> None:

@@ -1,7 +1,10 @@
+import pytest
 import torch
 
 from benchmarks import gradients
 from metastable import bundle, datasets
+
+pytestmark = pytest.mark.slow
 
 
 def test_cosines_are_to_the_exact_gradient_of_the_same_noise(tiny: bundle.Bundle) -> None:

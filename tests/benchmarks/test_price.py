@@ -58,6 +58,7 @@ def test_each_case_does_the_work_that_it_names(one_view: Bundle) -> None:
         assert sum(Counted.seen) == (12 if "two views" in name else 6)
 
 
+@pytest.mark.slow
 def test_rows_have_times_ratios_and_accuracy(one_view: Bundle) -> None:
     runner = TorchRunner(one_view.networks, one_view.classifier)
     rows = price.measure(one_view, runner, "fast", 2, images(30), rounds=2)

@@ -66,6 +66,7 @@ def scratch(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
     return fresh
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_flipped_bytes(scratch: Callable[[], Path], tiny: bundle.Bundle, data: Any) -> None:
@@ -77,6 +78,7 @@ def test_flipped_bytes(scratch: Callable[[], Path], tiny: bundle.Bundle, data: A
     refused_or_same(path.parent, tiny)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_truncated_and_lengthened_files(scratch: Callable[[], Path], tiny: bundle.Bundle, data: Any) -> None:
@@ -155,6 +157,7 @@ def sealed(raw: dict[str, Any]) -> dict[str, Any]:
     return {**raw, "manifest_sha256": files.digest(text.encode("utf-8", "surrogatepass"))}
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_a_changed_manifest(tiny_folder: Path, data: Any) -> None:
@@ -192,6 +195,7 @@ def test_a_changed_manifest_with_the_right_digest(
     assert after is None or manifest.parse(manifest.render(after)) == after
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_a_bundle_behind_a_changed_manifest(

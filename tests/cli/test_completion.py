@@ -9,6 +9,8 @@ import pytest
 
 from tests.cli.given import run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -11,6 +11,7 @@ from metastable.engine.runners import choose
 from tests.cli.given import run
 
 
+@pytest.mark.slow
 def test_it_says_what_is_here_and_how_to_get_the_rest(tmp_path: Path) -> None:
     done = run("doctor", "--json", "--artifacts", tmp_path, METASTABLE_DATA=str(tmp_path))
     [line] = done.stdout.splitlines()
@@ -24,6 +25,7 @@ def test_it_says_what_is_here_and_how_to_get_the_rest(tmp_path: Path) -> None:
     assert set(found["java"]) in ({"version", "source"}, {"missing"})
 
 
+@pytest.mark.slow
 def test_it_is_read_by_people_too() -> None:
     done = run("doctor")
     assert done.returncode == 0, done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.abc
 import json
 import signal
 import struct
@@ -15,12 +14,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import metastable
-from metastable import __main__ as front
 from metastable import cli, console
 from tests.cli.given import PATIENCE, ROOT, run
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_one_sentence_and_no_traceback(tmp_path: Path) -> None:
     for words, said in (
         (("train", "classifier", "--out", tmp_path / "run"), "no data folder: pass --data"),
@@ -37,6 +35,7 @@ def test_what_is_wrong_is_one_sentence_and_no_traceback(tmp_path: Path) -> None:
         assert said in done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_a_run_goes_on(tmp_path: Path) -> None:
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -60,6 +59,7 @@ def test_ctrl_c_says_how_a_run_goes_on(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error() -> None:
     script = f"'{sys.executable}' -m metastable completion bash | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
@@ -67,6 +67,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert "Error" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_line_of_json_is_written_where_out_says(tmp_path: Path) -> None:
     done = run("bundle", "info", "model_store/mnist", "--out", tmp_path / "deep" / "info.json")
     line = done.stdout.splitlines()[-1]
@@ -92,21 +93,6 @@ def test_an_out_that_cannot_be_the_line_of_json_is_refused_at_once(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_while_the_command_is_imported_is_no_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Interrupts(importlib.abc.MetaPathFinder):
-        def find_spec(self, name: str, *_: object) -> None:
-            if name == "metastable.cli":
-                raise KeyboardInterrupt
-
-    monkeypatch.delitem(sys.modules, "metastable.cli", raising=False)
-    monkeypatch.delattr(metastable, "cli", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [Interrupts(), *sys.meta_path])
-    assert front.main() == 130
-    assert capsys.readouterr().err == "\nstopped\n"
-
-
 def test_an_empty_name_is_no_bundle(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(["bundle", "info", ""])
@@ -114,6 +100,7 @@ def test_an_empty_name_is_no_bundle(capsys: pytest.CaptureFixture[str]) -> None:
     assert "an empty name: give a folder, such as model_store/cifar10" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_bundles_are_checked(tmp_path: Path, tiny_folder: Path) -> None:
     done = run("bundle", "check", tiny_folder)
     assert json.loads(done.stdout.splitlines()[-1])["whole"] is True
@@ -128,6 +115,7 @@ def test_bundles_are_checked(tmp_path: Path, tiny_folder: Path) -> None:
     assert "score.safetensors" in done.stderr
 
 
+@pytest.mark.slow
 def test_purified_images_are_written_beside_the_verdicts(tiny_folder: Path, tmp_path: Path) -> None:
     cat = ROOT / "samples" / "cat.png"
     out = tmp_path / "purified"

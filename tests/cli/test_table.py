@@ -88,6 +88,7 @@ def test_a_package_that_is_not_there_is_said_with_its_extra() -> None:
         table.filler(command)
 
 
+@pytest.mark.slow
 def test_what_is_no_command_is_one_sentence() -> None:
     done = run("evaluate", "tabel")
     assert (done.returncode, done.stdout) == (2, "")

@@ -21,6 +21,7 @@ PIECES = st.text(
 FILES = st.lists(PIECES, min_size=1, max_size=3).map("/".join)
 
 
+@pytest.mark.slow
 @given(
     wanted=st.dictionaries(FILES, st.sampled_from(["cat", "dog", "10", "0", "3", "4"]), min_size=1),
     header=st.sampled_from([None, ("file", "label"), ("Label", "more", " file")]),

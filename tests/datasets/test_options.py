@@ -130,6 +130,7 @@ def test_calibration_keeps_how_its_images_came_to_be(
     }
 
 
+@pytest.mark.slow
 def test_a_shift_is_measured_by_the_bare_classifier_and_says_so(
     photos: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +162,7 @@ def test_a_score_network_learns_of_windows_and_goes_on_with_the_same(
     assert json.loads((out / "data.json").read_text()) == kept
 
 
+@pytest.mark.slow
 def test_hardening_for_stability_needs_no_labels_and_a_learning_classifier_does(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

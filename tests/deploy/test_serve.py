@@ -137,6 +137,7 @@ def by_the_printed_curl_line(output: str) -> httpx.Response:
     )
 
 
+@pytest.mark.server
 @pytest.mark.timeout(4 * PATIENCE)
 def test_a_server_starts_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
     with launched(tmp_path, build_archive(tmp_path)) as server:
@@ -162,6 +163,7 @@ def test_a_server_starts_answers_and_leaves_nothing_behind(tmp_path: Path) -> No
         serve.check_ports([("--port", "127.0.0.1", port) for port in server.ports])  # all free again
 
 
+@pytest.mark.server
 @pytest.mark.timeout(4 * PATIENCE)
 def test_check_predicts_once_and_ends(tmp_path: Path) -> None:
     with launched(tmp_path, build_archive(tmp_path), "--check") as server:
@@ -170,6 +172,7 @@ def test_check_predicts_once_and_ends(tmp_path: Path) -> None:
     assert 'check: predicted {"bytes":' in output
 
 
+@pytest.mark.server
 @pytest.mark.timeout(4 * PATIENCE)
 def test_a_model_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
     archive = build_archive(tmp_path, initialize='raise ValueError("the weights are damaged")')
@@ -180,6 +183,7 @@ def test_a_model_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
     assert "ValueError: the weights are damaged" in output
 
 
+@pytest.mark.server
 @pytest.mark.timeout(4 * PATIENCE)
 def test_a_server_that_dies_is_reported_and_cleared_away(tmp_path: Path) -> None:
     with launched(tmp_path, build_archive(tmp_path)) as server:
@@ -192,6 +196,7 @@ def test_a_server_that_dies_is_reported_and_cleared_away(tmp_path: Path) -> None
         assert server.alive() == []
 
 
+@pytest.mark.server
 @pytest.mark.timeout(4 * PATIENCE)
 def test_a_killed_launcher_takes_the_server_with_it(tmp_path: Path) -> None:
     with launched(tmp_path, build_archive(tmp_path)) as server:

@@ -18,6 +18,7 @@ def drawn(root: Path) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_picture_shows_the_imports_and_they_point_down(
     drawn: ModuleType, root: Path, tmp_path: Path
 ) -> None:

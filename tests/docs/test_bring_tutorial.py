@@ -55,6 +55,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2 * PATIENCE)
 def test_the_bundle_says_what_was_found(checkout: Path) -> None:
     lines = (checkout / "printed").read_text().splitlines()
@@ -70,6 +71,7 @@ def test_the_bundle_says_what_was_found(checkout: Path) -> None:
     assert str(checkout).encode() not in (checkout / "mine" / "shapes" / "classifier.onnx").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2 * PATIENCE)
 def test_it_is_attacked_and_its_purifier_hardened(checkout: Path) -> None:
     lines = (checkout / "printed").read_text().splitlines()
@@ -82,6 +84,7 @@ def test_it_is_attacked_and_its_purifier_hardened(checkout: Path) -> None:
     assert set(hardened.networks) == {"purifier", "score"}
 
 
+@pytest.mark.server
 @pytest.mark.timeout(3 * PATIENCE)
 def test_the_server_answers_with_its_class_names(checkout: Path) -> None:
     serve, ask = shlex.split(one("sh serve")), shlex.split(one("sh ask"))

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def checkout(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

@@ -154,6 +154,7 @@ STRANGE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(DYNAMICS))
 def test_strange_values_are_settings_or_a_settings_error(name: str) -> None:
     """Whatever stands in a file: no other error comes of it."""

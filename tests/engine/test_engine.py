@@ -62,6 +62,7 @@ def test_every_setting_gives_what_the_reference_gives(tiny: Bundle) -> None:
         assert sum(found[one.id].seconds.values()) > 0
 
 
+@pytest.mark.slow
 @given(st.randoms(use_true_random=False), st.integers(1, 16))
 @settings(max_examples=15, deadline=None)
 def test_an_answer_does_not_depend_on_company_or_order(rng: random.Random, slots: int) -> None:

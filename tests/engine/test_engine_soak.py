@@ -13,6 +13,8 @@ from metastable.errors import Overloaded
 from metastable.settings import Setting
 from tests.engine.worlds import SETTINGS, SHORT, job, run_out, world
 
+pytestmark = pytest.mark.slow
+
 
 def shorter(setting: Setting, chains: int) -> Setting:
     short = replace(setting, chains=chains)

@@ -20,6 +20,8 @@ from metastable.engine.runners.onnx_runner import OnnxRunner
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.networks.autoencoder import Autoencoder
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = """
 default: none
 caps: {chains: 8, steps: 8}

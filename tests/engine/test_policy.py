@@ -1,5 +1,7 @@
 """The promise of the policy, in a simulation on the engine's own clock."""
 
+import pytest
+
 from metastable.engine.engine import EngineLimits
 from metastable.engine.job import Answer, Job
 from tests.engine.worlds import LONG, SHORT, job, run_out, world
@@ -36,6 +38,7 @@ def latencies(long_jobs: int, short_jobs: int, gap: float) -> tuple[list[float],
     )
 
 
+@pytest.mark.slow
 def test_short_requests_do_not_wait_for_long_ones() -> None:
     _, alone = latencies(0, 50, gap=0.05)
     _, beside = latencies(5, 50, gap=0.05)
@@ -43,6 +46,7 @@ def test_short_requests_do_not_wait_for_long_ones() -> None:
     assert max(beside) <= max(alone) + 3 * 2 * SEGMENT
 
 
+@pytest.mark.slow
 def test_a_long_request_gets_its_share_however_many_short_ones_come() -> None:
     # Short ones alone would fill the machine: 4 chains of 2 ms + 2 ms every 16 ms.
     [[alone], _] = latencies(1, 0, gap=1.0)

@@ -18,6 +18,8 @@ from metastable.networks.onnx_classifier import OnnxClassifier
 from metastable.networks.onnx_gradient import Differentiable
 from tests.networks.brought import Separable, exported, seen, write_bundle
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnx2fx")
 CONFIG = RobustConfig(steps=2, samples=2, check=4, batch=4)
 

@@ -27,6 +27,7 @@ def calibration(
     return calibrated.of(loaded, seen, false_positive_rate=0.1)
 
 
+@pytest.mark.slow
 def test_changed_images_are_flagged_at_the_stated_rate_on_average(tiny: bundle.Bundle) -> None:
     rates = []
     names = ("noise4", "sharpened", "darker")
@@ -94,6 +95,7 @@ def test_the_command_refuses_a_change_that_is_none_and_leaves_the_bundle(
     assert bundle.load(Path(arguments[3])).digest == before
 
 
+@pytest.mark.slow
 def test_the_command_sets_thresholds_of_shifts(
     arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

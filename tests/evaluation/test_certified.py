@@ -65,6 +65,7 @@ settings:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("images")
 def test_the_command_resumes_and_refuses_what_has_no_certificate(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -10,6 +10,8 @@ from metastable.errors import DataError
 from metastable.evaluation import __main__ as command
 from metastable.evaluation import corrupted
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tiny: bundle.Bundle, tmp_path: Path) -> Path:

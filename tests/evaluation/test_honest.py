@@ -33,6 +33,7 @@ def test_set(tiny: bundle.Bundle) -> datasets.ImageSet:
     return datasets.ImageSet("noise", "test", images, labels, [])
 
 
+@pytest.mark.slow
 def test_flags_and_right_answers_are_counted(tiny: bundle.Bundle, test_set: datasets.ImageSet) -> None:
     assert tiny.anomaly is not None
     norms = tiny.scores["score"](datasets.to_float(test_set.images)).flatten(1).norm(dim=1)
@@ -47,6 +48,7 @@ def test_flags_and_right_answers_are_counted(tiny: bundle.Bundle, test_set: data
     assert "| uniform noise of 4/255 | `noise4` |" in honest.markdown(rows)
 
 
+@pytest.mark.slow
 def test_tables_and_pictures_with_and_without_settings(
     tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path
 ) -> None:
@@ -67,6 +69,7 @@ def test_what_does_not_fit_is_refused(
         honest.measure(dataclasses.replace(tiny, anomaly=None), test_set, config())
 
 
+@pytest.mark.slow
 def test_the_command_writes_all_three_files(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,10 @@
+import pytest
 import torch
 
 from metastable import bundle
 from metastable.evaluation import latency
+
+pytestmark = pytest.mark.slow
 
 
 def test_every_setting_is_timed_on_every_image_after_a_warm_up(tiny: bundle.Bundle) -> None:

@@ -39,6 +39,7 @@ def known(measured: list[dict[str, Any]]) -> str:
     return json.dumps([{k: v for k, v in row.items() if k != "seconds"} for row in measured])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_gives_the_same_outcomes(
     tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path
 ) -> None:
@@ -65,6 +66,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_outcomes(
         robust.measure(tiny, test_set, rows(), config(), tmp_path / "4")
 
 
+@pytest.mark.slow
 def test_rows_and_images_may_be_added_to_a_folder(
     tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path
 ) -> None:
@@ -82,6 +84,7 @@ def test_rows_and_images_may_be_added_to_a_folder(
         robust.measure(other, test_set, rows(), config(batch=2), tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_rows_say_what_was_measured(tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path) -> None:
     measured = robust.measure(tiny, test_set, rows(), config(eps=0.5, step=0.1, steps=5), tmp_path)
     by_name = {(row["setting"], row["attack"]): row for row in measured}
@@ -108,6 +111,7 @@ def test_rows_say_what_was_measured(tiny: bundle.Bundle, test_set: datasets.Imag
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_detection_is_of_the_images_that_were_attacked(
     tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path
 ) -> None:
@@ -127,6 +131,7 @@ def test_detection_is_of_the_images_that_were_attacked(
     assert "| – | – | 0.0 |" in robust_rows.markdown([lost])
 
 
+@pytest.mark.slow
 def test_the_judges_noise_is_not_the_attackers(
     tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +170,7 @@ def test_a_bundle_without_a_calibration_or_a_run_without_images_is_refused(
         robust.measure(dataclasses.replace(tiny, anomaly=None), test_set, rows(), config(), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_json_line_last(
     tiny: bundle.Bundle, tiny_folder: Path, test_set: datasets.ImageSet, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,

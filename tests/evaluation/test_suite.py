@@ -11,29 +11,11 @@ from PIL import Image
 from metastable import anomaly, bundle, datasets
 from metastable.attacks.annealed import Annealed
 from metastable.attacks.ascent import Attacked
-from metastable.attacks.white_box import white_box
 from metastable.errors import DataError
 from metastable.evaluation import __main__ as command
-from metastable.evaluation import controls, outcomes, resubmit, robust, suite, suite_report
-from metastable.evaluation.robust import Outcomes, RobustConfig, planned
-
-MEMBERS = ("transfer", "annealed-ce", "joint")
-
-
-@pytest.fixture
-def test_set(tiny: bundle.Bundle) -> datasets.ImageSet:
-    """Noise, labelled so that the bare classifier is right on all but the first."""
-    rng = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=rng)
-    with torch.no_grad():
-        labels = tiny.classifier(datasets.to_float(images)).argmax(1)
-    labels[0] = (labels[0] + 1) % 10
-    return datasets.ImageSet("noise", "test", images, labels, list(datasets.CIFAR10_CLASSES))
-
-
-def config(**changes: object) -> RobustConfig:
-    fields: dict[str, object] = {"steps": 2, "samples": 2, "check": 4, "batch": 2}
-    return RobustConfig(**(fields | changes))  # type: ignore[arg-type]
+from metastable.evaluation import outcomes, robust, suite, suite_report
+from metastable.evaluation.robust import Outcomes, planned
+from tests.evaluation.asked import MEMBERS, config
 
 
 def known(measured: object) -> str:
@@ -49,6 +31,7 @@ def without_times(suites: list[dict[str, object]]) -> list[dict[str, object]]:
     return found
 
 
+@pytest.mark.slow
 def test_the_worst_case_is_by_image_and_lost_images_stay_lost(
     tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path
 ) -> None:
@@ -85,6 +68,7 @@ def test_the_worst_case_is_by_image_and_lost_images_stay_lost(
     assert second["attacked"] == first["left"]
 
 
+@pytest.mark.slow
 def test_a_resumed_suite_comes_to_the_same(
     tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path
 ) -> None:
@@ -134,6 +118,7 @@ def test_an_attack_on_another_defense_than_the_judges_is_refused(
             suite.check_spent([*answers, wrong], tiny.settings["fast"])
 
 
+@pytest.mark.slow
 def test_reports_show_radii_or_attacks(
     tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path
 ) -> None:
@@ -146,60 +131,6 @@ def test_reports_show_radii_or_attacks(
     for name, part in (("curve", found), ("attacks", found[1:])):
         suite_report.draw(part, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_resubmission_counts_wrong_answers_of_what_was_answered_rightly(
-    tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    suite.measure(tiny, test_set, ["fast"], [2 / 255], config(), tmp_path, members=MEMBERS)
-    folder = tmp_path / "eps-2"
-    rows = resubmit.measure(tiny, ["fast"], folder, tries=4, seed=0)
-    seen = outcomes.read_outcomes(folder / "outcomes.jsonl")
-    for row in rows[:-1]:
-        right = [o for o in seen if o["attack"] == row["attack"] and o["predicted"] == o["label"]]
-        assert row["n"] == len(row["wrong"]) == len([o for o in right if "strength" in o])
-        assert all(0 <= count <= 4 for count in row["wrong"])
-        assert row["once"][0] == round(sum(count > 0 for count in row["wrong"]) / row["n"], 4)
-        assert row["each"] == round(sum(row["wrong"]) / row["n"] / 4, 4)
-    assert resubmit.measure(tiny, ["fast"], folder, tries=4, seed=0) == rows
-    used: list[int] = []
-
-    def half_wrong(bundle, engine, images, norms, seeds, setting):  # type: ignore[no-untyped-def]
-        used.extend(seeds)
-        return [{"predicted": -1 if seed % 2 else -2} for seed in seeds]
-
-    monkeypatch.setattr(resubmit, "judge", half_wrong)
-    wrong = resubmit.measure(tiny, ["fast"], folder, tries=4, seed=0)
-    assert len(set(used)) == len(used) == 4 * sum(row["n"] for row in wrong[:-1])  # new noise in every try
-    assert wrong.pop()["once"][0] == 1
-    assert all(row["wrong"] == [4] * row["n"] for row in wrong)
-    assert "| `fast` |" in resubmit.markdown(rows)
-    resubmit.draw(rows, tmp_path / "again.png")
-    assert rows[-1]["attack"] == "any"
-    kept = [o for o in seen if "strength" in o and o["predicted"] == o["label"]]
-    assert rows[-1]["n"] == len({o["index"] for o in kept})
-    with pytest.raises(DataError, match="holds no suite of softmax"):
-        resubmit.measure(tiny, ["softmax"], folder, tries=2, seed=0)
-    other = dataclasses.replace(tiny, parts=tiny.parts | {"score": "0" * 64})
-    with pytest.raises(DataError, match="another bundle or setting"):
-        resubmit.measure(other, ["fast"], folder, tries=2, seed=0)
-
-
-def test_controls_find_an_attack_that_leaves_its_ball_and_a_judge_of_another_defense(
-    tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("adv_lib")
-    pytest.importorskip("art")
-    some, asked = test_set.take(3), config(eps=0.2, steps=4)
-    rows = controls.measure(tiny, some, "fast", "none", asked, tmp_path / "w", tmp_path / "s")
-    assert [row["passed"] for row in rows] == [True] * 4
-    assert rows[0]["found"].startswith("0 of ")
-    assert "| yes |" in controls.markdown(rows)
-    # An attacker who knows another noise level attacks another defense.
-    weak = tiny.settings["fast"].moving(sigma=0.02, sigma_unflagged=0.01)
-    known = white_box(tiny, "fast")
-    monkeypatch.setattr(controls, "white_box", lambda *_: dataclasses.replace(known, setting=weak))
-    assert controls.agreement(tiny, test_set, "fast") > 5
 
 
 def test_an_attack_that_leaves_its_ball_is_found_out(
@@ -236,6 +167,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, script: dict[tuple[str, float, int
     monkeypatch.setattr(suite, "Outcomes", Scripted)
 
 
+@pytest.mark.slow
 def test_what_is_lost_passed_and_asked_by_a_script(
     tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +220,7 @@ def test_attacks_know_the_shift_where_it_has_a_threshold(tiny: bundle.Bundle) ->
     assert robust.said(both, both.settings["fast"]) != robust.said(tiny, tiny.settings["fast"])
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_suite_with_several_radii(
     tiny: bundle.Bundle, tiny_folder: Path, test_set: datasets.ImageSet, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,

@@ -22,6 +22,7 @@ def config(**changes: object) -> table.TableConfig:
     return table.TableConfig(**{"settings": ("none", "fast"), "n": 10, "steps": 2, **changes})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_an_interrupted_table_goes_on_and_gives_the_same_result(
     tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path
 ) -> None:
@@ -44,6 +45,7 @@ def test_an_interrupted_table_goes_on_and_gives_the_same_result(
         table.measure(tiny, test_set, config(steps=3), tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_the_summary_counts_what_happened(
     tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path
 ) -> None:
@@ -61,6 +63,7 @@ def test_the_summary_counts_what_happened(
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_commands_print_one_json_line_last(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,8 @@ from metastable.bundle import Bundle
 from metastable.engine.runners import cards
 from metastable.errors import BundleError, SettingsError
 
+pytestmark = pytest.mark.slow
+
 REAL = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(8))
 
 

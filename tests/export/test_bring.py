@@ -327,6 +327,7 @@ def test_the_command_line_without_pictures(
         assert error.count("\n") == 1, error
 
 
+@pytest.mark.slow
 def test_an_archive_holds_the_graph_and_no_extra_files(
     graph: Path, names: Path, tiny_folder: Path, tmp_path: Path, root: Path
 ) -> None:

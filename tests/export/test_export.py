@@ -82,6 +82,7 @@ def test_a_run_without_weights_is_refused_and_one_that_kept_some_is_taken(tmp_pa
         assert torch.equal(found.state_dict()[name], value.half().float())
 
 
+@pytest.mark.slow
 def test_the_archive_holds_all_that_a_worker_imports(tiny_folder: Path, root: Path, tmp_path: Path) -> None:
     archive = tmp_path / "metastable.mar"
     digest = mar.build(tiny_folder, root / "model-config.yaml", archive)

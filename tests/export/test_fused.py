@@ -12,6 +12,8 @@ from metastable.defense import purify
 from metastable.dynamics.adp import Adp
 from metastable.dynamics.langevin import Langevin
 
+pytestmark = pytest.mark.slow
+
 X = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(4))
 KEYS = [(7, chain) for chain in range(len(X))]
 

@@ -15,6 +15,8 @@ from metastable.bundle import Bundle
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.onnx_classifier import OnnxClassifier
 
+pytestmark = pytest.mark.slow
+
 
 def shapes(values: object) -> dict[str, list[str | int]]:
     return {

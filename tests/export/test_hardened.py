@@ -17,6 +17,8 @@ from metastable.training.harden_config import HardenConfig
 from metastable.training.harden_parts import of_bundle
 from metastable.training.harden_pipeline import Pipeline, TrainingWalk
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = """
 default: fast
 caps: {chains: 16, steps: 20}

@@ -33,6 +33,7 @@ def exported(archive: Path) -> list[str]:
         return sorted(name for name in packed.namelist() if name.startswith("artifacts/") and name[-1] != "/")
 
 
+@pytest.mark.slow
 def test_the_runner_decides_what_is_packed(root: Path, shipped: Path, tmp_path: Path, config: Config) -> None:
     archive = tmp_path / "out.mar"
     mar.build(shipped, config("torch"), archive)
@@ -44,6 +45,7 @@ def test_the_runner_decides_what_is_packed(root: Path, shipped: Path, tmp_path: 
         ]
 
 
+@pytest.mark.slow
 def test_float32_graphs_are_made_on_the_way(tiny_folder: Path, tmp_path: Path, config: Config) -> None:
     archive = tmp_path / "out.mar"
     mar.build(tiny_folder, config("auto"), archive)

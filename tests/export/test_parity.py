@@ -42,6 +42,7 @@ def test_errors_and_labels_are_both_judged(median: float, same: int, refused: in
     assert len(list(parity.refusals(figures(median, same), EXACT))) == refused
 
 
+@pytest.mark.slow
 def test_a_runner_in_float32_is_its_bundle_and_one_in_bfloat16_is_not_as_near(tiny: Bundle) -> None:
     reference = parity.Reference(tiny, REAL)
     exact = parity.measure(TorchRunner(tiny.networks, tiny.classifier), reference)

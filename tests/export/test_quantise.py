@@ -9,6 +9,8 @@ from metastable.bundle import Bundle
 from metastable.engine.runners.onnx_runner import OnnxRunner
 from metastable.engine.runners.openvino_runner import OpenVinoRunner
 
+pytestmark = pytest.mark.slow
+
 IMAGES = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
 

@@ -10,6 +10,8 @@ from export import tensorrt
 from metastable.bundle import Bundle
 from metastable.errors import BundleError, MissingPackage
 
+pytestmark = pytest.mark.slow
+
 needs_tensorrt = pytest.mark.skipif(tensorrt.missing() is not None, reason="TensorRT is not installed")
 
 

@@ -19,6 +19,8 @@ from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.images import DecodedImage, decode
 from tests.handlers.test_service import Clock, png, request, service
 
+pytestmark = pytest.mark.slow
+
 
 class Counting(TorchRunner):
     """Says how many images were scored and classified; fails on request."""

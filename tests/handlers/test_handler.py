@@ -41,6 +41,7 @@ def model_dir(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("continuous", [False, True])
 def test_rows_in_json_out_each_with_its_status(
     model_dir: Path, root: Path, continuous: bool, monkeypatch: pytest.MonkeyPatch

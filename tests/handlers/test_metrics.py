@@ -85,6 +85,7 @@ def test_the_codes_of_the_library_are_outcomes() -> None:
     assert {"ok", "internal", "too_large", "invalid_image", "deadline_exceeded"} <= set(outcomes())
 
 
+@pytest.mark.slow
 @given(names=st.lists(st.text(), max_size=30))
 def test_labels_are_bounded_whatever_comes_in(names: list[str]) -> None:
     metrics = Metrics(settings=["fast", "none"])
@@ -138,6 +139,7 @@ def scrape(port: int, seconds: float = 60.0) -> str:
             time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_workers_share_one_address_and_another_takes_over(tmp_path: Path) -> None:
     port = free_port()
     environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}

@@ -21,6 +21,8 @@ from metastable.bundle import Bundle
 from metastable.engine.runners import artifacts
 from metastable.errors import MissingPackage
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def threads() -> object:

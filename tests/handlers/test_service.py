@@ -18,6 +18,8 @@ from metastable.engine.engine import EngineLimits
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.images import ImageLimits, decode
 
+pytestmark = pytest.mark.slow
+
 
 def png(seed: int = 0, size: tuple[int, int] = (32, 32)) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)

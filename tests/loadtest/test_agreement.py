@@ -34,6 +34,7 @@ def test_sets_are_told_apart_by_who_gave_their_labels() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_page_line_and_comparison_speak_of_agreement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,7 @@ def test_answers_are_read_and_in_order() -> None:
     assert all(e.due <= e.sent <= e.done for e in found.exchanges)
 
 
+@pytest.mark.slow
 def test_a_stall_shows_in_an_open_loop_and_hides_in_a_closed_one() -> None:
     """Coordinated omission (Tene): a closed loop sends nothing while the server stalls."""
     stall = 0.6
@@ -41,6 +42,7 @@ def test_a_stall_shows_in_an_open_loop_and_hides_in_a_closed_one() -> None:
     assert slow["single"] < slow["constant"] / 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("behaviour", "outcome"),
     [
@@ -91,6 +93,7 @@ def test_requests_that_cannot_be_sent_are_counted(monkeypatch: pytest.MonkeyPatc
     assert [e.outcome for e in found.exchanges] == ["timeout"] * 2 + ["unsent"] * 3
 
 
+@pytest.mark.slow
 def test_a_client_that_cannot_keep_up_notices() -> None:
     load, busy = Load(scenario="constant", rate=100), 0.05
     with serving(Behaviour()) as url:

@@ -138,6 +138,7 @@ def test_a_condition_on_an_arm_that_is_not_there_is_an_error() -> None:
         parse_condition("slow.p99>1").failures(made(samples()))
 
 
+@pytest.mark.slow
 @given(st.text(max_size=20) | st.from_regex(r"([a-z.]+\.)?(p99|robust)[<>][0-9.e-]+", fullmatch=True))
 def test_any_text_is_a_condition_or_a_data_error(text: str) -> None:
     try:

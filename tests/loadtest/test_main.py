@@ -35,6 +35,7 @@ def run(folder: Path, url: str, out: str, *more: str) -> list[str]:
     return [*words, "--out", str(folder / out), *more]
 
 
+@pytest.mark.slow
 def test_run_and_compare_end_as_ci_needs_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,6 +55,7 @@ def test_run_and_compare_end_as_ci_needs_it(
     assert call(monkeypatch, "compare", reports[0], str(folder / "pgd.npz")) == console.WRONG
 
 
+@pytest.mark.slow
 def test_an_invalid_run_says_so_by_its_status(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -62,6 +64,7 @@ def test_an_invalid_run_says_so_by_its_status(
     assert "refused" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_sweep_writes_its_frontier(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["sweep", "--arm", "fast", "--images", "clean,pgd", "--sets", str(folder), "--low", "50"]
     words += [

@@ -32,6 +32,7 @@ def test_clean_images_are_a_set(tiny: Bundle, tmp_path: Path) -> None:
     assert sets.load(tmp_path / "clean.npz").digest == made.digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ["transfer", "bpda-eot"])
 def test_attacked_images_are_in_their_balls(tiny: Bundle, tmp_path: Path, attack: str) -> None:
     made = make(tiny, images(), order(attack), tmp_path / "a.npz")
@@ -43,6 +44,7 @@ def test_attacked_images_are_in_their_balls(tiny: Bundle, tmp_path: Path, attack
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_set_goes_on_and_comes_out_the_same(
     tiny: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,8 @@ from loadtest.schedule import Load
 from tests.launched import free_port
 from tests.loadtest.servers import Behaviour, item, serving
 
+pytestmark = pytest.mark.slow
+
 N = 24
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 PHONE = 390  # CSS pixels

@@ -49,6 +49,7 @@ def test_a_search_needs_a_range(bad: tuple[float, float, int]) -> None:
         search(lambda rate: True, *bad)
 
 
+@pytest.mark.slow
 def test_a_sweep_finds_what_a_server_of_known_speed_can_do() -> None:
     """20 ms a request are 50 a second: above that, evenly spaced requests pile up."""
     images = [item(1 if i % 2 else 2, 1, row=i) for i in range(30)]

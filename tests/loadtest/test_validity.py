@@ -61,6 +61,7 @@ def test_reasons(changes: dict[str, Any], said: str | None) -> None:
         assert said in found[0]
 
 
+@pytest.mark.slow
 def test_a_client_that_runs_out_of_sockets_makes_no_valid_run(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

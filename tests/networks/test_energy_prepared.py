@@ -44,6 +44,7 @@ def test_it_is_a_copy_until_it_is_refreshed() -> None:
     assert held == [buffer.data_ptr() for buffer in prepared.buffers()]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_half_precision_is_near_on_the_shipped_energy_and_far_from_its_limits(shipped: Path) -> None:
     network = bundle.network(shipped, "energy").double()

@@ -43,6 +43,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dynamo"),
     [
@@ -215,6 +216,7 @@ def test_the_package_that_is_named_is_the_one_that_is_pinned(root: Path, name: s
     assert PACKAGE in (root / name).read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_a_server_does_not_import_the_package() -> None:
     code = "import sys, handlers.service, metastable.bundle; sys.exit('onnx2fx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -67,6 +67,7 @@ def test_gradients_reach_every_weight_and_the_image() -> None:
     assert (x.grad.abs().sum(1) > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, 24, 24), (3, 21, 37), (1, 28, 28)])
 def test_exported_graphs_agree_at_a_static_shape(shape: tuple[int, int, int]) -> None:
     runtime = pytest.importorskip("onnxruntime")

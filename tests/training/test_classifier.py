@@ -41,6 +41,7 @@ def data(monkeypatch: pytest.MonkeyPatch) -> None:
 SMALL = ClassifierConfig(epochs=4, batch=32, bf16=False, lr=3.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("data")
 def test_it_learns_and_a_resumed_run_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = classifier.train(SMALL, tmp_path, tmp_path / "a", "cpu")
@@ -79,6 +80,7 @@ def classifier_weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "weights.safetensors")
 
 
+@pytest.mark.slow
 def test_adversarial_batches_are_harder_and_inside_their_share_of_the_ball() -> None:
     torch.manual_seed(0)
     network = Cnn(widths=(4, 4, 8))
@@ -92,6 +94,7 @@ def test_adversarial_batches_are_harder_and_inside_their_share_of_the_ball() -> 
     assert torch.equal(moved[1.0], classifier._attacked(network, x, y, config, 3, 1.0))
 
 
+@pytest.mark.slow
 def test_adversarial_training_of_digits_learns(tmp_path: Path, bars: None) -> None:
     config = ClassifierConfig(
         dataset="mnist", network="cnn-4-4-8", epochs=40, batch=32, lr=2.0, label_smoothing=0.0,

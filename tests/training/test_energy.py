@@ -23,6 +23,8 @@ from metastable.training import energy
 from metastable.training.energy import EnergyMlConfig, train_energy_ml
 from metastable.training.run import KEPT, Paused, Run, sitting
 
+pytestmark = pytest.mark.slow
+
 TINY = EnergyMlConfig(
     dataset="mnist", features=4, updates=6, switch=3, batch=4, steps=3, bank=10, report_every=2, long_steps=5
 )

@@ -72,6 +72,7 @@ def test_updates_visit_the_bank_from_end_to_end_and_note_their_figures(data: Pat
     assert all(value > 0 for value in recent["strength"] + recent["spread"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adam", [True, False])
 def test_an_update_reads_nothing_back(data: Path, adam: bool) -> None:
     made = trainer(data)
@@ -131,6 +132,7 @@ def test_rejuvenated_chains_are_data_again(data: Path) -> None:
     assert (made.bank[4:] == 9).all()
 
 
+@pytest.mark.slow
 def test_score_matching_lowers_its_loss(data: Path) -> None:
     made = trainer(data, batch=8, warm_low=0.1, warm_high=0.1)
     clean = made._data(0.0)
@@ -146,6 +148,7 @@ def test_score_matching_lowers_its_loss(data: Path) -> None:
     assert loss() < before
 
 
+@pytest.mark.slow
 def test_a_run_writes_what_it_found_and_goes_on_after_a_pause(data: Path, tmp_path: Path) -> None:
     with sitting(0), pytest.raises(Paused):
         energy_device.train(TINY, data, tmp_path, "cpu")
@@ -163,6 +166,7 @@ def test_a_run_writes_what_it_found_and_goes_on_after_a_pause(data: Path, tmp_pa
         energy_device.train(dataclasses.replace(TINY, rejuvenation=0.5), data, tmp_path, "cpu")
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept_not_the_last(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +182,7 @@ def test_the_best_weights_are_kept_not_the_last(
     assert not torch.equal(seen[1], seen[-1])
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_astray_returns_and_halves_its_rates(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +194,7 @@ def test_a_run_that_goes_astray_returns_and_halves_its_rates(
     assert [line.get("rate") for line in log] == [1.0, 0.5, 0.5, 0.5][: len(log)]
 
 
+@pytest.mark.slow
 def test_a_good_run_stops_early(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Watch, "done", lambda self, recent, check: True)
     result = energy_device.train(dataclasses.replace(TINY, check_s=0.0), data, tmp_path, "cpu")

@@ -34,6 +34,7 @@ def start_weights(settings: HardenConfig, tmp_path: Path) -> dict[str, torch.Ten
     return {k: v.clone() for k, v in session.update.pipeline.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "moves"),
     [
@@ -71,6 +72,7 @@ def test_a_mode_moves_its_parts_and_no_other(
         assert there == (tmp_path / "run" / f"{part}.fp16.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, folder: Path) -> None:
     settings = config(folder, updates=7, pad=2, flip=True)
     harden.train(settings, tmp_path, tmp_path / "whole", "cpu")
@@ -97,6 +99,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, folder: Path)
         assert all(torch.equal(one[k], other[k]) for k in one)
 
 
+@pytest.mark.slow
 def test_it_learns_a_toy_problem(tmp_path: Path, folder: Path) -> None:
     settings = config(
         folder,
@@ -123,6 +126,7 @@ def test_it_learns_a_toy_problem(tmp_path: Path, folder: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_time_to_fit_settles_the_number_once(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +141,7 @@ def test_a_time_to_fit_settles_the_number_once(
     assert harden.train(settings, tmp_path, tmp_path / "run", "cpu")["updates"] == planned
 
 
+@pytest.mark.slow
 def test_the_guard_restores_the_last_good_weights(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

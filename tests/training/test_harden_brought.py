@@ -22,6 +22,8 @@ from tests.networks.brought import Separable, Vit, exported, seen, write_bundle
 from tests.training import harden_toys
 from tests.training.harden_toys import config
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnx2fx")
 SETTINGS = """
 default: fast

@@ -44,6 +44,7 @@ def test_unrolled_steps_each_have_their_noise() -> None:
         assert torch.equal(made.purify(x, z), at)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamics", [{"sigma": 0.1}, {"unroll": 2, "step": 0.7, "noise": 0.05}])
 def test_the_gradient_is_that_of_float64(dynamics: dict[str, float]) -> None:
     made = pipeline(**dynamics)
@@ -72,6 +73,7 @@ def test_the_gradient_is_that_of_float64(dynamics: dict[str, float]) -> None:
     assert float(difference) == pytest.approx(float((slope * along).sum()), rel=1e-4, abs=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 3])
 def test_the_attack_stays_in_the_ball_and_raises_the_loss(steps: int) -> None:
     made = pipeline(sigma=0.05)
@@ -113,6 +115,7 @@ class Watched(nn.Module):
         return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "count"),
     [({}, 3), ({"consistency": 1.0}, 4), ({"loss": "trades"}, 5), ({"unroll": 2}, 3)],
@@ -144,6 +147,7 @@ def test_consistency_is_the_divergence_to_the_mean() -> None:
     assert float(consistency(same, 1.0, 0.0)) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_judging_leaves_everything_as_it_was() -> None:
     made = pipeline(sigma=0.05)
     x, y = images(20)

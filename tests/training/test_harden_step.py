@@ -13,6 +13,8 @@ from tests.training import harden_toys
 from tests.training.harden_toys import config
 from tests.training.resident import Resident
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ def test_it_needs_a_classifier_that_is_trained(tmp_path: Path) -> None:
         classifier.trained(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bars")
 def test_it_learns_to_denoise_for_the_classifier_and_resumes(tmp_path: Path) -> None:
     small = ClassifierConfig(

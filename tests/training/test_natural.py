@@ -45,6 +45,7 @@ def test_damaged_and_small_files_are_named_and_left_out(folder: Path) -> None:
         patches.read(folder / "nowhere", 32)
 
 
+@pytest.mark.slow
 def test_large_pictures_are_reduced_and_keep_their_aspect(tmp_path: Path) -> None:
     Image.fromarray(ramp(1000, 2000)).save(tmp_path / "large.png")
     [one] = patches.read(tmp_path, 32)
@@ -102,6 +103,7 @@ def test_patches_come_from_every_size_of_the_pyramid() -> None:
     assert sizes == [(200, 300), (150, 225), (112, 168)]
 
 
+@pytest.mark.slow
 def test_it_learns_and_says_how_well(folder: Path, tmp_path: Path) -> None:
     config = NaturalConfig(
         widths="8,8,8", blocks=1, updates=150, batch=4, patch=32, warmup=5, lr=1e-2, ema=0.9, held_out=0.3
@@ -113,6 +115,7 @@ def test_it_learns_and_says_how_well(folder: Path, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "run").glob("*.png")} == {"loss.png", "samples.png"}
 
 
+@pytest.mark.slow
 def test_a_run_in_sittings_ends_where_one_in_one_go_does(folder: Path, tmp_path: Path) -> None:
     whole = natural.train(TINY, folder, tmp_path / "whole", "cpu")
     with pytest.raises(Paused), sitting(0):
@@ -121,6 +124,7 @@ def test_a_run_in_sittings_ends_where_one_in_one_go_does(folder: Path, tmp_path:
     assert parts["psnr"] == whole["psnr"]
 
 
+@pytest.mark.slow
 def test_an_exact_denoiser_and_one_that_does_nothing_have_the_psnr_they_must() -> None:
     network = UnshuffledUNet((4, 4, 4), 1)
     for parameter in network.parameters():

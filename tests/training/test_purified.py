@@ -41,6 +41,7 @@ def test_rejuvenation_replaces_its_share() -> None:
     assert abs(float(rejuvenate(old, clean, 0.25, rng).mean()) - 0.75) < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bars")
 def test_it_learns_while_the_bank_moves_inside_the_ball(tmp_path: Path, folder: Path) -> None:
     config = PurifiedConfig(

@@ -56,6 +56,7 @@ def test_some_settings_may_change_and_new_ones_have_their_defaults(tmp_path: Pat
         Run(tmp_path, Config(name="y"))
 
 
+@pytest.mark.slow
 def test_a_large_checkpoint_is_cut_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tmp_path, Config())
     bank = torch.rand(9 * 2**20)  # 36 MiB

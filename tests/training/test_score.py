@@ -51,6 +51,7 @@ def test_a_network_that_says_nothing_has_loss_one() -> None:
     assert float(score.dsm_loss(network, noise, noise, sigma).mean().detach()) == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("data")
 def test_a_score_network_learns_to_denoise(tmp_path: Path) -> None:
     config = ScoreConfig(widths="8,8,8", updates=60, warmup=5, batch=8, bf16=False, lr=1e-2, ema=0.9)
@@ -59,6 +60,7 @@ def test_a_score_network_learns_to_denoise(tmp_path: Path) -> None:
         assert error < 0.6 * float(sigma)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("data")
 def test_an_energy_learns_to_denoise_through_its_gradient(tmp_path: Path) -> None:
     config = EnergyDsmConfig(features=8, updates=150, warmup=5, batch=8, lr=3e-3, sigma_min=0.15, ema=0.9)

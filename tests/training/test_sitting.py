@@ -32,6 +32,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_a_run_of_many_sittings_ends_as_one_of_a_single_sitting(data: Path, tmp_path: Path) -> None:
     train_energy_ml(TINY, data, tmp_path / "whole", "cpu")
     for _ in range(TINY.updates):
@@ -52,6 +53,7 @@ def test_a_sitting_ends_with_its_block(tmp_path: Path) -> None:
         Run(tmp_path / "b", TINY).checkpoint(dict, now=True)
 
 
+@pytest.mark.slow
 def test_the_command_says_that_it_paused(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,7 @@ NAMES = (
 )
 
 
+@pytest.mark.slow
 def test_the_dry_run_times_all_and_judges_the_targets(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,6 +50,7 @@ def test_the_dry_run_times_all_and_judges_the_targets(
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch's compiler needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # PyTorch's own call
 def test_what_is_compiled_makes_the_same_score(tiny: Bundle) -> None:

@@ -28,6 +28,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     harden.main()
 
 
+@pytest.mark.slow
 def test_speeds_that_fail_do_not_stop_the_others(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,6 +51,7 @@ def test_speeds_that_fail_do_not_stop_the_others(
     assert all(row["ms_an_update"] > 0 for row in rows[1:])
 
 
+@pytest.mark.slow
 def test_it_trains_resumes_and_judges(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

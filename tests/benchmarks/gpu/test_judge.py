@@ -38,6 +38,7 @@ def test_every_row_names_a_defense_of_the_papers_and_an_attack() -> None:
     assert known["hill_1500"].chains == 150
 
 
+@pytest.mark.slow
 def test_a_piece_without_time_says_how_far_it_came_and_the_next_goes_on(
     tiny_folder: Path,
     data: Path,

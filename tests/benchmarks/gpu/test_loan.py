@@ -40,6 +40,7 @@ def states(found: dict[str, object]) -> dict[str, str]:
     return {row["piece"]: row["state"] for row in found["rows"]}  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_the_rehearsal_runs_every_piece(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +116,7 @@ def test_training_keeps_its_share_of_a_loan_and_both_have_some(
     assert made.limit(harden, ()) == 60 * minutes
 
 
+@pytest.mark.slow
 def test_a_piece_that_fails_or_hangs_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loan, "LEAST", 0.0)
     monkeypatch.setattr(loan, "SLACK", 1.0)
@@ -139,6 +141,7 @@ def test_a_piece_that_fails_or_hangs_stops_no_other(tmp_path: Path, monkeypatch:
     assert (tmp_path / "out" / "loan.log").read_text().count("tiny") == 3
 
 
+@pytest.mark.slow
 def test_a_result_is_handed_back_while_its_piece_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +166,7 @@ def test_a_loan_that_is_over_begins_nothing(tmp_path: Path, monkeypatch: pytest.
     assert (status, set(states(found).values())) == (0, {"left out: no time"})
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_what_an_earlier_loan_handed_back(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

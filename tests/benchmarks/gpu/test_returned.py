@@ -6,6 +6,8 @@ import json
 import tarfile
 from pathlib import Path
 
+import pytest
+
 from benchmarks.gpu.pieces import PIECES
 from benchmarks.gpu.returned import BYTES, FILES, Returned, finding, restore
 from metastable.training import pieces
@@ -56,6 +58,7 @@ def test_small_files_come_in_one_that_is_not_too_large(tmp_path: Path) -> None:
     assert {path.name for path in out.iterdir()} == {"loan.json", "loan.log", "train.tar"}
 
 
+@pytest.mark.slow
 def test_each_training_of_a_loan_has_its_places(tmp_path: Path) -> None:
     """By the patterns of the loan, with files as large as the two trainings leave them."""
     out, chosen = tmp_path / "out", [piece for piece in PIECES if piece.back]

@@ -11,6 +11,7 @@ import pytest
 from benchmarks.gpu import serve
 
 
+@pytest.mark.slow
 def test_the_dry_run_measures_capacity_and_loads(
     tiny_folder: Path,
     root: Path,

@@ -10,6 +10,8 @@ from export import aot
 from metastable.engine.runners.aot_runner import AotRunner
 from metastable.engine.runners.exported import CLASSIFIER
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="packages are built with a C++ compiler")
 def test_a_package_answers_as_the_network_in_every_batch_and_memory_format() -> None:

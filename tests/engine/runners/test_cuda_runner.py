@@ -200,6 +200,7 @@ def test_a_classifier_that_no_graph_can_hold_runs_outside(tiny: Bundle) -> None:
     assert OnnxClassifier.capturable is False
 
 
+@pytest.mark.slow
 def test_compiling_leaves_only_the_batch_open(tiny: Bundle) -> None:
     seen: list[list[bool]] = []
 

@@ -19,6 +19,8 @@ from metastable.engine.runners.cuda_runner import CudaRunner
 from metastable.engine.runners.torch_runner import TorchRunner
 from tests.engine.runners.given import DEVICE, LANGEVIN, SIZE, images, keys, off, row_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["torch", "openvino", "onnx", "cuda"])
 def runner(request: pytest.FixtureRequest, tiny: Bundle) -> Runner:

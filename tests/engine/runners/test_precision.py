@@ -14,6 +14,8 @@ from metastable.engine.runners import Batch, Runner
 from metastable.engine.runners.torch_runner import TorchRunner
 from tests.engine.runners.given import row_of
 
+pytestmark = pytest.mark.slow
+
 X = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 KEYS = [(9, chain) for chain in range(len(X))]
 ADP = [(0.5, 1e-3, 5.0, 0.0)] * len(X)

@@ -30,6 +30,7 @@ def test_the_summary_says_how_often_a_kind_lies_above_natural_images() -> None:
     assert summary["natural"]["above_natural"] == 0.5
 
 
+@pytest.mark.slow
 def test_the_command_compares_three_kinds(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,7 @@ def test_a_panel_is_of_the_true_class_and_the_one_that_threatens_it() -> None:
     assert logits.panel(outputs, 2, ["a", "b", "c"], [4])["classes"]["runner_up"] == "b"
 
 
+@pytest.mark.slow
 def test_the_command_draws_two_images(
     tiny: bundle.Bundle, tiny_folder: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,

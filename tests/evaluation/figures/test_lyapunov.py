@@ -23,6 +23,7 @@ def test_a_linear_map_has_the_logarithm_of_its_largest_factor() -> None:
     assert torch.allclose(found, torch.full((2,), math.log(1.3), dtype=torch.float64), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("r", "exponent"), [(4.0, math.log(2)), (3.2, -0.916)])
 def test_the_logistic_map_is_chaotic_or_ordered_as_is_known(r: float, exponent: float) -> None:
     """r = 4: ln 2 exactly.  r = 3.2: a cycle of two, with ln |f'| averaged over it."""
@@ -49,6 +50,7 @@ def test_langevin_in_a_quadratic_well_grows_with_its_curvature_whatever_the_nois
         assert bool((last != 0).any()) == (eta > 0)
 
 
+@pytest.mark.slow
 def test_the_command_resumes_by_point(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

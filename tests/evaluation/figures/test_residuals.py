@@ -35,6 +35,7 @@ def test_a_defense_that_does_nothing_leaves_the_attack_and_noise_hides_it() -> N
     assert float(hidden.abs().max()) < 0.4
 
 
+@pytest.mark.slow
 def test_the_command_follows_every_step_size(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

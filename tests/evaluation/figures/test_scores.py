@@ -52,6 +52,7 @@ def test_the_shift_is_reported_alone_and_together_with_the_norm() -> None:
     assert scores.shift_detects(found, "natural", 0.5, 0.2)["either_rate"] == 0.5
 
 
+@pytest.mark.slow
 def test_the_command_draws_a_robust_run(
     tiny: bundle.Bundle, tiny_folder: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
@@ -73,6 +74,7 @@ def test_the_command_draws_a_robust_run(
     assert (tmp_path / "s.png").exists()
 
 
+@pytest.mark.slow
 def test_many_attacks_fill_rows_instead_of_one_wide_one(tmp_path: Path) -> None:
     kinds = {
         name: dict.fromkeys(("raw", "purified", "shift"), np.arange(3.0)) for name in ("natural", *"abcde")

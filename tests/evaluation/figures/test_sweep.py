@@ -50,6 +50,7 @@ def test_set(tiny: bundle.Bundle) -> datasets.ImageSet:
     return datasets.ImageSet("noise", "test", images, labels, list(datasets.CIFAR10_CLASSES))
 
 
+@pytest.mark.slow
 def test_a_larger_ball_breaks_what_a_tiny_one_does_not(
     tiny: bundle.Bundle, test_set: datasets.ImageSet, tmp_path: Path
 ) -> None:
@@ -65,6 +66,7 @@ def test_a_larger_ball_breaks_what_a_tiny_one_does_not(
     assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_the_command_varies_the_steps_of_the_defense(
     tiny_folder: Path, test_set: datasets.ImageSet, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
