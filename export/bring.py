@@ -1,7 +1,7 @@
 """Put a classifier that somebody else trained behind the purification of a bundle.
 
-Nothing of theirs is executed: an ONNX graph is data for ONNX Runtime, a state dict is safetensors.  What has to
-be changed about a graph is changed once, said, and recorded in the bundle (export.adapt).
+Nothing of theirs is executed: an ONNX graph is data for ONNX Runtime, a state dict is safetensors.  What has
+to be changed about a graph is changed once, said, and recorded in the bundle (export.adapt).
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def _decided(
     classes: list[str],
     pictures: Folder | None,
 ) -> tuple[Adapted, list[str]]:
-    """The order, range and normalization under which labelled pictures are answered best, and how it was found.
+    """With the order, range and normalization under which labelled pictures are answered best, and how well.
 
     Raises BundleError where they are needed and there are none, or no way answers better than chance.
     """
@@ -199,12 +199,10 @@ def _decided(
         return adapted, []
     if pictures is None or pictures.labels is None:
         if open_ == {"order"}:
-            return adapted, [
-                "its colours are taken for RGB: say --order bgr, or give labels, if they are not"
-            ]
+            return adapted, ["its colours are taken for RGB; if they are BGR, say --order bgr"]
         raise BundleError(
             f"what {name} was trained with is not known: give --mean and --std, of images in [0, 1] (0 and 1 "
-            "where the graph normalizes by itself), or labelled pictures (--images, --labels) to try the usual"
+            "where the graph normalizes by itself), or labelled pictures to try them on (--images, --labels)"
         )
     some = _pictures(pictures, shape, fit, classes).split("train").take(TRIED)
     found = [
@@ -215,7 +213,7 @@ def _decided(
     low, _ = wilson(round(best * len(some)), len(some))
     if low <= 1 / len(classes):
         raise BundleError(
-            f"{name} answers {best:.0%} of {len(some)} labelled pictures under the best of {len(found)} usual "
+            f"{name} answers {best:.0%} of {len(some)} labelled pictures under the best of {len(found)} "
             "ways to normalize: check --labels and the order of --classes, or give --mean and --std"
         )
     second = f"; the next best, {rest[0][1]}, {rest[0][0]:.0%}" if rest else ""
@@ -253,7 +251,7 @@ def _right(network: nn.Module, some: ImageSet) -> float:
 
 def _answers(network: nn.Module, some: ImageSet) -> Tensor:
     says = labeller_of(network)
-    return torch.cat([says(to_float(part)) for part in some.images.split(BATCH)])
+    return torch.cat([says(to_float(part)) for part in torch.split(some.images, BATCH)])
 
 
 def gradients(network: nn.Module, images: Tensor) -> str:

@@ -19,9 +19,10 @@ from typing import Any
 
 from export import bring, hardened, mar, tune
 from export.adapt import Wishes
-from metastable import bundle, datasets
+from metastable import bundle
 from metastable.bundle import shipped
 from metastable.datasets import Folder, options
+from metastable.datasets.folder import Split, labeller_of
 from metastable.errors import BundleError, DataError
 from metastable.evaluation import budget, cli
 from metastable.images import INTERPOLATIONS, MODES, Fit
@@ -150,14 +151,12 @@ def _pictures(args: argparse.Namespace) -> Folder:
     return options.folder(args, (3, 1, 1))
 
 
-def _splits(
-    args: argparse.Namespace, pictures: Folder, loaded: bundle.Bundle
-) -> tuple[datasets.Images, datasets.Images]:
+def _splits(args: argparse.Namespace, pictures: Folder, loaded: bundle.Bundle) -> tuple[Split, Split]:
     """Pictures to calibrate and choose on, and others to judge on.
 
     Raises DataError where there are too few to calibrate on.
     """
-    bare = datasets.folder.labeller_of(loaded.classifier)
+    bare = labeller_of(loaded.classifier)
     mine = dataclasses.replace(
         pictures, shape=loaded.shape, fit=loaded.fit, names=tuple(loaded.classes), labeller=bare
     )
@@ -170,8 +169,8 @@ def _splits(
     train = mine.split("train")
     if len(train) < (least := tune.least()):
         raise DataError(
-            f"{args.folder} has {len(train)} pictures to calibrate on, and a threshold that flags {tune.RATE:.0%} "
-            f"needs {least}: give more, lower --test-share, or cut each into several with --crops"
+            f"{args.folder} has {len(train)} pictures to calibrate on, and a threshold that flags "
+            f"{tune.RATE:.0%} needs {least}: give more, lower --test-share, or cut each into --crops"
         )
     return train, test
 
@@ -191,9 +190,7 @@ def _tell(file: str, found: dict[str, Any]) -> None:
         print(f"  warning: {looked['warning']}", file=sys.stderr)
 
 
-def _harden(
-    args: argparse.Namespace, chosen: budget.Candidate, train: datasets.Images, name: str
-) -> dict[str, Any]:
+def _harden(args: argparse.Namespace, chosen: budget.Candidate, train: Split, name: str) -> dict[str, Any]:
     """Train the purifier before the classifier, towards its own answers, and put it into the bundle."""
     before = args.out.with_name(args.out.name + "-before")
     run_folder = args.out.with_name(args.out.name + "-hardening")

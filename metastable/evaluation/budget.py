@@ -109,7 +109,7 @@ def measure(
 def _outputs(engine: LocalEngine, images: Tensor, setting: settings.Setting, seed: int) -> Tensor:
     """What each chain of a setting says of images [N, C, H, W]: [N, chains, classes]."""
     outputs: list[Tensor] = []
-    for part in images.split(BATCH):
+    for part in torch.split(images, BATCH):
         seeds = [(seed << 32) + len(outputs) + row for row in range(len(part))]
         unflagged = torch.zeros(len(part), dtype=torch.bool)
         answers = engine.answer(datasets.to_float(part), seeds, setting, unflagged)

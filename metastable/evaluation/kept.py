@@ -66,7 +66,7 @@ def views(bundle: Bundle, found: datasets.ImageSet, radii: Sequence[Fraction], s
     made = {CLEAN: found.images}
     if radii:
         classifier = attackable(bundle, datasets.to_float(found.images[:BATCH])).classifier
-        parts = list(zip(found.images.split(BATCH), found.labels.split(BATCH), strict=True))
+        parts = list(zip(torch.split(found.images, BATCH), torch.split(found.labels, BATCH), strict=True))
         with tqdm(total=len(parts) * len(radii), desc="attacking", unit="batch", mininterval=2) as bar:
             for eps in radii:
                 attack, done = Pgd(eps=float(eps), step=float(eps) / 4, steps=STEPS), []
@@ -111,7 +111,7 @@ def _outcomes(
 ) -> list[dict[str, Any]]:
     calibration = bundle.calibration
     outcomes: list[dict[str, Any]] = []
-    for part in images.split(BATCH):
+    for part in torch.split(images, BATCH):
         x = datasets.to_float(part)
         norms = score_norms(x, bundle.scores[calibration.network])
         seeds = [(seed << 32) + len(outcomes) + row for row in range(len(x))]

@@ -146,8 +146,8 @@ def _resizing(have: int, want: int) -> Tensor:
 def check_graph(model: bytes, *, channels: int, size: tuple[int, int], file: str) -> None:
     """BundleError naming `file` unless this is an ONNX graph that does one pass over images.
 
-    It must pass `check_body`, and have one input float32 [batch, channels, *size] and one output, with a batch
-    of any size.
+    It must pass `check_body`, and have one input float32 [batch, channels, *size] and one output, with a
+    batch of any size.
     """
     proto = parse_graph(model, file)
     check_body(proto, file)

@@ -60,13 +60,14 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_bundle_says_what_was_found(checkout: Path) -> None:
     lines = (checkout / "printed").read_text().splitlines()
     [found] = [json.loads(line) for line in lines if line.startswith('{"command": "bring"')]
-    assert found["natural"]["accuracy"] > 0.9
-    assert found["natural"]["n"] == 200
+    assert found["pictures"]["accuracy"] > 0.9
+    assert found["pictures"]["n"] == 160
+    assert found["judged"]["n"] == 10
     assert found["classifier"] == "onnx"
     assert found["resized"] is False
     loaded = bundle.load(checkout / "mine" / "shapes")
     assert loaded.classes == ["disc", "square", "cross", "stripes"]
-    assert list(loaded.provenance.checks) == found["checks"]
+    assert list(loaded.provenance.checks) == [*found["checks"], *found["changes"]]
     assert str(checkout) not in (checkout / "mine" / "shapes" / "bundle.json").read_text()
     assert str(checkout).encode() not in (checkout / "mine" / "shapes" / "classifier.onnx").read_bytes()
 

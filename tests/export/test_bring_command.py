@@ -1,4 +1,4 @@
-"""The command `bring` as its users run it: the shipped purifier, a folder of pictures, a size of their own."""
+"""The command `bring` as its users run it: the shipped purifier, a folder of pictures, their own size."""
 
 import json
 import warnings

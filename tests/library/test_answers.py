@@ -17,14 +17,9 @@ from torch import Tensor
 
 import metastable
 from handlers.metrics import Metrics
-<<<<<<< HEAD:tests/test_library.py
 from handlers.requests import Request
 from handlers.service import Service
-from metastable import bundle, library, questions
-=======
-from handlers.service import Request, Service
 from metastable import bundle, library
->>>>>>> c3cb80e902b826759f96bd6cfe3f9a67f1b541f3:tests/library/test_answers.py
 from metastable.bundle import Bundle
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import (
