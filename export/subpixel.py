@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metastable.networks.energy import EnergyNetwork
+from metastable.networks.energy import EnergyNetwork, framed, lost, spread, unframed
 
 
 class SubpixelScore(nn.Module):
@@ -28,20 +28,21 @@ class SubpixelScore(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The score of x [B, C, H, W] in [0, 1]."""
         slope, outputs = self.network.slope, []
-        h = 2 * x - 1
+        height, width = x.shape[-2:]
+        h = 2 * framed(x, self.network.last.weight, 0.5) - 1
         for conv in self.network.hidden:
             h = F.leaky_relu(conv(h), slope)
             outputs.append(h)
-        g = (-2.0 * self.network.last.weight).expand(x.shape[0], -1, -1, -1)
+        g = spread(-2.0 * self.network.last.weight, outputs[-1])
         for index in range(len(outputs) - 1, 0, -1):
             g = torch.where(outputs[index] > 0, g, slope * g)
-            lost = outputs[index - 1].shape[-1] - 2 * g.shape[-1]
-            g = F.conv2d(F.pad(g, (0, lost, 0, lost)), getattr(self, f"back{index}"), padding=1)
-            size = outputs[index - 1].shape[-1]
-            g = F.pixel_shuffle(g, 2)[..., :size, :size]
+            below, right = lost(outputs[index - 1], g)
+            g = F.conv2d(F.pad(g, (0, right, 0, below)), getattr(self, f"back{index}"), padding=1)
+            rows, columns = outputs[index - 1].shape[-2:]
+            g = F.pixel_shuffle(g, 2)[..., :rows, :columns]
         g = torch.where(outputs[0] > 0, g, slope * g)
         first: Tensor = self.network.hidden[0].weight  # type: ignore[assignment]
-        return F.conv2d(g, first.transpose(0, 1).flip(2, 3), padding=1)
+        return unframed(F.conv2d(g, first.transpose(0, 1).flip(2, 3), padding=1), height, width)
 
 
 def subpixel_kernel(weight: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metastable.dynamics import ScoreFunction
-from metastable.networks.energy import EnergyNetwork
+from metastable.networks.energy import EnergyNetwork, framed, lost, spread, unframed
 
 WIDTH = 0.1
 """Chosen on training images of the shipped energies: over sign steps of 1 to 13 of 255, what this derivative
@@ -30,19 +30,19 @@ def smooth_backward(network: EnergyNetwork, width: float = WIDTH) -> ScoreFuncti
     def score(x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and x.requires_grad):
             return network.score(x)
-        h, masks = 2 * x - 1, []
+        height, width = x.shape[-2:]
+        h, masks = 2 * framed(x, network.last.weight, 0.5) - 1, []
         for conv in network.hidden:
             z = conv(h)
             masks.append(_mask(z, network.slope, width))
             h = F.leaky_relu(z, network.slope)
-        g = (-2.0 * network.last.weight).expand(x.shape[0], -1, -1, -1)
+        g = spread(-2.0 * network.last.weight, h)
         for index in range(len(network.hidden) - 1, 0, -1):
             g = g * masks[index]
-            lost = masks[index - 1].shape[-1] - 2 * g.shape[-1]
             weight: Tensor = network.hidden[index].weight  # type: ignore[assignment]
-            g = F.conv_transpose2d(g, weight, None, 2, 1, lost)
+            g = F.conv_transpose2d(g, weight, None, 2, 1, lost(masks[index - 1], g))
         first: Tensor = network.hidden[0].weight  # type: ignore[assignment]
-        return F.conv2d(g * masks[0], first.transpose(0, 1).flip(2, 3), padding=1)
+        return unframed(F.conv2d(g * masks[0], first.transpose(0, 1).flip(2, 3), padding=1), height, width)
 
     return score
 

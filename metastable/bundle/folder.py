@@ -22,7 +22,7 @@ from metastable.errors import BundleError, SettingsError
 from metastable.images import STRETCH, Fit
 
 SETTINGS = "settings.yaml"
-ANY = ([8, 8], [13, 27], [48, 32])
+ANY = ([1, 1], [13, 27], [48, 32])
 """Heights and widths that stand for all that a bundle without a classifier takes."""
 
 

@@ -18,7 +18,7 @@ from metastable.settings import Settings
 
 @dataclass(frozen=True)
 class Purifier:
-    """Networks that purify images of any height and width from 8, in eval mode and float32.
+    """Networks that purify images of any height and width, in eval mode and float32.
 
     Attributes:
         channels: of an image.

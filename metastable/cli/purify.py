@@ -22,7 +22,6 @@ from metastable import bundle, noise
 from metastable.bundle import Purifier, shipped
 from metastable.cli import client, local
 from metastable.defense import purify, score_of
-from metastable.errors import InvalidImage
 from metastable.images import ImageLimits
 from metastable.settings import Setting
 
@@ -86,11 +85,8 @@ def _only(args: argparse.Namespace, loaded: Purifier, names: list[str]) -> dict[
 
 
 def _sized(path: Path, channels: int) -> Tensor:
-    """The image in a file at its own size; InvalidImage below 8 pixels a side."""
-    image = _gray(local.decoded(path, size=None, channels=channels, limits=LIMITS).pixels)
-    if min(image.shape[1:]) < 8:
-        raise InvalidImage(f"{path}: the image has a side below 8 pixels: purify a larger one")
-    return image
+    """The image in a file at its own size."""
+    return _gray(local.decoded(path, size=None, channels=channels, limits=LIMITS).pixels)
 
 
 @torch.inference_mode()

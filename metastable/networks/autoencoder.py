@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from metastable.networks.padding import on_multiples
+
 
 class Autoencoder(nn.Module):
     """conv 5x5/2 -> 10, conv 5x5/2 -> 25, transposed 9x9/2 -> 10, 1x1/2 -> 1, conv 5x5; tanh after all.
@@ -16,7 +18,7 @@ class Autoencoder(nn.Module):
     Padding keeps sizes to halves and doubles.  26 832 parameters for one channel.
 
     Args:
-        channels: of the images, whose height and width must be multiples of 4.
+        channels: of the images.
         variance: v, of the noise that the network was trained to remove, in squared [0, 1] units.
     """
 
@@ -40,8 +42,7 @@ class Autoencoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """r(x): the reconstruction of images x [B, C, H, W] in [0, 1] units, same shape, in (-1, 1)."""
-        out: Tensor = self.layers(x)
-        return out
+        return on_multiples(self.layers, x, 4)
 
     def score(self, x: Tensor) -> Tensor:
         """(r(x) - x) / v, the gradient that eq. 12 estimates, per [0, 1] unit: [B, C, H, W]."""

@@ -19,6 +19,9 @@ class EnergyNetwork(nn.Module):
         channels: image channels C.
         size: image height and width; 32 and 28 are tested.
         features: n; the paper uses 32 (690 K parameters on 3x32x32).
+
+    On larger images the last convolution has several places, and U is their sum: that of all parts of the
+    trained size, at steps of 8 pixels.  Smaller ones are framed below and to the right with gray.
     """
 
     slope = 0.05
@@ -38,11 +41,11 @@ class EnergyNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Energy U(x), [B]."""
-        h = 2 * x - 1
+        h = 2 * framed(x, self.last.weight, 0.5) - 1
         for conv in self.hidden:
             h = F.leaky_relu(conv(h), self.slope)
-        out: Tensor = self.last(h).flatten()
-        return out
+        places: Tensor = self.last(h)
+        return places.flatten() if places.shape[2:] == (1, 1) else places.sum((1, 2, 3))
 
     def score(self, x: Tensor) -> Tensor:
         """-dU/dx for x in [0, 1]: [B, C, H, W].  A forward graph, no autograd.
@@ -51,20 +54,48 @@ class EnergyNetwork(nn.Module):
         only: run the convolutions, keep the signs, and go back through transposed convolutions.
         The last layer is linear, so it contributes its weights and needs no forward pass.
         """
-        h = 2 * x - 1
+        height, width = x.shape[-2:]
+        h = 2 * framed(x, self.last.weight, 0.5) - 1
         outputs: list[Tensor] = []
         for conv in self.hidden:
             h = F.leaky_relu(conv(h), self.slope)
             outputs.append(h)  # has the sign of what went into the LeakyReLU, which can so be fused
         # -dU/dh; the factor -2 is that of the chain rule through 2 x - 1, here where it costs least
-        g = (-2.0 * self.last.weight).expand(x.shape[0], -1, -1, -1)  # [B, 8n, H/8, W/8]
+        g = spread(-2.0 * self.last.weight, outputs[-1])  # [B, 8n, H/8, W/8]
         for index in range(len(self.hidden) - 1, 0, -1):
             g = torch.where(outputs[index] > 0, g, self.slope * g)
-            # An odd size loses a row when it is halved; the transpose must give it back.
-            lost = outputs[index - 1].shape[-1] - 2 * g.shape[-1]
             weight: Tensor = self.hidden[index].weight  # type: ignore[assignment]
-            g = F.conv_transpose2d(g, weight, None, 2, 1, lost)
+            g = F.conv_transpose2d(g, weight, None, 2, 1, lost(outputs[index - 1], g))
         g = torch.where(outputs[0] > 0, g, self.slope * g)
         # At stride 1 the transpose is a convolution with the kernel turned around, which is faster.
         first: Tensor = self.hidden[0].weight  # type: ignore[assignment]
-        return F.conv2d(g, first.transpose(0, 1).flip(2, 3), padding=1)
+        return unframed(F.conv2d(g, first.transpose(0, 1).flip(2, 3), padding=1), height, width)
+
+
+def framed(x: Tensor, last: Tensor, gray: float) -> Tensor:
+    """Images [B, C, H, W] large enough for the weights [1, 8n, k, k] of the last layer: 8 k pixels a side.
+
+    A constant around them leaves the score the exact gradient, which a mirrored edge would not.
+    """
+    least, (height, width) = 8 * last.shape[-1], x.shape[-2:]
+    if min(height, width) >= least:
+        return x
+    return F.pad(x, (0, max(0, least - width), 0, max(0, least - height)), value=gray)
+
+
+def unframed(score: Tensor, height: int, width: int) -> Tensor:
+    """What of a score belongs to the image of this size that was framed."""
+    return score if score.shape[-2:] == (height, width) else score[..., :height, :width]
+
+
+def spread(last: Tensor, h: Tensor) -> Tensor:
+    """The gradient [B, 8n, H, W] in h of the sum of a convolution of h with `last` [1, 8n, k, k]."""
+    places = [have - last.shape[-1] + 1 for have in h.shape[-2:]]
+    if places != [1, 1]:
+        last = F.conv_transpose2d(last.new_ones(1, 1, *places), last)
+    return last.expand(h.shape[0], -1, -1, -1)
+
+
+def lost(halved: Tensor, g: Tensor) -> tuple[int, int]:
+    """Rows and columns that are missing when g is doubled: an odd size loses one when it is halved."""
+    return halved.shape[-2] - 2 * g.shape[-2], halved.shape[-1] - 2 * g.shape[-1]

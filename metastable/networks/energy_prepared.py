@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metastable.networks.energy import EnergyNetwork
+from metastable.networks.energy import EnergyNetwork, framed, lost, spread, unframed
 
 SCALE = 2.0**-8
 """What a float16 score is multiplied by on its way: the gradient of U is some thousand times what the range
@@ -55,18 +55,18 @@ class PreparedScore(nn.Module):
     def forward(self, centred: Tensor) -> Tensor:
         """`scale` times -dU/dx in `dtype`, [B, C, H, W], for centred = x - 1/2 with x in [0, 1] units."""
         own = dict(self.named_buffers())
-        h, outputs = centred.to(self.dtype), []
+        height, width = centred.shape[-2:]
+        h, outputs = framed(centred.to(self.dtype), own["last"], 0.0), []
         for i in range(4):
             h = F.conv2d(h, own[f"weight{i}"], own[f"bias{i}"], 1 if i == 0 else 2, 1)
             h = F.leaky_relu_(h, self.slope)
             outputs.append(h)
-        g = own["last"].expand(len(h), -1, -1, -1)
+        g = spread(own["last"], h)
         for i in (3, 2, 1):
             g = self._masked(g, outputs[i])
-            # An odd size loses a row when it is halved; the transpose must give it back.
-            lost = outputs[i - 1].shape[-1] - 2 * g.shape[-1]
-            g = F.conv_transpose2d(g, own[f"weight{i}"], None, 2, 1, lost)
-        return F.conv2d(self._masked(g, outputs[0]), own["first"], padding=1)
+            g = F.conv_transpose2d(g, own[f"weight{i}"], None, 2, 1, lost(outputs[i - 1], g))
+        score = F.conv2d(self._masked(g, outputs[0]), own["first"], padding=1)
+        return unframed(score, height, width)
 
     def score(self, x: Tensor) -> Tensor:
         """-dU/dx for x in [0, 1], float32 [B, C, H, W]."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from metastable.networks.padding import on_multiples
+
 
 class _Residual(nn.Module):
     """x + conv(relu(conv(x))); the second convolution starts at zero, so blocks start as identity."""
@@ -58,7 +60,10 @@ class ScoreNetwork(nn.Module):
         self.tail = nn.Conv2d(a, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """s(x) = D(x) - x, [B, C, H, W] in image units; H and W must be multiples of 4."""
+        """s(x) = D(x) - x, [B, C, H, W] in image units, of any H and W."""
+        return on_multiples(self._moved, x, 4)
+
+    def _moved(self, x: Tensor) -> Tensor:
         h1 = self.down1(self.head(x - 0.5))
         h2 = self.down2(self.half1(h1))
         h = self.middle(self.half2(h2))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metastable.networks.padding import on_multiples
 from metastable.networks.score import stack
 
 _MULTIPLE = 8
@@ -40,15 +41,11 @@ class UnshuffledUNet(nn.Module):
         self.tail = nn.Conv2d(a, 12, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """s(x) = D(x) - x, [B, C, H, W] in image units, with C 1 or 3, and H and W from 8.
+        """s(x) = D(x) - x, [B, C, H, W] in image units, with C 1 or 3, of any H and W."""
+        return on_multiples(self._moved, x, _MULTIPLE)
 
-        Inside, the lower and right edges are mirrored until H and W are multiples of 8, and cut off again.
-        """
-        channels, height, width = x.shape[1:]
-        below, right = -height % _MULTIPLE, -width % _MULTIPLE
-        h = x - 0.5
-        if below or right:
-            h = F.pad(h, (0, right, 0, below), mode="reflect")
+    def _moved(self, x: Tensor) -> Tensor:
+        h, channels = x - 0.5, x.shape[1]
         if channels == 1:
             h = h.expand(-1, 3, -1, -1)
         h1 = self.down1(self.head(F.pixel_unshuffle(h, 2)))
@@ -56,7 +53,7 @@ class UnshuffledUNet(nn.Module):
         h = self.middle(self.half2(h2))
         h = self.up2(self.double2(h) + h2)
         h = self.up1(self.double1(h) + h1)
-        out: Tensor = F.pixel_shuffle(self.tail(h), 2)[..., :height, :width]
+        out: Tensor = F.pixel_shuffle(self.tail(h), 2)
         return out.mean(1, keepdim=True) if channels == 1 else out
 
     def score(self, x: Tensor) -> Tensor:

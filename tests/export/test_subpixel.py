@@ -9,11 +9,16 @@ from metastable.networks.energy import EnergyNetwork
 from metastable.networks.score import ScoreNetwork
 
 
-@pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 28)])
-def test_the_way_back_by_pixel_shuffle_is_the_same_score(channels: int, size: int) -> None:
+@pytest.mark.parametrize(
+    ("channels", "size", "image"),
+    [(3, 32, (32, 32)), (1, 28, (28, 28)), (3, 32, (47, 70)), (3, 32, (5, 40)), (1, 28, (1, 1))],
+)
+def test_the_way_back_by_pixel_shuffle_is_the_same_score(
+    channels: int, size: int, image: tuple[int, int]
+) -> None:
     torch.manual_seed(3)
     network = EnergyNetwork(channels, size, features=4).double()
-    x = torch.rand(3, channels, size, size, dtype=torch.double)
+    x = torch.rand(3, channels, *image, dtype=torch.double)
     assert torch.allclose(SubpixelScore(network)(x), network.score(x), rtol=1e-10, atol=1e-13)
 
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from metastable.attacks.smooth import smooth_backward
 from metastable.networks.energy import EnergyNetwork
 
 
@@ -34,3 +35,39 @@ def test_score_is_differentiable_in_the_weights() -> None:
     (g,) = torch.autograd.grad(network(y).sum(), y, create_graph=True)
     (double,) = torch.autograd.grad(g.square().sum(), weight)
     assert torch.allclose(explicit, double, rtol=1e-9, atol=1e-12)
+
+
+SIZES = [(1, 1), (5, 40), (31, 33), (48, 64), (47, 70)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_other_sizes_have_a_score_that_is_the_gradient(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    network = EnergyNetwork(3, 32, features=4).double()
+    x = torch.rand(2, 3, *size, dtype=torch.double, requires_grad=True)
+    energy = network(x)
+    assert energy.shape == (2,)
+    (gradient,) = torch.autograd.grad(energy.sum(), x)
+    assert gradient.abs().max() > 0
+    torch.testing.assert_close(network.score(x.detach()), -gradient, rtol=1e-10, atol=1e-13)
+
+
+def test_a_larger_image_has_the_energy_of_its_parts() -> None:
+    """The inner columns of a constant image are all equal: each new one adds the same."""
+    torch.manual_seed(0)
+    network = EnergyNetwork(3, 32, features=4).double()
+    images = [torch.full((1, 3, 64, 32 + 8 * n), 0.3, dtype=torch.double) for n in (6, 7, 8)]
+    a, b, c = (float(network(image).detach()) for image in images)
+    assert b - a == pytest.approx(c - b, rel=1e-9)
+    assert abs(b - a) > 1e-6
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_smooth_backward_pass_has_the_same_value(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    network = EnergyNetwork(3, 32, features=4).double()
+    x = torch.rand(2, 3, *size, dtype=torch.double, requires_grad=True)
+    made = smooth_backward(network)(x)
+    torch.testing.assert_close(made, network.score(x), rtol=1e-5, atol=1e-9)
+    (gradient,) = torch.autograd.grad(made.square().sum(), x)
+    assert gradient.abs().max() > 0

@@ -74,3 +74,12 @@ def test_nothing_is_left_that_could_be_prepared() -> None:
         prepared(centred)
     work = [name for name in counted if not name.startswith("expand")]
     assert len(work) == 16  # eight convolutions, four LeakyReLUs, four masks
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 44), (47, 33), (64, 24)])
+@torch.no_grad()
+def test_other_sizes_than_the_trained_one(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    network = channels_last(EnergyNetwork(3, 32, 8))
+    x = torch.rand(2, 3, *size)
+    torch.testing.assert_close(PreparedScore(network).score(x), network.score(x), rtol=1e-5, atol=1e-6)

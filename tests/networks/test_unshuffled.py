@@ -22,7 +22,7 @@ def test_sizes_and_names() -> None:
     assert torch.equal(network.denoise(x), x + network(x))
 
 
-@pytest.mark.parametrize("size", [(8, 8), (9, 15), (13, 31), (32, 17), (135, 48)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 12), (8, 8), (9, 15), (13, 31), (32, 17), (135, 48)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_any_size_of_gray_and_colour_keeps_its_shape(size: tuple[int, int], channels: int) -> None:
     x = torch.rand(2, channels, *size)
