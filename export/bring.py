@@ -17,19 +17,16 @@ from torch import Tensor, nn
 
 from export import adapt, preprocessing, runs
 from export.adapt import Adapted, Wishes
+from export.probes import gradients, noise, probe
 from metastable import bundle
 from metastable.bundle import architectures, files, weights
 from metastable.datasets import Folder, ImageSet, to_float
 from metastable.datasets.folder import BATCH, labeller_of
-from metastable.errors import BundleError, DataError, MissingPackage, NoGradient
+from metastable.errors import BundleError
 from metastable.evaluation.stats import wilson
 from metastable.images import STRETCH, Fit
-from metastable.networks import onnx_classifier
 from metastable.networks.classifier import Normalize
-from metastable.networks.onnx_gradient import Differentiable
 
-PROBES = 5
-TOLERANCE = 1e-3  # of logits, relative to the largest; other batch sizes take other kernels
 TRIED = 64
 """Pictures that a classifier is looked at with before anything is written."""
 WEIGHTS = ".safetensors"
@@ -122,7 +119,7 @@ def bring(
         provenance=provenance,
     )
     made = bundle.load(out)
-    images = _noise(prepared.shape)
+    images = noise(prepared.shape)
     with torch.inference_mode():
         if not torch.equal(made.classifier(images), network(images)):
             raise BundleError(f"{out} does not compute what was brought: this is a bug")
@@ -254,61 +251,6 @@ def _answers(network: nn.Module, some: ImageSet) -> Tensor:
     return torch.cat([says(to_float(part)) for part in torch.split(some.images, BATCH)])
 
 
-def gradients(network: nn.Module, images: Tensor) -> str:
-    """Whether white-box attacks and hardening can use it, in words.  A graph is converted for it."""
-    if not isinstance(network, onnx_classifier.OnnxClassifier):
-        return "its own"
-    try:
-        Differentiable(network, images)
-    except (NoGradient, MissingPackage) as error:
-        return f"none: {error}"
-    return "by conversion to PyTorch, which agrees with ONNX Runtime"
-
-
-def class_names(path: Path) -> list[str]:
-    """The class names in a text file, one a line; DataError if it cannot be read."""
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the class names cannot be read: {error}") from None
-
-
-@torch.inference_mode()
-def probe(network: nn.Module, shape: tuple[int, int, int], classes: int) -> list[str]:
-    """Ask the network about a batch of noise images and say what holds of its logits.
-
-    Raises BundleError if they have the wrong shape, are not finite, are probabilities, do not depend on
-    the image, or depend on what else is in the batch or on how large it is.
-    """
-    images = _noise(shape)
-    logits: Tensor = network(images)
-    if tuple(logits.shape) != (PROBES, classes):
-        found = list(logits.shape)
-        raise BundleError(
-            f"the classifier makes {found} of {PROBES} images, and there are {classes} class names"
-        )
-    if not bool(logits.isfinite().all()):
-        raise BundleError("the classifier gives logits that are not finite numbers")
-    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
-        raise BundleError("the classifier gives probabilities: leave out its softmax, logits are wanted")
-    allowed = TOLERANCE * max(1.0, float(logits.abs().max()))
-    if bool((logits.amax(0) - logits.amin(0) < 1e-6).all()):
-        raise BundleError("the classifier gives the same logits for every image")
-    alone = torch.cat([network(image[None]) for image in images])
-    if not torch.allclose(alone, logits, rtol=0, atol=allowed):
-        raise BundleError(
-            f"the classifier answers one image and {PROBES} differently: is it in training mode?"
-        )
-    backwards = network(images.flip(0)).flip(0)
-    if not torch.allclose(backwards, logits, rtol=0, atol=allowed):
-        raise BundleError("the classifier's answer depends on the other images of a batch")
-    return [
-        f"logits [{PROBES}, {classes}], finite, no probabilities",
-        f"batches of 1 and {PROBES} agree",
-        "rows do not depend on each other",
-    ]
-
-
 def _base(base: Path) -> tuple[tuple[int, int, int] | None, str]:
     """The shape that images get, None where the base takes any, and the base's digest."""
     if bundle.classifies(base):
@@ -346,7 +288,3 @@ def _state_dict(newcomer: Newcomer, old: tuple[int, int, int] | None) -> Prepare
     network = architectures.build(name, architecture, arguments, {**declared, **tensors})
     stored = bundle.stored_network(network, arguments, half=False)
     return Prepared(stored, shape, newcomer.fit or STRETCH, classes, raw, ())
-
-
-def _noise(shape: tuple[int, int, int]) -> Tensor:
-    return torch.rand(PROBES, *shape, generator=torch.Generator().manual_seed(0))

@@ -17,20 +17,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from export import bring, hardened, mar, tune
+from export import mar
 from export.adapt import Wishes
-from metastable import bundle
+from export.bring import Newcomer
+from export.plan import Plan, carry_out
+from export.tune import Wanted
 from metastable.bundle import shipped
-from metastable.datasets import Folder, options
-from metastable.datasets.folder import Split, labeller_of
+from metastable.datasets import options
 from metastable.errors import BundleError, DataError
-from metastable.evaluation import budget, cli
+from metastable.evaluation import cli
 from metastable.images import INTERPOLATIONS, MODES, Fit
-from metastable.training import harden
-from metastable.training.harden_config import HardenConfig
 
 CONFIG = Path("model-config.yaml")
-HARDENED_BATCH = 8
+ANY = (3, 1, 1)
+"""A shape of images until the classifier's own is known."""
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
@@ -86,22 +86,31 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Bring, tune, judge; serve if that was asked for."""
-    pictures = _pictures(args) if options.given(args) else None
-    if pictures is None and (args.harden or args.serve or args.judge_images):
+    plan = _plan(args)
+    result = {"command": "bring", "out": str(args.out), **carry_out(plan)}
+    if args.serve:
+        print(json.dumps(result), flush=True)
+        archive = args.out / "metastable.mar"
+        mar.build(args.out, CONFIG, archive)
+        os.execv(sys.executable, [sys.executable, "-m", "metastable", "serve", "--archive", str(archive)])
+    return result
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    """Raises BundleError or DataError for what the arguments cannot mean."""
+    pictures = judged = None
+    if options.given(args):
+        pictures = options.folder(args, ANY)
+        if args.judge_images:
+            judged = dataclasses.replace(pictures, path=args.judge_images, labels=args.judge_labels)
+    elif args.harden or args.serve or args.judge_images:
         raise DataError(
             "--harden, --serve and --judge-images need pictures of the kind that will be sent: give --images"
         )
-    newcomer = _newcomer(args)
-    name = args.name or args.out.resolve().name
-    found = bring.bring(newcomer, args.base, args.out, name=name, pictures=pictures)
-    _tell(args.model.name, found)
-    result = {"command": "bring", "out": str(args.out), **found}
-    if pictures is None:
-        print("no thresholds yet, so it cannot be served: `metastable calibrate`, or bring it with --images")
-        return result
-    loaded = bundle.load(args.out)
-    train, test = _splits(args, pictures, loaded)
-    wanted = tune.Wanted(
+    for folder in (pictures, judged):
+        if folder is not None and not folder.path.is_dir():
+            raise DataError(f"{folder.path} is no folder: give one of pictures")
+    wanted = Wanted(
         budget_ms=args.budget_ms,
         keep=args.keep,
         radius=args.eps,
@@ -109,21 +118,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         judge_n=args.judge_n,
         seed=args.seed,
     )
-    runner = tune.runner_of(loaded)
-    tuned = tune.tune(args.out, train, wanted, runner)
-    if args.harden:
-        tuned["hardened"] = _harden(args, budget.Candidate(**tuned["chosen"]), train, name)
-        runner = tune.runner_of(bundle.load(args.out))
-    judged = tune.judge(args.out, test, wanted, runner)
-    _sum_up(args.out, tuned, judged)
-    result |= {"tuned": tuned, "judged": judged}
-    if args.serve:
-        print(json.dumps(result), flush=True)
-        _serve(args.out, name)
-    return result
+    name = args.name or args.out.resolve().name
+    return Plan(_newcomer(args), args.base, args.out, name, pictures, judged, wanted, args.harden or 0.0)
 
 
-def _newcomer(args: argparse.Namespace) -> bring.Newcomer:
+def _newcomer(args: argparse.Namespace) -> Newcomer:
     fit = None
     if args.fit:
         try:
@@ -133,118 +132,7 @@ def _newcomer(args: argparse.Namespace) -> bring.Newcomer:
     wishes = Wishes(
         output=args.output, layout=args.layout, order=args.order, range=args.range, size=args.size
     )
-    return bring.Newcomer(
-        file=args.model,
-        network=args.network,
-        classes=args.classes,
-        mean=args.mean,
-        std=args.std,
-        fit=fit,
-        wishes=wishes,
-    )
-
-
-def _pictures(args: argparse.Namespace) -> Folder:
-    """The folder of --images; its shape, fit and names are put in when the classifier has been read."""
-    if not args.folder.is_dir():
-        raise DataError(f"--images {args.folder} is no folder: give one of pictures")
-    return options.folder(args, (3, 1, 1))
-
-
-def _splits(args: argparse.Namespace, pictures: Folder, loaded: bundle.Bundle) -> tuple[Split, Split]:
-    """Pictures to calibrate and choose on, and others to judge on.
-
-    Raises DataError where there are too few to calibrate on.
-    """
-    bare = labeller_of(loaded.classifier)
-    mine = dataclasses.replace(
-        pictures, shape=loaded.shape, fit=loaded.fit, names=tuple(loaded.classes), labeller=bare
-    )
-    if args.judge_images:
-        mine = dataclasses.replace(mine, test_share=0)
-        other = dataclasses.replace(mine, path=args.judge_images, labels=args.judge_labels, test_share=1)
-        test = other.split("test")
-    else:
-        test = mine.split("test")
-    train = mine.split("train")
-    if len(train) < (least := tune.least()):
-        raise DataError(
-            f"{args.folder} has {len(train)} pictures to calibrate on, and a threshold that flags "
-            f"{tune.RATE:.0%} needs {least}: give more, lower --test-share, or cut each into --crops"
-        )
-    return train, test
-
-
-def _tell(file: str, found: dict[str, Any]) -> None:
-    channels, height, width = found["shape"]
-    print(f"{file}: {found['classes']} classes, images of {channels} x {height} x {width}")
-    for change in found["changes"]:
-        print(f"  {change}")
-    print(f"  gradients: {found['gradients']}")
-    looked = found["pictures"]
-    if looked and "accuracy" in looked:
-        print(
-            f"  {looked['accuracy']:.1%} of {looked['n']} labelled pictures are answered rightly, unpurified"
-        )
-    if looked and looked.get("warning"):
-        print(f"  warning: {looked['warning']}", file=sys.stderr)
-
-
-def _harden(args: argparse.Namespace, chosen: budget.Candidate, train: Split, name: str) -> dict[str, Any]:
-    """Train the purifier before the classifier, towards its own answers, and put it into the bundle."""
-    before = args.out.with_name(args.out.name + "-before")
-    run_folder = args.out.with_name(args.out.name + "-hardening")
-    if not before.exists():
-        args.out.rename(before)
-    held = max(1, len(train) // 5)
-    config = HardenConfig(
-        mode="purifier",
-        bundle=str(before),
-        sigma=chosen.sigma,
-        eps=float(args.eps) / 2,
-        fit_minutes=args.harden,
-        batch=min(HARDENED_BATCH, len(train) - held),
-        held_out=held,
-        check_images=min(held, 20),
-        check_steps=3,
-        check_eot=1,
-        smoothing=0.0,
-        consistency=1.0,
-        denoise=0.1,
-        lr=2e-4,
-        ema=0.99,
-        pad=0,
-        check_every=50,
-    )
-    metrics = harden.train(config, train.folder, run_folder)
-    settings = run_folder / "settings.yaml"
-    settings.write_text(budget.settings_of(chosen, hardened.PURIFIER))
-    hardened.build(run_folder, before, settings, name, args.out)
-    tune.calibrate_shifts(args.out, train)
-    return metrics
-
-
-def _sum_up(out: Path, tuned: dict[str, Any], judged: dict[str, Any]) -> None:
-    chosen = tuned["chosen"]
-    print(
-        f"balanced: {chosen['chains']} chains of {chosen['steps']} steps at sigma {chosen['sigma']:g}, "
-        f"{chosen['ms']:.0f} ms an answer ({tuned['runner']}, budget {tuned['budget_ms']:g})"
-    )
-    if not tuned["in_budget"]:
-        print("  nothing answers within the budget here: this is the cheapest", file=sys.stderr)
-    if not tuned["keeps"]:
-        print("  nothing within the budget keeps so many clean labels: this keeps most", file=sys.stderr)
-    for row in judged["rows"]:
-        shares = ", ".join(f"{100 * share[0]:.0f} % {view}" for view, share in row["kept"].items())
-        print(f"  {row['setting']:<10} {row['ms']:7.1f} ms   kept: {shares}")
-    print(f"report: {out / tune.REPORT / 'report.md'}")
-
-
-def _serve(out: Path, name: str) -> None:
-    """Become the server of the bundle."""
-    archive = out / "metastable.mar"
-    mar.build(out, CONFIG, archive)
-    os.execv(sys.executable, [sys.executable, "-m", "metastable", "serve", "--archive", str(archive)])
+    return Newcomer(args.model, args.network, args.classes, args.mean, args.std, fit, wishes)
 
 
 def _size(text: str) -> tuple[int, int]:

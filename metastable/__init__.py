@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING
 from metastable.version import __version__
 
 if TYPE_CHECKING:
+    from metastable.bringing import bring
     from metastable.library import Defense, Verdict, load
 
-__all__ = ["Defense", "Verdict", "__version__", "load"]
+__all__ = ["Defense", "Verdict", "__version__", "bring", "load"]
 
 if not TYPE_CHECKING:  # a type checker would take any name for granted
 
     def __getattr__(name: str) -> object:
         """What the library offers, when it is first asked for: PyTorch takes seconds to import."""
+        if name == "bring":
+            from metastable import bringing
+
+            return bringing.bring
         if name in __all__:
             from metastable import library
 

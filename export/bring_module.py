@@ -1,0 +1,60 @@
+"""A PyTorch module of one's own behind the purification, from Python: `metastable.bring`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from export import adapt
+from export.bring import Newcomer
+from export.plan import Plan, carry_out
+from export.tune import Wanted
+from metastable.bundle import shipped
+from metastable.datasets import Folder
+from metastable.images import Fit
+
+
+def bring(
+    module: nn.Module,
+    *,
+    shape: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    images: Path | str,
+    out: Path | str,
+    labels: Path | str | None = None,
+    classes: Path | str | None = None,
+    fit: Fit | None = None,
+    base: str = "natural",
+    budget_ms: float = 300.0,
+    minutes: float = 0.0,
+    wanted: Wanted | None = None,
+) -> Path:
+    """See metastable.bring, which this is."""
+    with tempfile.TemporaryDirectory(prefix="metastable-bring-") as folder:
+        file = Path(folder) / f"{type(module).__name__}.onnx"
+        file.write_bytes(adapt.from_module(module, shape))
+        newcomer = Newcomer(
+            file,
+            classes=Path(classes) if classes else None,
+            mean=tuple(mean),
+            std=tuple(std),
+            fit=fit,
+            wishes=adapt.Wishes(order="rgb", size=shape[1:]),
+        )
+        pictures = Folder(path=Path(images), shape=shape, labels=Path(labels) if labels else None)
+        carry_out(
+            Plan(
+                newcomer,
+                shipped.found(base),
+                Path(out),
+                Path(out).resolve().name,
+                pictures,
+                wanted=wanted or Wanted(budget_ms=budget_ms),
+                minutes=minutes,
+            )
+        )
+    return Path(out)
