@@ -131,7 +131,7 @@ def bring(
         "fit": dataclasses.asdict(prepared.fit),
         "changes": list(prepared.changes),
         "checks": checks,
-        "pictures": looked,
+        "looked": looked,
         "gradients": gradients(network, images),
     }
 

@@ -137,7 +137,7 @@ def _tell(file: str, found: dict[str, Any]) -> None:
     for change in found["changes"]:
         print(f"  {change}")
     print(f"  gradients: {found['gradients']}")
-    looked = found["pictures"]
+    looked = found["looked"]
     if looked and "accuracy" in looked:
         print(f"  {looked['accuracy']:.1%} of {looked['n']} labelled pictures are right, unpurified")
     if looked and looked.get("warning"):

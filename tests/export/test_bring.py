@@ -254,7 +254,7 @@ def test_what_it_says_of_pictures(
 ) -> None:
     given = newcomer(graph, names)
     found = bring.bring(given, tiny_folder, tmp_path / "out", name="mine", pictures=pictures(labelled))
-    looked = found["pictures"]
+    looked = found["looked"]
     assert (looked["n"], looked["accuracy"]) == (6, 0.8333)
     assert looked["low"] < 0.8333 < looked["high"]
     bare = pictures(labelled, labels=None)
@@ -285,7 +285,7 @@ def test_order_and_normalization_are_tried_on_labelled_pictures(
     given = newcomer(graph, names, mean=None, std=None)
     some = pictures((tmp_path / "images", tmp_path / "labels.csv"))
     found = bring.bring(given, tiny_folder, tmp_path / "out", name="mine", pictures=some)
-    assert found["pictures"]["accuracy"] == 1.0
+    assert found["looked"]["accuracy"] == 1.0
     assert any("BGR" in change and "0 to 255" in change for change in found["changes"]), found["changes"]
     recorded = bundle.load(tmp_path / "out").provenance.checks
     assert set(found["changes"]) <= set(recorded)
@@ -304,7 +304,7 @@ def test_the_command_line_without_pictures(
     out = ["--out", tmp_path / "mine"]
     run(monkeypatch, "bring", graph, *shared, *out)
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (found["shape"], found["pictures"]) == ([3, 32, 32], None)
+    assert (found["shape"], found["looked"]) == ([3, 32, 32], None)
     assert bundle.load(tmp_path / "mine").name == "mine"
     settings = tmp_path / "settings.yaml"
     settings.write_text((tiny_folder / "settings.yaml").read_text().replace("default: fast", "default: none"))

@@ -124,3 +124,22 @@ def test_too_few_pictures_are_refused_before_anything_is_measured(
         run(capsys, *arguments)
     assert stop.value.code == 2
     assert "few has 4 pictures to calibrate on" in capsys.readouterr().err
+
+
+def test_a_module_becomes_a_defense_in_python(photos: Path, quick: None, tmp_path: Path) -> None:
+    module = Reddest()
+    with metastable.bring(
+        module,
+        shape=(3, 20, 28),
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        images=photos,
+        labels=photos / "labels.csv",
+        classes=photos / "names.txt",
+        out=tmp_path / "mine",
+        budget_ms=1000,
+    ) as defense:
+        assert module.training  # it is not changed
+        assert defense.bundle.shape == (3, 20, 28)
+        assert defense([photos / "2.png"])[0].class_name == "blue"
+    assert (tmp_path / "mine/report/report.md").is_file()
