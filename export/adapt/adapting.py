@@ -38,7 +38,15 @@ def adapt(source: Path | bytes, wishes: Wishes | None = None) -> Adapted:
         >>> adapted = adapt(Path("model.onnx"), Wishes(order="bgr"))
         >>> print(*adapted.changes, sep="\\n")
     """
-    wishes = wishes or Wishes()
+    try:
+        # Values without bounds are found where the logits are judged.
+        with np.errstate(all="ignore"):
+            return _adapt(source, wishes or Wishes())
+    except UnicodeDecodeError:
+        raise BundleError("the graph has names that are no text: it is damaged, copy it again") from None
+
+
+def _adapt(source: Path | bytes, wishes: Wishes) -> Adapted:
     proto, file, done = read(source)
     editor = Editor(proto, file, done)
     unwrap_maps(editor)

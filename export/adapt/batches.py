@@ -153,7 +153,10 @@ def _fold(made: Editor, moving: set[str], taken: Taken) -> None:
 
 def _open_reshape(made: Editor, node: Any, batch: int, *, bold: bool) -> None:
     shape = made.constant(node.input[1])
-    if shape is None or shape.ndim != 1 or len(shape) == 0 or attribute(node, "allowzero", 0):
+    if shape is None or shape.ndim != 1 or len(shape) == 0:
+        return
+    exact = attribute(node, "allowzero", 0)  # dynamo's exports say that a 0 is none of the input's sizes
+    if exact and 0 in shape:
         return
     if shape[0] <= 0 or (shape[0] != batch and not bold):
         return
@@ -162,6 +165,9 @@ def _open_reshape(made: Editor, node: Any, batch: int, *, bold: bool) -> None:
         opened[0] = -1
     elif shape[0] == batch:
         opened[0] = 0
+    for index in reversed(range(len(node.attribute))):
+        if node.attribute[index].name == "allowzero":
+            del node.attribute[index]
     node.input[1] = made.hold(opened.astype(np.int64))
 
 
