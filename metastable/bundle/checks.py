@@ -19,14 +19,14 @@ def fail(where: str, wanted: str) -> NoReturn:
     raise BundleError(f"{MANIFEST}: {where} must be {wanted}")
 
 
-def strict_json(raw: bytes, what: str) -> dict[str, Any]:
+def strict_json(raw: bytes, what: str, hint: str = "export the bundle again") -> dict[str, Any]:
     """A JSON object without repeated keys, NaN or infinities; BundleError naming `what` otherwise."""
     try:
         found = json.loads(raw.decode(), object_pairs_hook=_object, parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        raise BundleError(f"{what} is not JSON: export the bundle again") from None
+        raise BundleError(f"{what} is not JSON: {hint}") from None
     if not isinstance(found, dict):
-        raise BundleError(f"{what} is not a JSON object: export the bundle again")
+        raise BundleError(f"{what} is not a JSON object: {hint}")
     return found
 
 
