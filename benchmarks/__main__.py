@@ -13,9 +13,11 @@ from benchmarks import agreement, contenders, decide, gradients, load, price, re
 from benchmarks.gpu import __main__ as gpu
 from metastable import bundle, console, datasets
 from metastable.bundle import shipped
+from metastable.datasets import options
 from metastable.engine.runners import Runner
-from metastable.errors import MetastableError
-from metastable.evaluation.cli import machine
+from metastable.errors import DataError, MetastableError
+from metastable.evaluation import cli
+from metastable.evaluation.portion import portion
 from metastable.stopping import Stopping
 
 
@@ -25,7 +27,7 @@ def run_decide(args: argparse.Namespace) -> dict[str, Any]:
 
 def _decide(args: argparse.Namespace, picture: Path | None) -> dict[str, Any]:
     loaded = bundle.load(args.bundle)
-    test = datasets.load("cifar10", datasets.data_root(args.data), "test").take(args.n, skip=args.skip)
+    test = portion(_images(args, loaded, "test"), args.n, skip=args.skip)
     if args.setting not in loaded.settings.names:
         raise MetastableError(f"--setting must be one of {', '.join(loaded.settings.names)}")
     digest = decide.weights_digest(loaded, args.setting)
@@ -61,7 +63,7 @@ def run_steps(args: argparse.Namespace) -> dict[str, Any]:
     if args.rounds:
         found = steps.measure(loaded, runners, args.rounds, _picture(args))
     if args.n:
-        test = datasets.load("cifar10", datasets.data_root(args.data), "test").take(args.n, skip=args.skip)
+        test = portion(_images(args, loaded, "test"), args.n, skip=args.skip)
         chains = {name: int(count) for name, _, count in (c.partition("=") for c in args.chains.split(","))}
         found["agreement"] = agreement.measure(loaded, runners, next(iter(runners)), chains, test)
     return found
@@ -69,9 +71,23 @@ def run_steps(args: argparse.Namespace) -> dict[str, Any]:
 
 def _contenders(args: argparse.Namespace) -> tuple[bundle.Bundle, dict[str, Runner]]:
     loaded = bundle.load(args.bundle)
-    train = datasets.load("cifar10", datasets.data_root(args.data), "train").take(args.calibration)
     names = tuple(args.runners.split(","))
-    return loaded, contenders.make(loaded, names, datasets.to_float(train.images))
+    calibration = torch.empty(0, *loaded.shape)
+    if any(name.endswith("int8") for name in names):
+        train = _images(args, loaded, "train").take(args.calibration)
+        calibration = datasets.to_float(train.images)
+    return loaded, contenders.make(loaded, names, calibration)
+
+
+def _images(args: argparse.Namespace, loaded: bundle.Bundle, split: str) -> datasets.Images:
+    """CIFAR-10's, or those of --images; DataError where the bundle is for others."""
+    found = cli.images(args, split, loaded)
+    if isinstance(found, datasets.ImageSet) and tuple(found.images.shape[1:]) != loaded.shape:
+        raise DataError(
+            f"the bundle {loaded.name} is for images of {loaded.shape}, {args.dataset} has "
+            f"{tuple(found.images.shape[1:])}: name a folder of pictures with --images"
+        )
+    return found
 
 
 def _picture(args: argparse.Namespace) -> Path | None:
@@ -85,7 +101,7 @@ def run_resend(args: argparse.Namespace) -> dict[str, Any]:
 def run_gradients(args: argparse.Namespace) -> dict[str, Any]:
     """On training images, which no table reports."""
     loaded = bundle.load(args.bundle)
-    train = datasets.load("cifar10", datasets.data_root(args.data), "train").take(args.n)
+    train = portion(_images(args, loaded, "train"), args.n)
     return {"rows": gradients.measure(loaded, train, args.setting, args.samples, args.rounds)}
 
 
@@ -94,7 +110,7 @@ def run_price(args: argparse.Namespace) -> dict[str, Any]:
     loaded = bundle.load(args.bundle)
     if args.setting not in loaded.settings.names:
         raise MetastableError(f"--setting must be one of {', '.join(loaded.settings.names)}")
-    whole = datasets.load("cifar10", datasets.data_root(args.data), "train")
+    whole = _images(args, loaded, "train")
     held = whole.take(args.n, skip=len(whole) - args.n)
     runner = contenders.make(loaded, (args.runner,), torch.empty(0, *loaded.shape))[args.runner]
     return {"rows": price.measure(loaded, runner, args.setting, args.chains, held, args.rounds)}
@@ -112,8 +128,14 @@ def run_all(args: argparse.Namespace) -> dict[str, Any]:
     return {"ratios": ratios, "targets": stepped["targets"]}
 
 
-def add_decide(one: argparse.ArgumentParser, n: int, timed: int, work: str) -> None:
+def _add_data(one: argparse.ArgumentParser) -> None:
     one.add_argument("--data", type=Path, help="folder of the data sets (default: METASTABLE_DATA)")
+    one.set_defaults(dataset="cifar10")
+    options.add(one)
+
+
+def add_decide(one: argparse.ArgumentParser, n: int, timed: int, work: str) -> None:
+    _add_data(one)
     one.add_argument("--skip", type=int, default=2000, help="leave out the first images of the fixed order")
     one.add_argument("--work", type=Path, default=Path(work), help="keeps the recording")
     one.add_argument("--setting", default="balanced", help="whose chains are counted")
@@ -176,7 +198,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
         "nanoseconds of a chain-step on every runner beside the published code; labels of low precision",
         run_steps,
     )
-    one.add_argument("--data", type=Path, help="folder of the data sets (default: METASTABLE_DATA)")
+    _add_data(one)
     add_steps(one, rounds=15)
     one.add_argument("--n", type=int, default=500, help="test images whose labels are compared; 0 for none")
     one.add_argument("--skip", type=int, default=6000, help="leave out the first images of the fixed order")
@@ -187,7 +209,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
         "direction and cost of an attack's gradients, exact, held and in bfloat16",
         run_gradients,
     )
-    one.add_argument("--data", type=Path, help="folder of the data sets (default: METASTABLE_DATA)")
+    _add_data(one)
     one.add_argument("--setting", default="fast", help="what is attacked")
     one.add_argument("--n", type=int, default=8, help="training images")
     one.add_argument("--samples", type=int, default=16, help="chains of a gradient")
@@ -198,7 +220,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
         "what one evaluation a step and one view a chain save, and their accuracy",
         run_price,
     )
-    one.add_argument("--data", type=Path, help="folder of the data sets (default: METASTABLE_DATA)")
+    _add_data(one)
     one.add_argument("--setting", default="fast", help="of the bundle, with dynamics adp")
     one.add_argument("--chains", type=int, default=8, help="of an answer; both for times and for accuracy")
     one.add_argument("--n", type=int, default=500, help="held-out training images whose labels are judged")
@@ -218,7 +240,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure, and print the rows."""
-    result = {"command": args.benchmark, **args.measure(args), "machine": machine()}
+    result = {"command": args.benchmark, **args.measure(args), "machine": cli.machine()}
     for row in (*result.get("rows", []), *result.get("agreement", []), *result.get("targets", [])):
         print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
     return result

@@ -6,16 +6,17 @@ Equal seeds, equal numbers of chains, no early deciding: the only difference is 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from metastable.anomaly import score_norms
 from metastable.bundle import Bundle
 from metastable.datasets import ImageSet, to_float
 from metastable.defense import begin, viewed
-from metastable.dynamics import score_norm
 from metastable.engine.runners import Batch, Runner
 from metastable.evaluation.stats import wilson
 from metastable.settings import Setting
@@ -36,9 +37,7 @@ def measure(
     """
     calibration, images = bundle.calibration, to_float(test.images)
     # The flags of one runner for all: what is compared are the chains.
-    norms = torch.cat(
-        [score_norm(runners[reference].score(calibration.network, x)) for x in torch.split(images, 32)]
-    )
+    norms = score_norms(images, partial(runners[reference].score, calibration.network), batch=32)
     flagged = calibration.flags(norms)
     rows = []
     for name, chains in settings.items():

@@ -27,6 +27,7 @@ from metastable.bundle import Bundle
 from metastable.dynamics.adp import Ascent
 from metastable.dynamics.drift import Drift
 from metastable.engine.runners import Batch, Runner
+from metastable.pixels import CPU_PIXELS, at_most
 
 EAGER = "eager autograd"
 EAGER_LAST = "eager autograd, channels last"
@@ -44,12 +45,14 @@ def measure(
     """Rows {work, chains, runner, ns of a chain, its quartiles, ratio to the reference, GFLOP/s, ...}.
 
     Works: `langevin` on the network `energy` (reference: eager autograd with the layout of the published
-    code, which is PyTorch's default), `adp` on `score` and `classify` (reference: the first runner).
+    code, which is PyTorch's default), `adp` on `score` and `classify` (reference: the first runner), as
+    far as the bundle has these networks; batches of large images are smaller (`metastable.pixels`).
     `peak_share` is of the best convolution measured in the same rounds.
     """
+    sizes = dict.fromkeys(at_most(size, bundle.shape, CPU_PIXELS) for size in SIZES)
     rows, peaks = [], []
     for work, flops in works(bundle).items():
-        for size in SIZES:
+        for size in sizes:
             cases = cases_of(work, bundle, runners, size)
             peak = {"sgemm": sgemm(), "conv torch": conv_torch(), "conv openvino": conv_openvino()}
             times = interleave(
@@ -81,11 +84,13 @@ def works(bundle: Bundle) -> dict[str, float]:
             call(x)
         return float(counter.get_total_flops())
 
-    return {
-        "langevin": count(bundle.scores["energy"]),
-        "adp": 2 * count(bundle.scores["score"]),
-        "classify": count(bundle.classifier),
+    calls = {"langevin": ("energy", 1), "adp": ("score", 2)}
+    steps = {
+        work: times * count(bundle.scores[network])
+        for work, (network, times) in calls.items()
+        if network in bundle.networks
     }
+    return {**steps, "classify": count(bundle.classifier)}
 
 
 def cases_of(work: str, bundle: Bundle, runners: Mapping[str, Runner], size: int) -> dict[str, Work]:
@@ -204,8 +209,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             else:
                 panel.plot(x, [r["ns"] / 1e6 for r in mine], marker="o", label=name)
         panel.set(xscale="log", xlabel="chains in the batch", ylim=(0, None))
-        panel.set_xticks(SIZES, [str(s) for s in SIZES])
-        panel.legend(fontsize=7)
+        sizes = sorted({r["chains"] for r in rows})
+        panel.set_xticks(sizes, [str(size) for size in sizes])
+        if panel.get_lines():
+            panel.legend(fontsize=7)
     panels["langevin"].set(ylabel="times faster", title="Langevin step, beside eager autograd")
     panels["share"].set(ylabel="%", title="Langevin step, share of the float32 convolution peak")
     panels["adp"].set(ylabel="ms a chain", title="adaptive ADP update (score network)")

@@ -2,6 +2,7 @@
 
     metastable demo                      # needs `make serve` in another terminal
     metastable demo --images cat,ship --setting fast
+    metastable demo --bundle mine/bundle --images photos/one.jpg,photos/two.jpg   # of a bundle of your own
 
 The attack is PGD on the bare classifier, 8/255, which does not know the defense.  The verdicts
 come from the server; the picture's purified images and logits are computed here with the same
@@ -51,16 +52,40 @@ def line(truth: str, kind: str, verdict: dict[str, Any]) -> str:
     )
 
 
+def file_of(name: str, loaded: bundle.Bundle) -> bytes:
+    """The sample of a class of the bundle, or a picture at a path; MetastableError if it is neither."""
+    if name in CIFAR10_CLASSES and name in loaded.classes:
+        return (SAMPLES / f"{name}.png").read_bytes()
+    try:
+        return Path(name).read_bytes()
+    except OSError:
+        known = ", ".join(one for one in CIFAR10_CLASSES if one in loaded.classes) or "none for this bundle"
+        raise MetastableError(
+            f"there is no sample and no picture {name!r}: give the path of a picture, or a sample ({known})"
+        ) from None
+
+
+@torch.inference_mode()
+def labels_of(names: list[str], clean: Tensor, loaded: bundle.Bundle) -> Tensor:
+    """The class that a sample is named by; of a picture at a path, what the bare classifier says of it."""
+    said = loaded.classifier(clean).argmax(1).tolist()
+    return torch.tensor(
+        [
+            loaded.classes.index(name) if name in CIFAR10_CLASSES and name in loaded.classes else label
+            for name, label in zip(names, said, strict=True)
+        ]
+    )
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    names = args.images.split(",")
-    if unknown := sorted(set(names) - set(CIFAR10_CLASSES)):
-        raise MetastableError(f"there is no sample of {unknown}: choose from {', '.join(CIFAR10_CLASSES)}")
     loaded = bundle.load(args.bundle)
+    files = {name: file_of(name, loaded) for name in args.images.split(",")}
     calibration = loaded.calibration
     if args.setting not in loaded.settings.names:
         raise MetastableError(f"--setting must be one of {', '.join(loaded.settings.names)}")
-    clean = batch_of([SAMPLES / f"{name}.png" for name in names], loaded.shape, loaded.fit)
-    labels = torch.tensor([loaded.classes.index(n) for n in names])
+    clean = batch_of(list(files.values()), loaded.shape, loaded.fit)
+    labels = labels_of(list(files), clean, loaded)
+    names = [loaded.classes[label] for label in labels.tolist()]
     print(f"attacking {len(names)} images: PGD on the bare classifier, 8/255, {args.steps} steps")
     attacked = pgd(attackable(loaded, clean).classifier, clean, labels, steps=args.steps)
     print(
@@ -100,7 +125,9 @@ def fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bundle", type=shipped.path, default=Path("model_store/cifar10"), help="what is attacked"
     )
-    parser.add_argument("--images", default=",".join(CIFAR10_CLASSES), help="names of samples")
+    parser.add_argument(
+        "--images", default=",".join(CIFAR10_CLASSES), help="names of samples, or paths of pictures"
+    )
     parser.add_argument("--setting", default="balanced", help="of the server")
     parser.add_argument("--steps", type=int, default=20, help="of PGD")
     parser.add_argument("--rows", type=int, default=4, help="images in the picture")

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from metastable.defense import Defended
 
+SHOWN = 12  # classes, those with the largest outputs
+
 
 def draw(
     clean: Tensor, attacked: Tensor, result: Defended, names: list[str], classes: list[str], path: Path
 ) -> None:
-    """One row an image of `result`: input, perturbation x 10, purified mean, mean outputs by class.
+    """One row an image of `result`: input, perturbation x 10, purified mean, mean outputs of SHOWN classes.
 
     Error bars are two standard errors over chains (none with one chain).
     """
@@ -34,8 +36,11 @@ def draw(
         axes[row, 1].set_title("perturbation x 10", fontsize=9)
         axes[row, 2].set_title(f"mean of {chains} chains", fontsize=9)
         label = int(result.labels[row])
-        colors = ["#228833" if c == names[row] else "#bbbbbb" for c in classes]
-        axes[row, 3].bar(range(len(classes)), means[row], yerr=errors[row], color=colors, capsize=2)
-        axes[row, 3].set_xticks(range(len(classes)), classes, rotation=60, fontsize=7)
+        shown = np.sort(np.argsort(-means[row])[:SHOWN])
+        colors = ["#228833" if classes[c] == names[row] else "#bbbbbb" for c in shown]
+        axes[row, 3].bar(
+            range(len(shown)), means[row, shown], yerr=errors[row, shown], color=colors, capsize=2
+        )
+        axes[row, 3].set_xticks(range(len(shown)), [classes[c] for c in shown], rotation=60, fontsize=7)
         axes[row, 3].set_title(f"mean {result.average}: {classes[label]}", fontsize=9)
     figure.savefig(path, dpi=110)

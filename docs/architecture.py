@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the packages beside the library are not installed
 LIBRARY = "metastable"
 EVERYWHERE = {
-    f"{LIBRARY}.{name}" for name in ("console", "errors", "version", "yaml_text", "reading", "__main__")
+    f"{LIBRARY}.{name}"
+    for name in ("console", "errors", "version", "yaml_text", "reading", "pixels", "__main__")
 }
 """No news in a picture."""
 

@@ -97,19 +97,21 @@ def fill_all(parser: argparse.ArgumentParser) -> None:
         help="data folder, or folder of pictures: for 8 bits, and to judge by (default: METASTABLE_DATA)",
     )
     options.add(parser, "--calibration-data")
-    parser.add_argument("--n", type=int, default=200, help="real images to judge by")
+    parser.add_argument(
+        "--n", type=int, help="real images to judge by (default: 200, or fewer where they are large)"
+    )
     parser.set_defaults(run=_all)
 
 
 def _all(args: argparse.Namespace) -> dict[str, Any]:
     loaded = bundle.load(args.bundle)
-    calibration = None
+    calibration, n = None, real_images.judged(loaded.shape) if args.n is None else args.n
     if options.given(args):
-        calibration, real = real_images.of_folder(options.folder(args, loaded.shape, loaded.fit), args.n)
+        calibration, real = real_images.of_folder(options.folder(args, loaded.shape, loaded.fit), n)
     elif args.calibration_data:
-        calibration, real = real_images.of_data(Path(args.calibration_data), loaded.shape, args.n)
+        calibration, real = real_images.of_data(Path(args.calibration_data), loaded.shape, n)
     else:
-        real = real_images.samples(SAMPLES, loaded.shape, args.n)
+        real = real_images.samples(SAMPLES, loaded.shape, n)
     source = Materials(loaded, calibration, real)
     outcomes = artifacts.build(source, args.out, [kind.strip() for kind in args.only.split(",")])
     for one in outcomes:

@@ -109,13 +109,17 @@ def inputs(
     return {graphs.INPUT: x, "noise": noise} | {name: column(value) for name, value in numbers.items()}
 
 
+def axis(kind: Kind, name: str) -> int:
+    """Which axis of the input `name` counts the chains."""
+    return 1 if name == "noise" and isinstance(kind, Drift) else 0
+
+
 def build(bundle: Bundle) -> dict[str, bytes]:
     """The bundle's graphs of fused steps by name; equal bundles give equal bytes."""
     made = {}
     for name, (kind, steps) in planned(bundle).items():
-        axis = 1 if isinstance(kind, Drift) else 0
         examples = {
-            key: (value, {axis if key == "noise" else 0: graphs.BATCH})
+            key: (value, {axis(kind, key): graphs.BATCH})
             for key, value in inputs(kind, steps, bundle.shape).items()
         }
         outputs = [STATE] if isinstance(kind, Drift) else [STATE, "moved"]

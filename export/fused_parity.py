@@ -11,6 +11,7 @@ from torch import Tensor
 
 from export import fused, graphs, parity
 from metastable.dynamics.base import Kind
+from metastable.pixels import CPU_PIXELS, at_most
 
 
 def measure(models: Mapping[str, bytes], reference: parity.Reference) -> dict[str, Any]:
@@ -28,11 +29,15 @@ def measure(models: Mapping[str, bytes], reference: parity.Reference) -> dict[st
 
 @torch.inference_mode()
 def _errors(model: bytes, kind: Kind, steps: int, x: Tensor, reference: parity.Reference) -> dict[str, float]:
-    inputs = fused.inputs(kind, steps, reference.bundle.shape, len(x)) | {graphs.INPUT: x}
+    whole = fused.inputs(kind, steps, reference.bundle.shape, len(x)) | {graphs.INPUT: x}
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    got = torch.from_numpy(session.run([fused.STATE], {k: v.numpy() for k, v in inputs.items()})[0])
     exact = fused.module(reference.networks[kind.network], kind, steps)
-    made = exact(*(value.double() for value in inputs.values()))
-    wanted: Tensor = made[0] if isinstance(made, tuple) else made
+    got, wanted = [], []
+    for rows in torch.split(torch.arange(len(x)), at_most(parity.BATCH, x.shape, CPU_PIXELS)):
+        inputs = {name: value.index_select(fused.axis(kind, name), rows) for name, value in whole.items()}
+        found = session.run([fused.STATE], {k: v.numpy() for k, v in inputs.items()})[0]
+        made = exact(*(value.double() for value in inputs.values()))
+        got.append(torch.from_numpy(found))
+        wanted.append(made[0] if isinstance(made, tuple) else made)
     # States hardly move: what is compared is how they did.
-    return parity.errors(got.double() - x, wanted - x)
+    return parity.errors(torch.cat(got).double() - x, torch.cat(wanted) - x)

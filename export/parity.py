@@ -32,6 +32,7 @@ from metastable.engine.runners.exported import CLASSIFIER
 from metastable.errors import BundleError
 from metastable.evaluation.stats import wilson
 from metastable.networks.onnx_classifier import OnnxClassifier
+from metastable.pixels import CPU_PIXELS, at_most
 from metastable.settings import Setting, Settings
 
 RANDOM = 16  # images
@@ -198,7 +199,7 @@ def _forward(runner: Runner, name: str) -> Callable[[Tensor], Tensor]:
 
 @torch.inference_mode()
 def _batched(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return torch.cat([run(part) for part in torch.split(x, BATCH)])
+    return torch.cat([run(part) for part in torch.split(x, at_most(BATCH, x.shape, CPU_PIXELS))])
 
 
 def _agreement(got: Tensor, wanted: Tensor) -> dict[str, Any]:

@@ -32,10 +32,10 @@ from metastable.engine.inspection import Inspector
 from metastable.engine.job import Answer, Job
 from metastable.engine.reply import reply
 from metastable.engine.runners import Runner
-from metastable.engine.sizes import at_most
 from metastable.engine.verdict import verdict_of
 from metastable.errors import Cancelled, DeadlineExceeded, MetastableError, Overloaded, RequestError
 from metastable.images import ImageLimits, decode
+from metastable.pixels import at_most
 from metastable.settings import Setting
 
 log = logging.getLogger(__name__)

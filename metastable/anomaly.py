@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from metastable.dynamics import ScoreFunction, score_norm
+from metastable.pixels import at_most, most_pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +63,8 @@ class Calibration(Threshold):
 
 @torch.inference_mode()
 def score_norms(images: Tensor, score: ScoreFunction, batch: int = 250) -> Tensor:
-    """|s(x)|_2 of raw images [N, C, H, W] in [0, 1]: [N]."""
-    pieces = torch.split(images, batch)
+    """|s(x)|_2 of raw images [N, C, H, W] in [0, 1]: [N]; at most `batch` of them at a time."""
+    pieces = torch.split(images, at_most(batch, images.shape, most_pixels(images.device)))
     return torch.cat([score_norm(score(x)) for x in pieces])
 
 

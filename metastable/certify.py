@@ -18,6 +18,7 @@ from torch import Tensor
 from metastable.defense import CHAINS_AT_ONCE, Classifier, purify, viewed
 from metastable.dynamics import ScoreFunction
 from metastable.errors import SettingsError
+from metastable.pixels import at_most, most_pixels
 from metastable.settings import Setting
 
 
@@ -93,8 +94,9 @@ def votes(
     of their mean probability hold for them too (Hoeffding 1956).
     """
     counts = torch.zeros(0, dtype=torch.int64)
-    for start in range(first, first + n, CHAINS_AT_ONCE):
-        keys = [(seed, chain) for chain in range(start, min(start + CHAINS_AT_ONCE, first + n))]
+    at_once = at_most(CHAINS_AT_ONCE, image.shape, most_pixels(image.device))
+    for start in range(first, first + n, at_once):
+        keys = [(seed, chain) for chain in range(start, min(start + at_once, first + n))]
         flagged = torch.ones(len(keys), dtype=torch.bool)
         x, _ = purify(image.expand(len(keys), *image.shape), keys, setting, score, flagged)
         logits = classifier(viewed(x, [chain for _, chain in keys], setting))

@@ -15,6 +15,7 @@ from metastable import noise
 from metastable.dynamics import ScoreFunction
 from metastable.dynamics.base import Adaptation, Dynamics, columns
 from metastable.dynamics.gaussian import inject
+from metastable.pixels import at_most, most_pixels
 from metastable.settings import Average, Setting
 
 Classifier = Callable[[Tensor], Tensor]
@@ -182,8 +183,9 @@ def defend(
     made, steps = [], []
     purified = torch.zeros_like(images)
     score = score_of(scores, setting)
-    for start in range(0, len(owner), CHAINS_AT_ONCE):
-        rows = owner[start : start + CHAINS_AT_ONCE]
+    at_once = at_most(CHAINS_AT_ONCE, images.shape, most_pixels(images.device))
+    for start in range(0, len(owner), at_once):
+        rows = owner[start : start + at_once]
         here = keys[start : start + len(rows)]
         x, taken = purify(images[rows], here, setting, score, flagged[rows])
         share = (start + len(rows)) / len(owner)

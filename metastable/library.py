@@ -39,6 +39,7 @@ from metastable.engine.runners import Runner, cards, choose
 from metastable.engine.runners.artifacts import Artifacts
 from metastable.engine.verdict import Verdict, verdict_of
 from metastable.errors import EngineFailure, InvalidOption
+from metastable.pixels import at_most
 from metastable.questions import (
     Question,
     cared_for,
@@ -57,7 +58,8 @@ __all__ = ["Defense", "Verdict", "load"]
 log = logging.getLogger("metastable")
 
 MOST_THREADS = 4096
-PIECE = 64  # images that are looked at in one go, so that others' chains do not wait for thousands
+PIECE, PIECE_PIXELS = 64, 2**16
+"""Images that are looked at in one go, and their pixels, so that others' chains do not wait for thousands."""
 
 
 def load(
@@ -269,7 +271,8 @@ class Defense:
             yield given, [stack.enter_context(self._driver.admit(setting)) for _ in range(len(given))]
 
     def _looks(self, question: Question) -> list[Future[list[Raw]]]:
-        pieces = torch.split(question.images, PIECE) if len(question.images) else ()
+        size = at_most(PIECE, self.bundle.shape, PIECE_PIXELS)
+        pieces = torch.split(question.images, size) if len(question.images) else ()
         return [self._driver.call(partial(self._look, piece)) for piece in pieces]
 
     def _look(self, images: Tensor) -> list[Raw]:

@@ -18,7 +18,7 @@ from metastable.engine.costs import Costs
 from metastable.engine.engine import Engine, EngineLimits
 from metastable.engine.runners import Runner, choose
 from metastable.engine.runners.cuda_runner import SLOTS
-from metastable.engine.sizes import at_most, most_pixels
+from metastable.pixels import at_most, most_pixels
 from metastable.settings import Setting
 
 SIZES = (1, 2, 4, 8, 16)

@@ -10,7 +10,7 @@ from metastable.engine import assembly, costs
 from metastable.engine.admission import Admission
 from metastable.engine.costs import CLASSIFY, LOOK, Costs
 from metastable.engine.runners import Abilities
-from metastable.engine.sizes import CPU_PIXELS, GPU_PIXELS, at_most
+from metastable.pixels import CPU_PIXELS, GPU_PIXELS, at_most
 from tests.engine.worlds import ADP, KINDS, LONG, NONE, SHAPE, STEP, Clock, Walk
 from tests.engine.worlds import LOOK as CLASSIFICATION
 

@@ -258,7 +258,7 @@ def test_what_it_says_of_pictures(
     assert (looked["n"], looked["accuracy"]) == (6, 0.8333)
     assert looked["low"] < 0.8333 < looked["high"]
     bare = pictures(labelled, labels=None)
-    looked = bring.bring(given, tiny_folder, tmp_path / "out", name="mine", pictures=bare)["pictures"]
+    looked = bring.bring(given, tiny_folder, tmp_path / "out", name="mine", pictures=bare)["looked"]
     assert (looked["most_frequent"], looked["warning"]) == (0.3333, None)
 
 

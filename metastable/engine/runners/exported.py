@@ -11,7 +11,7 @@ from torch import Tensor
 from metastable.dynamics.base import Kind
 from metastable.engine.runners import Abilities, Batch
 from metastable.engine.runners.stepping import Call, Stepper
-from metastable.engine.sizes import CPU_PIXELS, at_most
+from metastable.pixels import CPU_PIXELS, at_most
 
 CLASSIFIER = "classifier"
 """The name of the classifier's graph; every other graph is a score and has its network's name."""
@@ -21,7 +21,7 @@ LARGEST = 32
 
 From 16 chains on, a chain costs the same in any batch (measured on 2 cores), and graphs of a fixed size
 are 3 to 14 % faster than those of any size: larger batches are cut into powers of two, without filling.
-Images above 90 x 90 pixels have smaller batches (`sizes.CPU_PIXELS`): fewer graphs are compiled.
+Images above 90 x 90 pixels have smaller batches (`pixels.CPU_PIXELS`): fewer graphs are compiled.
 """
 
 
