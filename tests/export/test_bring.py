@@ -117,6 +117,7 @@ def test_another_size_is_resized_and_recorded(names: Path, tiny_folder: Path, tm
     assert classifier.size == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "made"),
     [
@@ -242,6 +243,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     command.main()
 
 
+@pytest.mark.slow
 def test_the_command_line(
     graph: Path, names: Path, labelled: tuple[Path, Path], tiny_folder: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
