@@ -211,6 +211,9 @@ def serve(chosen: argparse.Namespace) -> int:
         sample = run.sample(chosen.sample)
         addresses = Addresses(chosen.host, chosen.port, chosen.torchserve_metrics_port)
         run.write_config(REPOSITORY / "config.properties", chosen.archive, addresses)
+        if stop.wait(0):
+            say("stopped before the server was started")
+            return 1 if chosen.check else 0
         say(f"starting TorchServe with Java {found.version} ({found.source})")
         return start_and_stop(chosen, run, sample, found.home, stop)
     finally:

@@ -42,6 +42,7 @@ def test_an_images_answer_does_not_depend_on_its_batch(tiny: Bundle, rows: list[
         assert torch.allclose(together.purified[at], alone.purified[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_chunks_do_not_change_answers(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(tiny, "fast", [0, 1, 2, 3])
     monkeypatch.setattr("metastable.defense.CHAINS_AT_ONCE", 5)
@@ -54,6 +55,7 @@ def test_chains_and_seeds_differ(tiny: Bundle) -> None:
     assert not torch.allclose(outputs[0, 0], outputs[0, 1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_mean_is_over_chains_of_logits_or_of_softmax(tiny: Bundle) -> None:
     logits = run(tiny, "fast", [0])
     assert torch.allclose(logits.mean[0], logits.outputs[0].mean(0))
@@ -63,6 +65,7 @@ def test_the_mean_is_over_chains_of_logits_or_of_softmax(tiny: Bundle) -> None:
     assert torch.equal(shares.probabilities, shares.mean)
 
 
+@pytest.mark.slow
 def test_log_softmax_averaging_differs_from_logits_by_a_number_an_image(tiny: Bundle) -> None:
     """So it has the same label, margin and probabilities."""
     logits = run(tiny, "fast", [0, 1, 2])
@@ -74,6 +77,7 @@ def test_log_softmax_averaging_differs_from_logits_by_a_number_an_image(tiny: Bu
     assert torch.equal(logs.labels, logits.labels)
 
 
+@pytest.mark.slow
 def test_noise_alone_is_adp_without_its_updates(tiny: Bundle) -> None:
     noise = Setting.of("noise", "noise", chains=3, steps=1, sigma=0.2, sigma_unflagged=0.02)
     idle = Setting.of("idle", "adp", chains=3, steps=1, sigma=0.2, sigma_unflagged=0.02, stop=1e9)

@@ -62,6 +62,7 @@ def test_every_setting_answers_a_request_by_its_name(root: Path, name: str) -> N
         assert body["chains"] == served.settings[setting].chains
 
 
+@pytest.mark.slow
 def test_another_classifier_stands_behind_the_same_networks(mnist: Bundle, root: Path) -> None:
     madry = bundle.load(root / "model_store" / "mnist-madry")
     assert madry.settings == mnist.settings

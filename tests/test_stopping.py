@@ -48,6 +48,7 @@ def test_shifting_a_chains_logits_or_scaling_all_changes_no_label(
     assert scaled.margin == pytest.approx(plain.margin * scale)
 
 
+@pytest.mark.slow
 @given(REQUESTS, st.floats(1e-6, 0.5), st.integers(2, 30))
 def test_asking_for_more_certainty_or_chains_never_decides_sooner(
     outputs: torch.Tensor, delta: float, least: int
@@ -96,6 +97,7 @@ def test_the_critical_value_exceeds_that_of_a_single_look_and_needs_chains() -> 
     assert shares == sorted(shares, reverse=True)  # `decide` searches them by bisection
 
 
+@pytest.mark.slow
 def test_looking_after_every_chain_at_a_tie_errs_no_more_than_promised() -> None:
     level, requests, chains = 0.05, 20_000, 200
     margins = torch.randn(requests, chains, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

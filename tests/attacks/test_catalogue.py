@@ -69,6 +69,7 @@ def test_a_plan_has_what_its_row_says() -> None:
     assert float((found.images - images).abs().amax()) <= 0.3 + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shade", "natural")
 def test_one_class_and_one_row_are_a_row_of_robust_and_an_attack_set(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

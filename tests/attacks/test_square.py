@@ -47,6 +47,7 @@ class Blocks(nn.Module):
         return F.interpolate(between.view(n, 3, 2, 2), scale_factor=8), labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.06), ("l2", 3.0)])
 def test_stays_in_the_ball_repeats_and_leaves_the_generators(norm: Norm, eps: float) -> None:
     pytest.importorskip("art")
@@ -70,6 +71,7 @@ def test_stays_in_the_ball_repeats_and_leaves_the_generators(norm: Norm, eps: fl
     assert torch.equal(again.strength, found.strength)
 
 
+@pytest.mark.slow
 def test_finds_what_pgd_finds_on_a_smooth_target() -> None:
     pytest.importorskip("art")
     model = Blocks()
@@ -79,6 +81,7 @@ def test_finds_what_pgd_finds_on_a_smooth_target() -> None:
     assert Square(eps=0.06, steps=150)(model, images, labels).success.all()
 
 
+@pytest.mark.slow
 def test_gets_through_noise_and_is_judged_by_other_chains() -> None:
     pytest.importorskip("art")
     model = Blocks()
@@ -90,6 +93,7 @@ def test_gets_through_noise_and_is_judged_by_other_chains() -> None:
     assert (judge(found.images).argmax(1) != labels).all()
 
 
+@pytest.mark.slow
 def test_asks_with_its_own_number_of_chains_and_at_most_so_often() -> None:
     pytest.importorskip("art")
     model, drawn = Prototypes(), []

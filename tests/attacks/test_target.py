@@ -82,6 +82,7 @@ def test_averaging_lowers_the_variance_of_outputs_and_gradients() -> None:
     assert spread(16) < spread(1) / 6  # a sixteenth, but for chance
 
 
+@pytest.mark.slow
 def test_pieces_do_not_change_outputs_or_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Prototypes()
     images, labels = model.images(3)

@@ -177,6 +177,7 @@ ONNX = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "classifier", [{}, ONNX, ONNX | {"size": [16, 24]}], ids=["network", "onnx", "sides"]
 )
@@ -210,6 +211,7 @@ def test_a_bundle_behind_a_changed_manifest(
     assert loaded is None or loaded.settings == tiny.settings
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(junk=st.binary(max_size=200))
 def test_any_bytes_as_a_manifest(junk: bytes) -> None:

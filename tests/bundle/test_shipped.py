@@ -10,6 +10,7 @@ from metastable.bundle import shipped
 from metastable.errors import BundleError
 
 
+@pytest.mark.slow
 def test_a_name_is_a_folder_of_the_model_store(root: Path) -> None:
     assert {"cifar10", "cifar10-hardened", "mnist"} <= set(shipped.names())
     assert shipped.folder("mnist") == root / "model_store" / "mnist"

@@ -63,6 +63,7 @@ def test_help_comes_without_pytorch(words: list[str]) -> None:
     assert done.stdout.splitlines()[-2:] == ["status 0", "heavy []"]
 
 
+@pytest.mark.slow
 def test_only_the_table_names_what_stands_above_the_library(root: Path) -> None:
     """import-linter sees no import in a string: so there are none elsewhere."""
     named = []

@@ -144,6 +144,7 @@ def test_a_shift_is_measured_by_the_bare_classifier_and_says_so(
     assert "labels" not in run(capsys, *words, "--shift-n", 20, "--labels", labels)[2]
 
 
+@pytest.mark.slow
 def test_a_score_network_learns_of_windows_and_goes_on_with_the_same(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deploy import serve
 from tests.launched import PATIENCE, REPOSITORY, free_port
 
 
@@ -25,6 +26,16 @@ def command(tmp_path: Path) -> Iterator[list[str]]:
         words += [flag, str(free_port())]
     yield [*words, "--run-dir", place]
     assert [one for one in psutil.process_iter() if place in _words(one)] == []
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Those of this process, put back afterwards."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 def _words(process: psutil.Process) -> str:
@@ -69,6 +80,27 @@ def test_while_the_server_starts(command: list[str], number: int) -> None:
     assert status == 0
     assert "Traceback" not in said
     assert "nothing is left running" in said
+
+
+@pytest.mark.parametrize(("more", "status"), [([], 0), (["--check"], 1)])
+def test_before_the_server_starts(
+    command: list[str],
+    more: list[str],
+    status: int,
+    handlers: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A stop that comes when it is heard of, and nothing runs yet."""
+
+    class Asked(serve.StopRequests):
+        def __init__(self) -> None:
+            super().__init__()
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(serve, "StopRequests", Asked)
+    assert serve.main([*command[command.index("--archive") :], *more]) == status
+    assert "stopped before the server was started" in capsys.readouterr().out
 
 
 @pytest.mark.slow

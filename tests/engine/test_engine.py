@@ -218,6 +218,7 @@ def test_a_chain_that_is_nan_twice_fails_its_request_only() -> None:
     assert engine.chains.used == 0
 
 
+@pytest.mark.slow
 def test_deciding_early_spends_fewer_chains_where_the_answer_is_clear() -> None:
     clear = replace(SHORT, chains=60, delta=0.01)
     engine, *_ = world()

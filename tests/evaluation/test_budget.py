@@ -11,6 +11,8 @@ from metastable.evaluation import budget
 from metastable.evaluation.budget import Candidate
 from metastable.evaluation.kept import Views
 
+pytestmark = pytest.mark.slow
+
 FOUND = [
     Candidate(sigma=0.05, steps=1, chains=1, clean=0.98, attacked=0.40, ms=50),
     Candidate(sigma=0.05, steps=1, chains=4, clean=0.98, attacked=0.42, ms=150),

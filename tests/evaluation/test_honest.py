@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metastable import benign, bundle, datasets
-from metastable.errors import DataError
+from metastable.errors import BundleError, DataError
 from metastable.evaluation import __main__ as command
 from metastable.evaluation import honest
 
@@ -65,7 +65,7 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(DataError, match=r"do not fit|choose from"):
         honest.measure(tiny, test_set, config(**wrong))
-    with pytest.raises(DataError, match="calibrate"):
+    with pytest.raises(BundleError, match="calibrate"):
         honest.measure(dataclasses.replace(tiny, anomaly=None), test_set, config())
 
 

@@ -11,6 +11,8 @@ from metastable.errors import BundleError
 from metastable.evaluation import kept
 from metastable.evaluation.stats import wilson
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def some(tiny: bundle.Bundle) -> ImageSet:

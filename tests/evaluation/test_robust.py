@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metastable import bundle, datasets, settings
-from metastable.errors import DataError
+from metastable.errors import BundleError, DataError
 from metastable.evaluation import __main__ as command
 from metastable.evaluation import outcomes, robust, robust_rows
 from metastable.evaluation.robust_rows import Row
@@ -166,7 +166,7 @@ def test_a_bundle_without_a_calibration_or_a_run_without_images_is_refused(
     for asked in ([], rows(0), rows(7)):
         with pytest.raises(DataError, match="every row needs 1 to 6 images"):
             robust.measure(tiny, test_set, asked, config(), tmp_path)
-    with pytest.raises(DataError, match="calibrate"):
+    with pytest.raises(BundleError, match="calibrate"):
         robust.measure(dataclasses.replace(tiny, anomaly=None), test_set, rows(), config(), tmp_path)
 
 

@@ -122,6 +122,7 @@ def test_another_size_is_resized_and_recorded(names: Path, tiny_folder: Path, tm
     assert classifier.size == (16, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "made"),
     [
@@ -296,6 +297,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     command.main()
 
 
+@pytest.mark.slow
 def test_the_command_line_without_pictures(
     graph: Path, names: Path, tiny_folder: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],

@@ -15,6 +15,8 @@ from export import bring_command
 from metastable import bundle, console
 from metastable.evaluation import budget, kept
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["red", "green", "blue"]
 HEIGHT, WIDTH = 24, 40
 

@@ -15,6 +15,8 @@ from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import NoGradient
 from metastable.evaluation import budget, kept
 
+pytestmark = pytest.mark.slow
+
 WANTED = tune.Wanted(
     budget_ms=1e9, keep=0.0, radius=Fraction(4, 255), radii=(Fraction(8, 255),), choose_n=4, judge_n=5
 )

@@ -209,6 +209,7 @@ def test_random_damage(name: str, edits: list[tuple[float, int]], keep: float, h
     survive(bytes(data[: int(keep * len(data))]) if keep < 0.5 else bytes(data))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from([b"tRNS", b"PLTE", b"acTL", b"fcTL", b"eXIf", b"IDAT", b"sRGB", b"ab\xff\0"]),

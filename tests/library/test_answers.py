@@ -95,6 +95,7 @@ def test_a_task_that_is_cancelled_leaves_the_defense_as_it_was(defense: Defense,
     assert len(defense(images, setting="fast")) == 3
 
 
+@pytest.mark.slow
 def test_the_server_says_the_same(defense: Defense, tiny: Bundle, root: Path) -> None:
     image = (root / "samples" / "cat.png").read_bytes()
     runner = TorchRunner(tiny.networks, tiny.classifier)

@@ -42,6 +42,7 @@ def test_any_text_is_an_arm_or_an_error(text: str) -> None:
     assert arm.name == text.partition(":")[0]
 
 
+@pytest.mark.slow
 def test_arms_take_turns_on_the_same_images_at_the_same_times() -> None:
     items = [item(0, 0, row=i) for i in range(10)]
     with serving(Behaviour()) as url:

@@ -84,6 +84,7 @@ def test_what_cannot_be_made_is_explained(tiny: Bundle, tmp_path: Path) -> None:
         make(tiny, images(), wrong, tmp_path / "a.npz")
 
 
+@pytest.mark.slow
 def test_pairs_of_sets_share_their_originals(tiny: Bundle, tmp_path: Path) -> None:
     clean = make(tiny, images(), order("clean"), tmp_path / "c.npz")
     attacked = make(tiny, images(), order("transfer"), tmp_path / "a.npz")

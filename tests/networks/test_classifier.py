@@ -17,6 +17,7 @@ def test_whitening_makes_patches_white() -> None:
     assert torch.allclose(second, torch.eye(12), atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [WhitenedNet(widths=(8, 8, 8)), WideResNet(10, 1, flip_average=True)])
 def test_flip_averaging_makes_mirror_images_equal(network: nn.Module) -> None:
     x = torch.rand(3, 3, 32, 32)

@@ -14,6 +14,7 @@ def small(seed: int = 0) -> UnshuffledUNet:
     return network.requires_grad_(False)
 
 
+@pytest.mark.slow
 def test_sizes_and_names() -> None:
     network = UnshuffledUNet()
     assert 300_000 < sum(p.numel() for p in network.parameters()) < 1_000_000

@@ -59,6 +59,7 @@ def trainer(data: Path, **changes: Any) -> Trainer:
     return Trainer(network, images, energy.start_bank(config, images), config, CPU)
 
 
+@pytest.mark.slow
 def test_updates_visit_the_bank_from_end_to_end_and_note_their_figures(data: Path) -> None:
     made = trainer(data, half=False, rejuvenation=0.0)
     optimizer = made.optimizer(adam=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from metastable.networks import channels_last
@@ -9,6 +10,7 @@ from metastable.training.sampler import Sampler, run_chains
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@pytest.mark.slow
 def test_a_sampler_is_run_chains_also_after_the_weights_have_changed() -> None:
     torch.manual_seed(0)
     network = channels_last(EnergyNetwork(1, 28, 4).to(DEVICE))

@@ -17,6 +17,7 @@ def arguments(tiny_folder: Path, folder: Path, minutes: str) -> list[str]:
     return [*given, "--run", str(folder / "run"), "--out", str(folder / "result.json"), "--", "--tau", "0.02"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("minutes", ["9", "0"])
 def test_checks_are_rows_and_a_run_that_is_paused_says_so(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: str

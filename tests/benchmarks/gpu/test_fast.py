@@ -75,6 +75,7 @@ def test_a_contender_that_fails_stops_no_other(
     assert [row.get("failed") for row in rows] == ["RuntimeError: no compiler", None]
 
 
+@pytest.mark.slow
 def test_a_fault_while_a_contender_is_timed_loses_nothing_that_came_before(
     tiny: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +120,7 @@ def test_a_fault_while_a_contender_is_timed_loses_nothing_that_came_before(
     assert kept[:3] == [[], ["eager autograd"], ["eager autograd", "AOTInductor"]]
 
 
+@pytest.mark.slow
 def test_the_sizes_of_the_targets_come_first_and_every_row_is_written_when_it_is_known(
     tiny: Bundle,
 ) -> None:

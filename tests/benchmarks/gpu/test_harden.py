@@ -74,6 +74,7 @@ def test_it_trains_resumes_and_judges(
     assert again["rows"][0]["updates"] == training["updates"]
 
 
+@pytest.mark.slow
 def test_a_training_that_is_paused_says_so_and_is_judged(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ def test_a_size_that_is_asked_for_has_no_empty_rows(tiny: Bundle) -> None:
     assert list(made._passes) == [("energy", 7)]
 
 
+@pytest.mark.slow
 def test_langevin_is_the_reference_with_rows_at_different_steps(runner: CudaRunner, tiny: Bundle) -> None:
     """Over a whole segment and some steps more, so that graphs of both lengths take part."""
     x, first, count = images(), [i % 4 for i in range(SIZE)], SEGMENT + 2

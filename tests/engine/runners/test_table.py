@@ -66,6 +66,7 @@ def double(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MAKERS, NAME, Maker(make))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double")
 def test_one_class_and_one_row_answer_in_process(tiny_folder: Path) -> None:
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
