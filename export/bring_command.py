@@ -68,7 +68,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
     )
     add("--name", help="of the new bundle (default: that of its folder)")
     add("--budget-ms", type=_positive, default=300.0, help="milliseconds of an answer on this machine")
-    add("--keep", type=_share, default=0.9, help="share of clean labels that settings must keep")
+    add("--keep", type=_share, default=0.75, help="share of clean labels that settings must keep")
     add("--eps", type=cli.ratio, default="4/255", help="radius of the attack that compares settings")
     add("--n", type=cli.from_one, default=40, help="pictures to compare settings on")
     add("--judge-n", type=cli.from_one, default=100, help="pictures to judge on")

@@ -153,7 +153,7 @@ def _sum_up(out: Path, tuned: dict[str, Any], judged: dict[str, Any]) -> None:
     if not tuned["in_budget"]:
         print("  nothing answers within the budget here: this is the cheapest", file=sys.stderr)
     if not tuned["keeps"]:
-        print("  nothing within the budget keeps so many clean labels: this keeps most", file=sys.stderr)
+        print("  nothing within the budget keeps the wanted share of clean labels", file=sys.stderr)
     for row in judged["rows"]:
         shares = ", ".join(f"{100 * share[0]:.0f} % {view}" for view, share in row["kept"].items())
         print(f"  {row['setting']:<10} {row['ms']:7.1f} ms   kept: {shares}")

@@ -48,7 +48,7 @@ class Wanted:
     """
 
     budget_ms: float = 300.0
-    keep: float = 0.9
+    keep: float = 0.75
     radius: Fraction = Fraction(4, 255)
     radii: tuple[Fraction, ...] = (Fraction(2, 255), Fraction(4, 255), Fraction(8, 255))
     choose_n: int = 40

@@ -2,8 +2,8 @@
 
 Every candidate adds noise of one level, takes one or two steps of the purifier, and averages some chains.
 Chains are numbered, so all numbers of chains are judged on one run of the largest.  What is chosen keeps most
-labels under a transferred attack, among those that keep enough of the clean ones and answer within the
-budget; where several are as good, as far as so many pictures can tell, the cheapest.
+labels, clean and under a transferred attack alike, among those that keep enough of the clean ones and answer
+within the budget; of its noise the cheapest that is as good, as far as so many pictures can tell.
 """
 
 from __future__ import annotations
@@ -121,22 +121,24 @@ def choose(found: Sequence[Candidate], *, n: int, budget_ms: float, keep: float)
     """The candidate to serve; see the module.
 
     Where none answers within the budget it is among the cheapest; where none keeps the share `keep` of clean
-    labels it is one that keeps most of them.
+    labels, all are asked.
 
     Args:
-        n: pictures that they were judged on: shares that differ by less than a standard error are equal.
+        n: pictures that they were judged on: candidates within a standard error of the best are equal to it.
     """
     affordable = [one for one in found if one.ms <= budget_ms]
     if not affordable:
         least = min(one.ms for one in found)
         affordable = [one for one in found if one.ms == least]
-    kind = [one for one in affordable if one.clean >= keep]
-    if not kind:
-        return max(affordable, key=lambda one: (one.clean, one.attacked, -one.ms))
-    best = max(one.attacked for one in kind)
-    margin = math.sqrt(max(best * (1 - best), 0) / n)
-    equal = [one for one in kind if one.attacked >= best - margin]
-    return min(equal, key=lambda one: (one.ms, -one.attacked, -one.clean))
+    kind = [one for one in affordable if one.clean >= keep] or affordable
+    best = max(kind, key=_worth)
+    margin = math.sqrt(sum(share * (1 - share) for share in (best.clean, best.attacked)) / n)
+    equal = [one for one in kind if _worth(one) >= _worth(best) - margin and one.sigma == best.sigma]
+    return min(equal, key=lambda one: (one.ms, -_worth(one)))
+
+
+def _worth(one: Candidate) -> float:
+    return one.clean + one.attacked
 
 
 def settings_of(chosen: Candidate, network: str = "score") -> str:

@@ -23,17 +23,23 @@ FOUND = [
 ]
 
 
-def test_the_most_labels_kept_under_attack_within_the_budget_and_of_equals_the_cheapest() -> None:
-    """0.80 and 0.82 of 40 pictures are no difference: the cheaper one is taken."""
+def test_most_labels_kept_within_the_budget_and_of_equals_the_cheapest() -> None:
+    """0.93 and 0.80 are no less than 0.95 and 0.82 on 40 pictures: the cheaper one is taken."""
     assert budget.choose(FOUND, n=40, budget_ms=300, keep=0.9) == FOUND[2]
     assert budget.choose(FOUND, n=100_000, budget_ms=300, keep=0.9) == FOUND[3]
-    assert budget.choose(FOUND, n=40, budget_ms=1000, keep=0.9) == FOUND[4]
+    assert budget.choose(FOUND, n=40, budget_ms=1000, keep=0.9).steps in (1, 2)
+    assert budget.choose(FOUND, n=100_000, budget_ms=1000, keep=0.9) == FOUND[4]
 
 
 def test_what_keeps_too_few_clean_labels_is_not_taken_unless_all_do() -> None:
     assert budget.choose(FOUND, n=100_000, budget_ms=300, keep=0.97).sigma == 0.05
-    most_clean = budget.choose(FOUND, n=40, budget_ms=300, keep=0.99)
-    assert (most_clean.clean, most_clean.attacked) == (0.98, 0.42)
+    assert budget.choose(FOUND, n=100_000, budget_ms=300, keep=0.99) == FOUND[3]
+
+
+def test_of_equals_none_has_another_level_of_noise() -> None:
+    """A cheap candidate of other noise is another trade, not the same for less."""
+    cheap = dataclasses.replace(FOUND[2], sigma=0.2, ms=1)
+    assert budget.choose([*FOUND, cheap], n=1, budget_ms=300, keep=0.9).sigma == 0.1
 
 
 def test_a_budget_that_nothing_meets_gives_one_of_the_cheapest() -> None:
