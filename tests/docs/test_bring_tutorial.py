@@ -60,7 +60,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_bundle_says_what_was_found(checkout: Path) -> None:
     lines = (checkout / "printed").read_text().splitlines()
     [found] = [json.loads(line) for line in lines if line.startswith('{"command": "bring"')]
-    assert found["looked"]["accuracy"] > 0.9
+    assert found["looked"]["accuracy"] > 0.85
     assert found["looked"]["n"] == 160
     assert found["judged"]["n"] == 10
     assert found["classifier"] == "onnx"
