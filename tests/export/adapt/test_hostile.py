@@ -9,6 +9,7 @@ from onnx import TensorProto
 from export.adapt import Adapted, Wishes, adapt
 from metastable.errors import BundleError
 from tests.export.adapt.graphs import classifier, node, noise, run
+from tests.export.adapt.test_batches import TokensFirst, fixed
 
 BASES = [
     classifier(),
@@ -23,6 +24,7 @@ BASES = [
         pixels="p",
     ),
 ]
+BASES.append(fixed(TokensFirst(), 16))
 RAW = [one.SerializeToString() for one in BASES]
 
 
@@ -44,7 +46,7 @@ def outcome(data: bytes, wishes: Wishes | None = None) -> Adapted | None:
 
 
 def test_the_bases_themselves_are_taken_or_refused_for_their_labels() -> None:
-    assert [outcome(one) is not None for one in RAW] == [True, True, False]
+    assert [outcome(one) is not None for one in RAW] == [True, True, False, True]
 
 
 ANY = settings(max_examples=150, deadline=None, derandomize=True)

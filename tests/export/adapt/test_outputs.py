@@ -255,3 +255,13 @@ def test_equal_graphs_give_equal_bytes() -> None:
     model = classifier(node("Softmax", "z", "y", axis=1))
     assert adapted(model).graph == adapted(model).graph
     assert run(adapted(model).graph, np.zeros((3, 3, 8, 8), np.float32)).shape == (3, CLASSES)
+
+
+def test_sentences_fit_into_the_provenance_of_a_bundle() -> None:
+    ends = [node("ArgMax", "z", f"label{'x' * 70}{i}", axis=1) for i in range(8)]
+    model = classifier(*ends, node("Identity", "z", "y"), outputs=(*(one.output[0] for one in ends), "y"))
+    for one in model.graph.output[:-1]:
+        one.type.tensor_type.elem_type = TensorProto.INT64
+    found = adapted(model)
+    assert any("'y' is taken" in one for one in found.changes)
+    assert all(len(one) <= 200 and one.isprintable() for one in found.changes)
