@@ -200,6 +200,15 @@ def test_the_only_output_that_can_be_logits_is_taken_and_said() -> None:
     assert "'y' is taken: no other output can be logits ('label')" in said(found)
 
 
+def test_of_logits_and_their_probabilities_the_logits_are_taken() -> None:
+    model = classifier(node("Softmax", "z", "p", axis=1), node("Identity", "z", "y"), outputs=("p", "y"))
+    found = adapted(model)
+    x = noise(found)
+    assert_allclose(logits(found, x), expected(x), rtol=1e-5, atol=1e-5)
+    assert "'y' is taken" in said(found)
+    assert "softmax" not in said(found)
+
+
 @pytest.mark.parametrize(
     ("ends", "kind", "named"),
     [
