@@ -6,18 +6,19 @@ Resize, ConstantOfShape), and constants of one image that are joined to the imag
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
 
 from export.adapt.editor import Editor, attribute
+from export.adapt.following import follow
 from export.adapt.inputs import Taken, declare
 from export.adapt.running import Array, Failed, Running
 from metastable.errors import BundleError
 
-IMAGES = 5
+IMAGES, LEVELS = 5, 3
 TOLERANCE, HALF = 1e-3, 2e-2
 """How far an image's values may be from those it has alone, relative to the largest; then for float16."""
 FOLDED = 2**24
@@ -33,8 +34,9 @@ def free_batch(editor: Editor, taken: Taken, names: Sequence[str]) -> Editor:
     Raises BundleError where no rewriting works, and where an image's values depend on its neighbours.
     """
     reasons, declared = list[str](), taken.form.batch
-    for number, made in enumerate(_rewritings(editor, taken)):
+    for number in range(LEVELS):
         try:
+            made = _rewritten(editor, taken, number)
             away = dependence(made, taken, names)
         except Failed as error:
             reasons.append(str(error))
@@ -46,7 +48,7 @@ def free_batch(editor: Editor, taken: Taken, names: Sequence[str]) -> Editor:
     raise BundleError(
         f"{editor.file} is made for batches of {declared or 1} inside, and could not be rewritten: export it "
         "with dynamic_shapes={0: torch.export.Dim('batch')} for its images (dynamo), or with dynamic_axes "
-        f"({reasons[0]})"
+        f"({reasons[0][:160]})"
     )
 
 
@@ -100,34 +102,39 @@ def _judge(made: Editor, away: float) -> None:
         )
 
 
-def _rewritings(editor: Editor, taken: Taken) -> Iterator[Editor]:
-    """The graph with an open batch: as it is, with careful and with bold changes inside."""
-    for level in range(3):
-        made = editor.copy()
-        declare(made, taken.form, None)
-        if level:
-            _open_shapes(made, taken, bold=level == 2)
-        yield made
+def _rewritten(editor: Editor, taken: Taken, level: int) -> Editor:
+    """The graph with an open batch: as it is, with shapes opened that begin with it, with it followed.
+
+    Raises Failed where that cannot be done.
+    """
+    made = editor.copy()
+    declare(made, taken.form, None)
+    if level:
+        _open_shapes(made, taken, followed=level == 2)
+    return made
 
 
-def _open_shapes(made: Editor, taken: Taken, *, bold: bool) -> None:
+def _open_shapes(made: Editor, taken: Taken, *, followed: bool) -> None:
     batch = taken.form.batch or 1
     source = made.graph.input[0].name
     moving = made.depending(source)
     _fold(made, moving, taken)
+    values = _values(made, moving, taken, batch) if followed else {}
     count = made.fresh("count")
-    nodes = list(made.graph.node)
-    used = False
-    for node in nodes:
+    opened: dict[str, tuple[int, ...]] = {}
+    for node in list(made.graph.node):
         if node.domain:
             continue
-        if node.op_type == "Reshape" and node.input[0] in moving:
-            _open_reshape(made, node, batch, bold=bold)
+        if node.op_type == "Reshape" and not followed and node.input[0] in moving:
+            _open_reshape(made, node, batch)
         elif node.op_type in SHAPES:
-            used |= _lead(made, node, SHAPES[node.op_type], batch, count)
+            opened |= _lead(made, node, SHAPES[node.op_type], batch, count)
         elif node.op_type == "Concat" and attribute(node, "axis", 0) > 0 and moving.intersection(node.input):
-            used |= _spread(made, node, batch, count)
-    if used:
+            opened |= _spread(made, node, batch, count)
+    if followed:
+        known = {name: values[name].shape if name in values else shape for name, shape in opened.items()}
+        follow(made, values, known, batch)
+    if opened:
         shape, first = made.fresh("shape"), made.hold(np.array([0]))
         made.before(
             [
@@ -135,6 +142,15 @@ def _open_shapes(made: Editor, taken: Taken, *, bold: bool) -> None:
                 helper.make_node("Gather", [shape, first], [count], axis=0),
             ]
         )
+
+
+def _values(made: Editor, moving: set[str], taken: Taken, batch: int) -> dict[str, Array]:
+    """All values that depend on the images, for as many images as the graph was made for."""
+    names = [name for node in made.graph.node for name in node.output if name in moving]
+    images = taken.noise(batch)
+    found = Running(made, names)(images) if names else {}
+    values = {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
+    return {made.graph.input[0].name: images, **values}
 
 
 def _fold(made: Editor, moving: set[str], taken: Taken) -> None:
@@ -151,42 +167,38 @@ def _fold(made: Editor, moving: set[str], taken: Taken) -> None:
     made.prune()
 
 
-def _open_reshape(made: Editor, node: Any, batch: int, *, bold: bool) -> None:
+def _open_reshape(made: Editor, node: Any, batch: int) -> None:
     shape = made.constant(node.input[1])
     if shape is None or shape.ndim != 1 or len(shape) == 0:
         return
     exact = attribute(node, "allowzero", 0)  # dynamo's exports say that a 0 is none of the input's sizes
     if exact and 0 in shape:
         return
-    if shape[0] <= 0 or (shape[0] != batch and not bold):
+    if shape[0] != batch:
         return
     opened = shape.copy()
-    if -1 not in shape:
-        opened[0] = -1
-    elif shape[0] == batch:
-        opened[0] = 0
+    opened[0] = 0 if -1 in shape else -1
     for index in reversed(range(len(node.attribute))):
         if node.attribute[index].name == "allowzero":
             del node.attribute[index]
     node.input[1] = made.hold(opened.astype(np.int64))
 
 
-def _lead(made: Editor, node: Any, at: int, batch: int, count: str) -> bool:
-    """Put the number of images first in a constant shape; whether it was there."""
+def _lead(made: Editor, node: Any, at: int, batch: int, count: str) -> dict[str, tuple[int, ...]]:
+    """Put the number of images first in a constant shape; the value that then holds it first, if any."""
     inputs = node.input
     shape = made.constant(inputs[at]) if len(inputs) > at and inputs[at] else None
     if shape is None or shape.ndim != 1 or len(shape) < 2 or shape[0] != batch:
-        return False
-    tile = node.op_type == "Tile"
-    if tile and made.constant(inputs[0]) is None:
-        return False
+        return {}
+    if node.op_type == "Tile" and made.constant(inputs[0]) is None:
+        return {}
     inputs[at] = _joined(made, node, count, shape[1:])
-    return True
+    return {node.output[0]: tuple(int(one) for one in shape)}
 
 
-def _spread(made: Editor, node: Any, batch: int, count: str) -> bool:
-    """Repeat constants of one image that are joined to values of every image."""
-    found = False
+def _spread(made: Editor, node: Any, batch: int, count: str) -> dict[str, tuple[int, ...]]:
+    """Repeat constants of one image that are joined to values of every image; the repeated ones."""
+    found = {}
     for index, name in enumerate(node.input):
         value = made.constant(name)
         if value is not None and value.ndim > 1 and value.shape[0] == batch:
@@ -195,7 +207,7 @@ def _spread(made: Editor, node: Any, batch: int, count: str) -> bool:
             spread = made.fresh("spread")
             _insert(made, node, helper.make_node("Expand", [one, shape], [spread]))
             node.input[index] = spread
-            found = True
+            found[spread] = value.shape
     return found
 
 

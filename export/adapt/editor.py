@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 
 IMAGES, BATCH = "images", "batch"
 FLOAT = onnx.TensorProto.FLOAT
+SENTENCE = 200
 
 
 class Editor:
@@ -34,7 +35,8 @@ class Editor:
         return Editor(proto, self.file, list(self.changes))
 
     def say(self, sentence: str) -> None:
-        self.changes.append(sentence)
+        """Record a sentence, as long as a bundle's provenance takes it."""
+        self.changes.append(sentence if len(sentence) <= SENTENCE else sentence[: SENTENCE - 3] + "...")
 
     def fresh(self, stem: str) -> str:
         """A name that no value has."""

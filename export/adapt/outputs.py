@@ -110,6 +110,8 @@ def adapt_output(editor: Editor, taken: Taken, names: list[str], wished: str | N
 
 def _chosen(editor: Editor, seen: list[Seen]) -> Seen:
     several = [one for one in seen if one.logits]
+    # Of logits and their probabilities the logits are meant.
+    several = [one for one in several if not any(_follows(one, other) for other in several)]
     several = several or [one for one in seen if one.single]
     if len(several) == 1:
         return several[0]
@@ -129,6 +131,14 @@ def _chosen(editor: Editor, seen: list[Seen]) -> Seen:
         f"{editor.file} gives no row of logits an image (of {PROBES} images it makes {listed}): name a value "
         "inside that is [batch, classes] with --output; detectors and segmenters are not classifiers"
     )
+
+
+def _follows(one: Seen, other: Seen) -> bool:
+    """Whether one value is the softmax of another."""
+    if one is other or one.columns != other.columns:
+        return False
+    p, z = (each.values.reshape(PROBES, -1).astype(np.float64) for each in (one, other))
+    return bool(np.abs(softmax(z) - p).max() < EXACT)
 
 
 def _row(editor: Editor, name: str, columns: int, *, cast: bool) -> str:

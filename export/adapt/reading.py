@@ -6,6 +6,7 @@ the same folder and through no link; nodes are bounded before functions are inli
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
@@ -41,10 +42,26 @@ def read(source: Path | bytes) -> tuple[onnx.ModelProto, str, list[str]]:
         raise BundleError(f"{file} is not an ONNX graph: it has no nodes")
     if len(proto.graph.node) > NODES:
         raise BundleError(f"{file} has more than {NODES} nodes")
+    if not all(isinstance(one, str) for one in _texts(proto)):  # protobuf gives bytes where they are no text
+        raise BundleError(f"{file} has names that are no text: it is damaged, copy it again")
     done = []
     if _fetched(proto, folder, file, files.PART_BYTES - len(data)):
         done.append("its weights lay in other files beside it: they are inside now")
     return _plain(proto, file), file, done
+
+
+def _texts(proto: onnx.ModelProto) -> Iterator[Any]:
+    """Every name that is read of a model."""
+    graph = proto.graph
+    for node in itertools.chain(graph.node, *(one.node for one in proto.functions)):
+        yield from (node.op_type, node.domain, *node.input, *node.output)
+        yield from (one.name for one in node.attribute)
+    for function in proto.functions:
+        yield from (function.name, function.domain, *function.input, *function.output)
+    yield from (one.name for one in (*graph.input, *graph.output, *graph.initializer))
+    yield from (one.domain for one in proto.opset_import)
+    for tensor in _all_tensors(proto):
+        yield from (text for entry in tensor.external_data for text in (entry.key, entry.value))
 
 
 def _fetched(proto: onnx.ModelProto, folder: Path | None, file: str, budget: int) -> bool:

@@ -49,6 +49,40 @@ class Viewed(nn.Module):
         return scores
 
 
+class Windows(nn.Module):
+    """Windows of patches with attention inside them, tokens first: the batch is folded into other axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.norm, self.head = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), nn.Linear(8, 4)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x)
+        n, c, h, w = x.shape
+        x = x.view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 3, 5, 1).reshape(-1, 4, c)
+        x = self.norm(x + self.attention(x, x, x)[0]).reshape(n, -1, c)
+        x = torch.cat([self.token.repeat(n, 1, 1), x], 1)
+        scores: Tensor = self.head(x[:, 0] + x.mean(1))
+        return scores
+
+
+class TokensFirst(nn.Module):
+    """Attention over tokens that stand before the batch, PyTorch's default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 4)
+        self.attention = nn.MultiheadAttention(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).permute(2, 0, 1)
+        x = x + self.attention(x, x, x)[0]
+        scores: Tensor = self.head(x.mean(0))
+        return scores
+
+
 class Resized(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = nn.functional.interpolate(x, (5, 7), mode="nearest")
@@ -60,6 +94,8 @@ NETWORKS: dict[str, tuple[Any, int]] = {
     "transformer": (lambda: Vit(16), 16),
     "views": (Viewed, 8),
     "windows": (lambda: Viewed(twice=True), 8),
+    "attention in windows": (Windows, 32),
+    "tokens before the batch": (TokensFirst, 16),
     "resize": (Resized, 8),
 }
 

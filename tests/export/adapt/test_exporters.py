@@ -42,6 +42,7 @@ def test_every_opset(opset: int) -> None:
     assert_allclose(z, log_softmax(expected(x[:, ::-1])), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_plain_dynamo_export(tmp_path: Path) -> None:
     """`torch.onnx.export(model, images, file)`: one image, weights in a second file."""
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
@@ -9,6 +10,7 @@ from onnx import TensorProto
 from export.adapt import Adapted, Wishes, adapt
 from metastable.errors import BundleError
 from tests.export.adapt.graphs import classifier, node, noise, run
+from tests.export.adapt.test_batches import TokensFirst, fixed
 
 BASES = [
     classifier(),
@@ -23,6 +25,7 @@ BASES = [
         pixels="p",
     ),
 ]
+BASES.append(fixed(TokensFirst(), 16))
 RAW = [one.SerializeToString() for one in BASES]
 
 
@@ -44,7 +47,7 @@ def outcome(data: bytes, wishes: Wishes | None = None) -> Adapted | None:
 
 
 def test_the_bases_themselves_are_taken_or_refused_for_their_labels() -> None:
-    assert [outcome(one) is not None for one in RAW] == [True, True, False]
+    assert [outcome(one) is not None for one in RAW] == [True, True, False, True]
 
 
 ANY = settings(max_examples=150, deadline=None, derandomize=True)
@@ -94,7 +97,7 @@ def test_graphs_that_are_wired_wrongly(base: onnx.ModelProto, data: st.DataObjec
         name = data.draw(st.sampled_from(names(base)))
         if kind == "operator":
             one.op_type = data.draw(st.sampled_from(OPERATORS))
-        elif kind == "input":
+        elif kind == "input" and one.input:
             one.input[data.draw(st.integers(0, len(one.input) - 1))] = name
         elif kind == "output":
             one.output[0] = name
@@ -111,3 +114,9 @@ def test_graphs_that_are_wired_wrongly(base: onnx.ModelProto, data: st.DataObjec
             model.graph.node.remove(one)
     wished = data.draw(st.sampled_from([None, *names(base)]))
     outcome(model.SerializeToString(), Wishes(output=wished))
+
+
+def test_names_that_are_no_text_are_said() -> None:
+    raw = RAW[0].replace(b"pooled", b"p\xff\xfeled")
+    with pytest.raises(BundleError, match="names that are no text"):
+        adapt(raw)

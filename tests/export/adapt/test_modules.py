@@ -20,7 +20,7 @@ def trained() -> nn.Module:
     return nn.Sequential(seen(Separable(), 16), nn.Dropout(0.5)).train()
 
 
-@pytest.mark.parametrize("exporter", ["dynamo", "trace"])
+@pytest.mark.parametrize("exporter", [pytest.param("dynamo", marks=pytest.mark.slow), "trace"])
 def test_a_module_is_exported_rightly(exporter: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = trained()
     if exporter == "trace":

@@ -200,6 +200,15 @@ def test_the_only_output_that_can_be_logits_is_taken_and_said() -> None:
     assert "'y' is taken: no other output can be logits ('label')" in said(found)
 
 
+def test_of_logits_and_their_probabilities_the_logits_are_taken() -> None:
+    model = classifier(node("Softmax", "z", "p", axis=1), node("Identity", "z", "y"), outputs=("p", "y"))
+    found = adapted(model)
+    x = noise(found)
+    assert_allclose(logits(found, x), expected(x), rtol=1e-5, atol=1e-5)
+    assert "'y' is taken" in said(found)
+    assert "softmax" not in said(found)
+
+
 @pytest.mark.parametrize(
     ("ends", "kind", "named"),
     [
@@ -255,3 +264,13 @@ def test_equal_graphs_give_equal_bytes() -> None:
     model = classifier(node("Softmax", "z", "y", axis=1))
     assert adapted(model).graph == adapted(model).graph
     assert run(adapted(model).graph, np.zeros((3, 3, 8, 8), np.float32)).shape == (3, CLASSES)
+
+
+def test_sentences_fit_into_the_provenance_of_a_bundle() -> None:
+    ends = [node("ArgMax", "z", f"label{'x' * 70}{i}", axis=1) for i in range(8)]
+    model = classifier(*ends, node("Identity", "z", "y"), outputs=(*(one.output[0] for one in ends), "y"))
+    for one in model.graph.output[:-1]:
+        one.type.tensor_type.elem_type = TensorProto.INT64
+    found = adapted(model)
+    assert any("'y' is taken" in one for one in found.changes)
+    assert all(len(one) <= 200 and one.isprintable() for one in found.changes)
