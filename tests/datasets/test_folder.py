@@ -13,6 +13,7 @@ from torch import Tensor
 from metastable import datasets
 from metastable.datasets import Folder, folder
 from metastable.errors import DataError
+from metastable.images import Fit
 
 
 def fill(place: Path, n: int = 10, size: tuple[int, int] = (30, 40)) -> Path:
@@ -194,3 +195,24 @@ def test_numbers_that_cannot_be_are_refused(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="take fewer --crops"):
         photos(tmp_path, crops=10_000_001).split("train")
+
+
+def test_whole_pictures_are_fitted_and_windows_keep_their_proportions(tmp_path: Path) -> None:
+    levels = np.zeros((40, 120, 3), np.uint8)
+    levels[:, 45:75] = 255
+    Image.fromarray(levels).save(tmp_path / "wide.png")
+    fit = Fit("crop", 0.5, "bilinear")
+    [image] = photos(tmp_path, fit=fit, test_share=1).split("test").whole().images
+    assert image.min() == 255  # the middle: 20 of the 40 rows, 30 of the 120 columns
+    [stretched] = photos(tmp_path, test_share=1).split("test").whole().images
+    assert (stretched == 0).any()
+    made = photos(tmp_path, fit=fit, test_share=1, crops=6, shape=(3, 40, 60)).split("test").whole().images
+    # A window of 40 x 60 shows at least 5 columns of the edges, which half of it would not.
+    assert all((window == 0).any() for window in made)
+    about = photos(tmp_path, fit=fit, test_share=1).about()
+    assert about["fit"] == {"mode": "crop", "share": 0.5, "interpolation": "bilinear"}
+    assert "fit" not in photos(tmp_path).about()
+    digests = {
+        photos(tmp_path, fit=one, test_share=1).split("test").digest() for one in (fit, Fit("crop"), Fit())
+    }
+    assert len(digests) == 3
