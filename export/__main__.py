@@ -64,7 +64,12 @@ def fill_mar(parser: argparse.ArgumentParser) -> None:
 
 def _mar(args: argparse.Namespace) -> dict[str, Any]:
     digest = mar.build(args.bundle, args.config, args.out, args.artifacts)
-    return {"command": "mar", "out": str(args.out), "sha256": digest}
+    return {
+        "command": "mar",
+        "out": str(args.out),
+        "sha256": digest,
+        "notes": mar.notes(args.bundle, args.config),
+    }
 
 
 def fill_settings(parser: argparse.ArgumentParser) -> None:

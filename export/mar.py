@@ -7,6 +7,7 @@ the release and nothing of the working directory is on its path.
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from metastable.serving.configuration import Configuration
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_NAME = "metastable"
+NPY_HEADER = 128  # bytes
 LIBRARY_LEFT_OUT = {"training", "evaluation", "attacks", "cli"}
 
 
@@ -74,6 +76,21 @@ def build(folder: Path, config: Path, archive: Path, artifacts: Path | None = No
         shutil.copyfile(made, part)
         part.replace(archive)
     return hashlib.sha256(archive.read_bytes()).hexdigest()
+
+
+def notes(folder: Path, config: Path) -> list[str]:
+    """What whoever serves a bundle with a configuration should know; no sentence where there is nothing.
+
+    Raises what `build` raises of a bundle or a configuration.
+    """
+    shape, most = bundle.load(folder).shape, configuration_of(config).max_bytes
+    exact = math.prod(shape) * 4 + NPY_HEADER
+    if exact <= most:
+        return []
+    return [
+        f"a .npy file of float32 {shape}, which load tests send, has {exact} bytes, above max_bytes {most}: "
+        f"raise that in {config.name}, and max_request_size in config.properties to a little more"
+    ]
 
 
 def configuration_of(config: Path) -> Configuration:

@@ -75,6 +75,7 @@ def command(*words: str) -> Any:
     return args.run(args)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3 * PATIENCE)
 def test_a_server_of_photographs_under_the_load_test(tmp_path: Path) -> None:
     images = pictures(tmp_path / "pictures", 12)
@@ -101,6 +102,7 @@ def test_a_server_of_photographs_under_the_load_test(tmp_path: Path) -> None:
         ("none", 16, 16),
         ("fast", 16, 16),
     ]
-    records = [json.loads(line) for line in (tmp_path / "report" / "requests.jsonl").open()]
+    lines = (tmp_path / "report" / "requests.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
     assert Counter(record["outcome"] for record in records) == {"answer": 2 * 17}
     assert all(arm["natural"][0] == 1.0 for arm in found["arms"])

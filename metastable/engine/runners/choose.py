@@ -25,10 +25,13 @@ log = logging.getLogger(__name__)
 AUTO = "auto"
 GPU = "cuda"
 CANDIDATES = ("openvino", "onnx", "torch")
-"""What `auto` chooses from: runners that give float32 answers, so that the choice changes only speed."""
+"""What `auto` chooses from: runners that give float32 answers, so that the choice changes only speed.
+
+Those that are mostly faster come first: where networks are so slow that time runs out, the last are left.
+"""
 PROBE = 8  # images in the batch that is timed; one where eight take too long
 REPEATS = 5
-BUDGET = 8.0  # seconds that `auto` may time candidates, beyond a run of each
+BUDGET = 8.0  # seconds that `auto` may take, beyond two runs of one candidate
 
 
 @dataclass(frozen=True)
@@ -181,8 +184,13 @@ def make(
         return _made(cache[key], parts)
     made: dict[str, Runner] = {}
     seconds: dict[str, float] = {}
-    for candidate in known:
-        if (tried := _tried(candidate, parts, BUDGET / len(known), clock)) is not None:
+    ends = clock() + BUDGET
+    for number, candidate in enumerate(known):
+        if made and clock() >= ends:
+            log.info("auto did not try %s: others took all its time", ", ".join(known[number:]))
+            break
+        budget = max(ends - clock(), 0.0) / (len(known) - number)
+        if (tried := _tried(candidate, parts, budget, clock)) is not None:
             made[candidate], seconds[candidate] = tried
     if not seconds:
         raise EngineFailure("no runner can run this bundle: the log says why")

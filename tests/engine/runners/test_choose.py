@@ -81,6 +81,32 @@ def test_auto_takes_the_fastest_and_remembers_it(tiny: Bundle, monkeypatch: pyte
     assert len(timed) == 6
 
 
+@pytest.mark.parametrize(("each", "tried"), [(1.0, 3), (5.0, 2), (9.0, 1)])
+def test_auto_tries_no_more_candidates_than_it_has_time_for(
+    tiny: Bundle, monkeypatch: pytest.MonkeyPatch, each: float, tried: int
+) -> None:
+    now, budgets = [0.0], list[float]()
+
+    def seconds(runner: TorchRunner, parts: choose.Parts, budget: float, clock: object) -> float:
+        budgets.append(budget)
+        now[0] += each
+        return 1.0 / len(budgets)  # the later the faster
+
+    made = {
+        n: choose.Maker(
+            lambda *_: TorchRunner(tiny.networks, tiny.classifier), artifact=choose.artifact_of(n)
+        )
+        for n in choose.CANDIDATES
+    }
+    monkeypatch.setattr(choose, "_seconds", seconds)
+    monkeypatch.setattr(choose, "MAKERS", made)
+    cache: dict[str, str] = {}
+    choose.make("auto", parts(tiny, {"classifier": b"x"}), cache, clock=lambda: now[0])
+    assert len(budgets) == tried
+    assert list(cache.values()) == [choose.CANDIDATES[tried - 1]]
+    assert budgets[0] == pytest.approx(choose.BUDGET / 3)
+
+
 def test_auto_passes_over_a_runner_that_fails(
     tiny: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
