@@ -59,21 +59,20 @@ def dependence(made: Editor, taken: Taken, names: Sequence[str]) -> float:
     """
     running, images = Running(made, names), taken.noise(IMAGES)
     whole = running(images)
-    again = running(images)
     pair, alone = running(images[:2]), [running(images[i : i + 1]) for i in range(IMAGES)]
     away, rows = 0.0, 0
     for name in names:
-        values = [whole[name], again[name], pair[name], *(one[name] for one in alone)]
+        values = [whole[name], pair[name], *(one[name] for one in alone)]
         if not all(isinstance(one, np.ndarray) and one.dtype.kind in "fiub" for one in values):
             continue
-        if values[0].size != sum(one.size for one in values[3:]) or len(values[0].reshape(-1)) == 0:
+        if values[0].size != sum(one.size for one in values[2:]) or len(values[0].reshape(-1)) == 0:
             continue
         if values[0].shape[:1] != (IMAGES,) or pair[name].shape[:1] != (2,):
             continue
         rows += 1
         if values[0].dtype.kind == "f":
-            wanted = np.stack([one.reshape(-1) for one in values[3:]]).astype(np.float64)
-            away = max(away, *(_distance(one, wanted) for one in values[:3]))
+            wanted = np.stack([one.reshape(-1) for one in values[2:]]).astype(np.float64)
+            away = max(away, *(_distance(one, wanted) for one in values[:2]))
     if not rows:
         raise Failed(f"it makes {[list(np.shape(whole[name])) for name in names]} of {IMAGES} images")
     return away

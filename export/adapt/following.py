@@ -22,6 +22,8 @@ from metastable.networks import onnx_classifier
 
 FACTOR = 7
 """A prime that is no usual size of anything."""
+SHAPES = 64
+"""The most numbers of a constant that may be a shape."""
 Shape = tuple[int, ...]
 
 
@@ -126,9 +128,9 @@ def _inferred(
     types, given = {}, {}
     for name in node.input:
         if name in data:
-            given[name] = data[name]
-            value = numpy_helper.to_array(data[name])
-            types[name] = _type(value.dtype, value.shape)
+            types[name] = helper.make_tensor_type_proto(data[name].data_type, list(data[name].dims))
+            if math.prod(data[name].dims) <= SHAPES:  # weights say nothing of shapes
+                given[name] = data[name]
         elif name in shapes and name in values:
             types[name] = _type(values[name].dtype, shapes[name])
         elif name in shapes:  # a constant that was repeated for every image

@@ -27,9 +27,13 @@ def class_names(path: Path | None, classes: int | None) -> list[str]:
     if path is None:
         return [f"class {index}" for index in range(classes or 0)]
     try:
-        text = files.read(path.parent, path.name, BYTES).decode("utf-8-sig")
-    except (BundleError, UnicodeDecodeError) as error:
-        raise DataError(f"the class names cannot be read: {error}") from None
+        file = path.resolve()  # whoever names a link means what it leads to
+        text = files.read(file.parent, file.name, BYTES).decode("utf-8-sig")
+    except (BundleError, UnicodeDecodeError):
+        raise DataError(
+            f"the class names cannot be read: {path.name} is missing, no plain file, no UTF-8 text, or above "
+            f"{BYTES} bytes"
+        ) from None
     found = _of_json(text, path.name)
     if found is None:
         found = [line.strip() for line in text.rstrip().splitlines()]
