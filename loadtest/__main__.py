@@ -15,8 +15,9 @@ from typing import Any
 
 from loadtest import arms, compare, items, plots, records, report, sets
 from loadtest import sweep as sweeping
+from loadtest.agreement import accuracy_of, word
 from loadtest.client import require_loopback
-from loadtest.figures import accuracy_of, to_json, word
+from loadtest.figures import to_json
 from loadtest.make import Order, make
 from loadtest.schedule import SCENARIOS, Load
 from loadtest.summary import QUANTILES

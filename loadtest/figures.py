@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from loadtest.agreement import accuracy_of
 from loadtest.schedule import Load
-from metastable.datasets.folder import AGREEMENT, CLASSIFIER
 from metastable.errors import DataError
 
 FORMAT = "metastable-load-test 1"
@@ -245,21 +245,6 @@ class Report:
     def accuracy_is(self) -> str | None:
         """What its accuracies are on sets that nobody labelled; None where all sets have labels."""
         return accuracy_of(self.sets)
-
-
-def word(accuracy_is: str | None) -> str:
-    """What accuracies are called: agreement, where all of them are that."""
-    return "agreement" if accuracy_is == AGREEMENT else "accuracy"
-
-
-def accuracy_of(sets: Sequence[Mapping[str, Any]]) -> str | None:
-    """The same of sets as a report describes them."""
-    said = [one.get("data") for one in sets]
-    bare = [isinstance(data, Mapping) and data.get("labels") == CLASSIFIER for data in said]
-    if not any(bare):
-        return None
-    names = [str(one["name"]) for one, alone in zip(sets, bare, strict=True) if alone]
-    return AGREEMENT if all(bare) else f"{AGREEMENT} on {', '.join(names)}, where nobody gave labels"
 
 
 def to_json(one: Any) -> Any:

@@ -12,8 +12,9 @@ from pathlib import Path
 import jinja2
 
 from loadtest import gallery, pairs, plots, records, validity
+from loadtest.agreement import accuracy_of, word
 from loadtest.arms import Arm, Block
-from loadtest.figures import FORMAT, ArmFigures, Latency, Pair, Point, Report, accuracy_of, to_json, word
+from loadtest.figures import FORMAT, ArmFigures, Latency, Pair, Point, Report, to_json
 from loadtest.items import Item, Source
 from loadtest.records import Record
 from loadtest.schedule import Load

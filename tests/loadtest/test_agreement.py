@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loadtest import sets
-from loadtest.figures import accuracy_of, word
+from loadtest.agreement import accuracy_of, word
 from metastable.datasets.folder import AGREEMENT, CLASSIFIER
 from tests.loadtest.servers import Behaviour, serving
 from tests.loadtest.test_main import call, run
