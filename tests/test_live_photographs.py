@@ -76,6 +76,7 @@ def command(*words: str) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.server
 @pytest.mark.timeout(3 * PATIENCE)
 def test_a_server_of_photographs_under_the_load_test(tmp_path: Path) -> None:
     images = pictures(tmp_path / "pictures", 12)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto
 
-from export.adapt.batches import DYNAMIC, free_batch
+from export.adapt.batches import free_batch
 from export.adapt.editor import Editor
 from export.adapt.endings import training, unwrap_maps
 from export.adapt.inputs import Taken, adapt_input, allowed_forms
@@ -118,5 +118,5 @@ def _say_gradients(editor: Editor) -> None:
     nodes = editor.graph.node
     if lent := sorted({node.domain for node in nodes} & NO_GRADIENTS):
         editor.say(f"it has operators of {' and '.join(lent)}, so there are no gradients of it")
-    elif any(node.op_type in EIGHT_BITS for node in nodes) and not any(n.op_type in DYNAMIC for n in nodes):
+    elif any(node.op_type in EIGHT_BITS for node in nodes):
         editor.say("it computes in 8 bits, so there are no gradients of it")

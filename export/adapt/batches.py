@@ -89,11 +89,13 @@ def _judge(made: Editor, away: float) -> None:
     half = any(one.data_type == TensorProto.FLOAT16 for one in made.graph.initializer)
     half = half or any(one.op_type == "Cast" and attribute(one, "to", 0) == 10 for one in made.graph.node)
     if any(node.op_type in DYNAMIC for node in made.graph.node):
-        made.say(
-            "8-bit dynamic quantisation measures a whole batch: what an image gets depends on its neighbours "
-            f"(on noise by {away:.2g} of the largest value), and there are no gradients"
+        # A server puts images of several people into a batch: nobody may move another one's answer.
+        raise BundleError(
+            f"{made.file} is quantised dynamically, which measures a whole batch: what an image gets depends on "
+            f"its neighbours (on noise by {away:.2g} of the largest value), who are other people's on a server; "
+            "quantise it statically (QDQ), or bring the float32 graph"
         )
-    elif away > (HALF if half else TOLERANCE):
+    if away > (HALF if half else TOLERANCE):
         raise BundleError(
             f"{made.file} answers an image differently beside other images (by {away:.2g} of the largest): "
             "batch norm or dropout is in training mode, or it takes a mean over the batch; export it after "

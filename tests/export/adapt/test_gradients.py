@@ -38,7 +38,7 @@ def test_adapted_graphs_have_gradients(name: str) -> None:
     torch.manual_seed(0)
     found = CASES[name]()
     shared: dict[str, Any] = {"mean": found.mean, "std": found.std, "file": "it.onnx"}
-    network = OnnxClassifier(found.graph, size=found.height, **shared)
+    network = OnnxClassifier(found.graph, size=(found.height, found.width), **shared)
     images = torch.from_numpy(noise(found))
     converted = Differentiable(network, images)
     x = images[:3].clone().requires_grad_(True)

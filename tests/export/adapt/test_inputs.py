@@ -31,8 +31,8 @@ def test_it_passes_as_the_graph_of_a_bundle() -> None:
     found = adapted(
         classifier(node("Softmax", "z", "y", axis=1), front=[TURN], shape=(1, 8, 8, 3), pixels="planes")
     )
-    check_graph(found.graph, channels=3, size=8, file="it.onnx")
-    network = OnnxClassifier(found.graph, size=8, mean=found.mean, std=found.std)
+    check_graph(found.graph, channels=3, size=(8, 8), file="it.onnx")
+    network = OnnxClassifier(found.graph, size=(8, 8), mean=found.mean, std=found.std)
     x = noise(found)
     assert_allclose(
         log_softmax(network(torch.from_numpy(x)).numpy()), log_softmax(expected(x)), rtol=1e-4, atol=1e-4
