@@ -53,9 +53,7 @@ def made(folder: Path, images: Path) -> Path:
     names.write_text("\n".join(NAMES))
     newcomer = bring.Newcomer(
         file=exported(Light(), folder / "model.onnx", SIZE),
-        network=None,
         classes=names,
-        size=SIZE,
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
     )
@@ -75,7 +73,6 @@ def command(*words: str) -> Any:
     return args.run(args)
 
 
-@pytest.mark.slow
 @pytest.mark.server
 @pytest.mark.timeout(3 * PATIENCE)
 def test_a_server_of_photographs_under_the_load_test(tmp_path: Path) -> None:
