@@ -167,7 +167,7 @@ def test_a_classifier_is_brought_at_its_own_size(folder: Path, tmp_path: Path) -
         graph = tmp_path / f"{channels}.onnx"
         graph.write_bytes(linear_graph(channels, size, 3))
         numbers = (0.5,) * channels
-        newcomer = bring.Newcomer(graph, None, tmp_path / "classes.txt", size, numbers, numbers)
+        newcomer = bring.Newcomer(graph, classes=tmp_path / "classes.txt", mean=numbers, std=numbers)
         out = tmp_path / f"brought-{channels}"
         found = bring.bring(newcomer, folder, out, name="brought")
         assert not found["resized"]
