@@ -111,10 +111,10 @@ def test_another_size_is_resized_and_recorded(names: Path, tiny_folder: Path, tm
     found = bring.bring(newcomer(graph, names, size=16), tiny_folder, tmp_path / "out", name="mine")
     assert found["resized"] is True
     part = json.loads((tmp_path / "out" / "bundle.json").read_text())["parts"]["classifier"]
-    assert (part["size"], part["resize"]) == (16, "bilinear, antialiased")
+    assert (part["size"], part["resize"]) == ([16, 16], "bilinear, antialiased")
     classifier = bundle.load(tmp_path / "out").classifier
     assert isinstance(classifier, OnnxClassifier)
-    assert classifier.size == 16
+    assert classifier.size == (16, 16)
 
 
 @pytest.mark.parametrize(
