@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from export import mar
@@ -71,3 +73,17 @@ def test_a_runner_that_is_none_is_refused(tiny_folder: Path, tmp_path: Path, con
     (tmp_path / "bad.yaml").write_text("handler: [")
     with pytest.raises(SettingsError, match=r"bad\.yaml cannot be read"):
         mar.build(tiny_folder, tmp_path / "bad.yaml", tmp_path / "out.mar")
+
+
+def test_bodies_above_the_limit_are_told(tiny_folder: Path, config: Config) -> None:
+    assert mar.notes(tiny_folder, config("torch")) == []
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((3, 32, 32), np.float32))
+    for most, told in ((len(buffer.getvalue()), 0), (len(buffer.getvalue()) - 1, 1)):
+        path = config("torch")
+        text = path.read_text()
+        assert text.count("max_bytes: 2000000") == 1
+        path.write_text(text.replace("max_bytes: 2000000", f"max_bytes: {most}"))
+        found = mar.notes(tiny_folder, path)
+        assert len(found) == told
+        assert all(f"above max_bytes {most}: raise that in model-config.yaml" in note for note in found)
