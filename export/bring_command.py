@@ -22,6 +22,7 @@ from export.adapt import Wishes
 from export.bring import Newcomer
 from export.plan import Plan, carry_out
 from export.tune import Wanted
+from metastable import console
 from metastable.bundle import shipped
 from metastable.datasets import options
 from metastable.errors import BundleError, DataError
@@ -78,7 +79,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
         metavar="MINUTES",
         help="train the purifier for it so long",
     )
-    add("--seed", type=cli.count, default=0, help="of attacks and chains")
+    add("--seed", type=console.seed, default=0, help="of attacks and chains")
     add("--serve", action="store_true", help="serve the bundle when it is there")
     add("--out", type=Path, required=True, help="folder to write")
     parser.set_defaults(run=run, tells=True)

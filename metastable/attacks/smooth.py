@@ -30,7 +30,6 @@ def smooth_backward(network: EnergyNetwork, width: float = WIDTH) -> ScoreFuncti
     def score(x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and x.requires_grad):
             return network.score(x)
-        height, width = x.shape[-2:]
         h, masks = 2 * framed(x, network.last.weight, 0.5) - 1, []
         for conv in network.hidden:
             z = conv(h)
@@ -42,7 +41,7 @@ def smooth_backward(network: EnergyNetwork, width: float = WIDTH) -> ScoreFuncti
             weight: Tensor = network.hidden[index].weight  # type: ignore[assignment]
             g = F.conv_transpose2d(g, weight, None, 2, 1, lost(masks[index - 1], g))
         first: Tensor = network.hidden[0].weight  # type: ignore[assignment]
-        return unframed(F.conv2d(g * masks[0], first.transpose(0, 1).flip(2, 3), padding=1), height, width)
+        return unframed(F.conv2d(g * masks[0], first.transpose(0, 1).flip(2, 3), padding=1), *x.shape[-2:])
 
     return score
 

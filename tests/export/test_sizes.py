@@ -67,7 +67,7 @@ def brought(size: int, folder: Path) -> OnnxClassifier:
         )  # fmt: skip
     graph = path.read_bytes()
     assert "Resize" in {node.op_type for node in onnx.load_from_string(graph).graph.node}
-    return OnnxClassifier(graph, size=size, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5))
+    return OnnxClassifier(graph, size=(size, size), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5))
 
 
 def images(n: int, bundle: Bundle) -> Tensor:
