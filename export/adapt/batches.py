@@ -92,8 +92,8 @@ def _judge(made: Editor, away: float) -> None:
         # A server puts images of several people into a batch: nobody may move another one's answer.
         raise BundleError(
             f"{made.file} is quantised dynamically, which measures a whole batch: what an image gets depends "
-            f"on its neighbours (on noise by {away:.2g} of the largest value), and on a server they are other "
-            "people's: quantise it statically (QDQ), or bring the float32 graph"
+            f"on its neighbours (on noise by {away:.2g} of the largest value), and on a server those are "
+            "other people's: quantise it statically (QDQ), or bring the float32 graph"
         )
     if away > (HALF if half else TOLERANCE):
         raise BundleError(

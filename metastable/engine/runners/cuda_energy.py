@@ -100,12 +100,15 @@ class FusedScore:
     def __call__(self, x: Tensor) -> Tensor:
         """-dU/dx float32 for float32 x [B, C, H, W] in [0, 1], both channels last.
 
-        Raises RuntimeError for images that are not square, of another number of channels, or no multiple
-        of 8 high, and where Triton is not installed.
+        Raises RuntimeError for images of another size than the network was trained for, or of another number
+        of channels, and where Triton is not installed.
         """
         _, c, h, w = x.shape
-        if c != self.channels or h != w or h % 8:
-            raise RuntimeError(f"the kernels take images {self.channels} x 8 n x 8 n, not {c} x {h} x {w}")
+        side = 8 * self._top.shape[0]
+        if (c, h, w) != (self.channels, side, side):
+            raise RuntimeError(
+                f"the kernels take images {self.channels} x {side} x {side}, not {c} x {h} x {w}"
+            )
         x = x.contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(x, memory_format=torch.channels_last)
         for start in range(0, len(x), self._piece):
