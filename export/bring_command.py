@@ -82,6 +82,24 @@ def fill(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=console.seed, default=0, help="of attacks and chains")
     add("--serve", action="store_true", help="serve the bundle when it is there")
     add("--out", type=Path, required=True, help="folder to write")
+    console.idle(parser, "--fit-share", "--interpolation", without="--fit", why="which resizes")
+    console.idle(parser, "--judge-labels", without="--judge-images", why="whose labels they are")
+    console.idle(
+        parser,
+        *(
+            "--judge-images",
+            "--budget-ms",
+            "--keep",
+            "--eps",
+            "--n",
+            "--judge-n",
+            "--harden",
+            "--seed",
+            "--serve",
+        ),
+        without="--images",
+        why="on which that is measured",
+    )
     parser.set_defaults(run=run, tells=True)
 
 
@@ -104,10 +122,6 @@ def _plan(args: argparse.Namespace) -> Plan:
         pictures = options.folder(args, ANY)
         if args.judge_images:
             judged = dataclasses.replace(pictures, path=args.judge_images, labels=args.judge_labels)
-    elif args.harden or args.serve or args.judge_images:
-        raise DataError(
-            "--harden, --serve and --judge-images need pictures of the kind that will be sent: give --images"
-        )
     for folder in (pictures, judged):
         if folder is not None and not folder.path.is_dir():
             raise DataError(f"{folder.path} is no folder: give one of pictures")

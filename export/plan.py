@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,12 +103,14 @@ def _harden(plan: Plan, chosen: budget.Candidate, train: Split) -> dict[str, Any
     in OUT-hardening, from which it goes on if it is cut off.
     """
     before, run = (plan.out.with_name(plan.out.name + ending) for ending in ("-before", "-hardening"))
-    if not before.exists():
-        plan.out.rename(before)
+    if (before / bundle.MANIFEST).is_file():  # of a run that was cut off, or of another classifier
+        shutil.rmtree(before)
+    plan.out.rename(before)
     held = max(1, len(train) // 5)
     config = HardenConfig(
         mode="purifier",
         bundle=str(before),
+        start=tune.purifier_of(bundle.load(before)),
         sigma=chosen.sigma,
         eps=float(plan.wanted.radius) / 2,
         fit_minutes=plan.minutes,

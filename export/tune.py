@@ -22,13 +22,15 @@ from metastable.engine import assembly
 from metastable.engine.local import LocalEngine
 from metastable.engine.runners import Runner
 from metastable.engine.runners.artifacts import GRAPHS
-from metastable.errors import MissingPackage, NoGradient
+from metastable.errors import BundleError, MissingPackage, NoGradient
 from metastable.evaluation import budget, calibrated, kept
 from metastable.evaluation.cli import machine
 
 REPORT = "report"
 """The report's files in the folder of the bundle, of which they are no part."""
 RATE = 0.05
+NETWORKS = "purifier", "score"
+"""Of a bundle, those that denoise; the first that is there moves the chains."""
 CALIBRATED = "fast", "balanced"
 """Settings whose prediction shift gets a threshold."""
 JUDGED = "none", "jpeg75", "jpeg50", "fast", "balanced"
@@ -68,14 +70,22 @@ def least(rate: float = RATE) -> int:
             return n
 
 
-def tune(
-    folder: Path, train: datasets.Images, wanted: Wanted, runner: Runner, network: str = "score"
-) -> dict[str, Any]:
+def purifier_of(loaded: bundle.Bundle) -> str:
+    """The network that chains are moved by; BundleError where the bundle has none that denoises."""
+    for name in NETWORKS:
+        if name in loaded.networks:
+            return name
+    raise BundleError(
+        f"the base of {loaded.name} has no network that denoises ({', '.join(NETWORKS)}): take another one"
+    )
+
+
+def tune(folder: Path, train: datasets.Images, wanted: Wanted, runner: Runner) -> dict[str, Any]:
     """Calibrate the bundle in `folder` on training pictures, and put settings into it that fit the budget.
 
-    `runner` is one of the bundle, `network` its purifier.  Returns what was found;
-    `candidates.png` and `.json` go into the report.
+    `runner` is one of the bundle.  Returns what was found; `candidates.png` and `.json` go into the report.
     """
+    network = purifier_of(bundle.load(folder))
     calibrate(folder, train)
     loaded = bundle.load(folder)
     some = train.take(wanted.choose_n, seed=wanted.seed)
@@ -137,7 +147,8 @@ def calibrate(folder: Path, train: datasets.Images) -> None:
     """Set the score norm's threshold on training pictures, half of them with benign changes."""
     loaded = bundle.load(folder)
     seen = _changed(train.take(calibrated.MOST))
-    bundle.set_anomaly(folder, calibrated.of(loaded, seen, false_positive_rate=RATE))
+    network = "score" if "score" in loaded.networks else purifier_of(loaded)
+    bundle.set_anomaly(folder, calibrated.of(loaded, seen, false_positive_rate=RATE, network=network))
 
 
 def calibrate_shifts(folder: Path, train: datasets.Images, n: int = 200) -> None:
