@@ -314,7 +314,7 @@ def test_the_command_line_without_pictures(
     assert bundle.load(tmp_path / "mine").settings.default == "none"
     capsys.readouterr()
     for arguments, message in (
-        ([graph, *shared, *out, "--serve"], "--serve does nothing without --images"),
+        ([graph, *shared, *out, "--serve"], "--serve says nothing without --images"),
         ([graph, *shared, *out, "--images", tmp_path / "nowhere"], "nowhere is no folder"),
         ([tmp_path / "absent.onnx", *shared, *out], "absent.onnx"),
         ([names, *shared, *out], "names.txt"),
