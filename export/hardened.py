@@ -58,11 +58,13 @@ def build(run: Path, base: Path, settings: Path, name: str, out: Path) -> dict[s
         version=__version__,
         classes=old.classes,
         shape=old.shape,
+        fit=old.fit,
         settings=text,
         anomaly=old.anomaly,
         provenance=bundle.Provenance(
             command=f"export harden {given}",
             inputs={"base": old.digest, **{part: one.part.sha256 for part, one in parts.items()}},
+            checks=old.provenance.checks,
         ),
     )
     bundle.load(out)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 
 from export import graphs
 from metastable import anomaly, benign, bundle, datasets
+from metastable.datasets.folder import labeller_of
 from metastable.engine import assembly
 from metastable.engine.local import LocalEngine
 from metastable.engine.runners import Runner
@@ -42,7 +44,7 @@ class Wanted:
 
     Attributes:
         budget_ms: of an answer, on this machine.
-        keep: share of clean labels that purification must leave as they are.
+        keep: share of the labels that are right without purification which must stay so.
         radius: of the transferred attack that settings are compared under.
         radii: of those in the report.
         choose_n, judge_n: most pictures to choose on and to judge on.
@@ -93,11 +95,15 @@ def tune(folder: Path, train: datasets.Images, wanted: Wanted, runner: Runner) -
     found = budget.measure(
         loaded, runner, seen, budget_ms=wanted.budget_ms, network=network, seed=wanted.seed
     )
-    chosen = budget.choose(found, n=len(some), budget_ms=wanted.budget_ms, keep=wanted.keep)
+    says = labeller_of(loaded.classifier)
+    bare = torch.cat([says(datasets.to_float(part)) for part in torch.split(some.images, kept.BATCH)])
+    keep = wanted.keep * float((bare == some.labels).double().mean())
+    chosen = budget.choose(found, n=len(some), budget_ms=wanted.budget_ms, keep=keep)
     bundle.set_settings(folder, budget.settings_of(chosen, network))
     calibrate_shifts(folder, train)
     report = folder / REPORT
-    report.mkdir(exist_ok=True)
+    shutil.rmtree(report, ignore_errors=True)  # of another bundle
+    report.mkdir()
     budget.draw(found, chosen, wanted.budget_ms, report / "candidates.png")
     tried = [dataclasses.asdict(one) for one in found]
     (report / "candidates.json").write_text(json.dumps(tried, indent=1) + "\n")
@@ -107,7 +113,7 @@ def tune(folder: Path, train: datasets.Images, wanted: Wanted, runner: Runner) -
         "chosen_on": len(some),
         "budget_ms": wanted.budget_ms,
         "in_budget": chosen.ms <= wanted.budget_ms,
-        "keeps": chosen.clean >= wanted.keep,
+        "keeps": chosen.clean >= keep,
         "not_attacked": reason,
     }
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
-from metastable.errors import MissingPackage
+from metastable.cli import table
 from metastable.images import Fit
 from metastable.library import Defense, load
-
-_WHERE = "export.bring_module"
 
 
 def bring(
@@ -54,13 +51,7 @@ def bring(
     Raises BundleError for a module that cannot be exported rightly or fails a check, DataError for pictures
     that cannot be used, MissingPackage outside a checkout.
     """
-    try:
-        there = importlib.import_module(_WHERE)
-    except ModuleNotFoundError as error:
-        raise MissingPackage(
-            f"metastable.bring needs {error.name}: run it in a checkout, with its environment (make install)"
-        ) from None
-    folder: Path = there.bring(
+    folder: Path = table.imported(table.BRING, "metastable.bring").bring(
         module,
         shape=shape,
         mean=mean,

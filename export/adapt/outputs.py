@@ -208,7 +208,8 @@ def _two_classes(editor: Editor, chosen: Seen) -> str:
             f"it ends with a sigmoid ({chosen.ending.operator}): what goes into it is taken as its logit"
         )
         name, cast = chosen.ending.before, True
-    elif chosen.ending.kind == "sigmoid":
+    elif chosen.ending.kind == "sigmoid" or bool(((chosen.values >= 0) & (chosen.values <= 1)).all()):
+        # On noise a logit of a trained network goes below 0 or above 1 somewhere; a probability never does.
         row, low = _row(editor, name, 1, cast=cast), editor.hold(np.array(FLOOR, np.float32))
         editor.say(
             f"it gives one probability: the logarithms of it and of the rest are taken, of {FLOOR:g} at least"

@@ -88,6 +88,8 @@ def root() -> Path | None:
     return folder if (folder / "pyproject.toml").is_file() else None
 
 
+BRING = "export.bring_module"
+"""The module behind `metastable.bring`."""
 JAVA = "deploy.java"
 """The module that finds a Java runtime, for `doctor`."""
 

@@ -42,15 +42,15 @@ class Candidate:
     Attributes:
         sigma: standard deviation of the noise, in units of [0, 1].
         steps, chains: evaluations of the purifier a chain, and chains an answer.
-        clean, attacked: share of labels kept.
-        ms: of one answer.
+        clean, attacked: share of labels kept; `attacked` is None where nothing was.
+        ms: of one answer, without decoding and HTTP.
     """
 
     sigma: float
     steps: int
     chains: int
     clean: float
-    attacked: float
+    attacked: float | None
     ms: float
 
 
@@ -71,7 +71,7 @@ def measure(
     Where none does it is the cheapest.
 
     Args:
-        seen: `clean`, and at most one that is attacked; without it, `attacked` is what is kept of clean ones.
+        seen: `clean`, and at most one that is attacked.
         chains: numbers of them, rising.
     """
     keys = [(sigma, count, most) for sigma in sigmas for count in steps for most in chains]
@@ -93,15 +93,16 @@ def measure(
         for sigma, count in plans:
             numbers = [most for most in chains if (count, most) in within]
             wanted = parsed[tried[sigma, count, max(numbers)]]
-            shares = []
-            for images in seen.images.values():
+            shares: dict[str, list[float]] = {}
+            for view, images in seen.images.items():
                 outputs = _outputs(engine, images, wanted, seed)
                 right = [outputs[:, :most].mean(1).argmax(1) == seen.labels for most in numbers]
-                shares.append([float(one.double().mean()) for one in right])
+                shares[view] = [float(one.double().mean()) for one in right]
                 bar.update()
+            attacked = next((shares[view] for view in shares if view != CLEAN), [None] * len(numbers))
             found += [
-                Candidate(sigma, count, most, clean, attacked, round(ms[count, most], 1))
-                for most, clean, attacked in zip(numbers, shares[0], shares[-1], strict=True)
+                Candidate(sigma, count, most, clean, under, round(ms[count, most], 1))
+                for most, clean, under in zip(numbers, shares[CLEAN], attacked, strict=True)
             ]
     return found
 
@@ -121,7 +122,8 @@ def choose(found: Sequence[Candidate], *, n: int, budget_ms: float, keep: float)
     """The candidate to serve; see the module.
 
     Where none answers within the budget it is among the cheapest; where none keeps the share `keep` of clean
-    labels, all are asked.
+    labels, all are asked.  Where nothing was attacked it is the most noise that keeps them: nothing else
+    is known that speaks for less.
 
     Args:
         n: pictures that they were judged on: candidates within a standard error of the best are equal to it.
@@ -131,14 +133,16 @@ def choose(found: Sequence[Candidate], *, n: int, budget_ms: float, keep: float)
         least = min(one.ms for one in found)
         affordable = [one for one in found if one.ms == least]
     kind = [one for one in affordable if one.clean >= keep] or affordable
-    best = max(kind, key=_worth)
-    margin = math.sqrt(sum(share * (1 - share) for share in (best.clean, best.attacked)) / n)
+    attacked = [one.attacked for one in kind if one.attacked is not None]
+    most = max(one.sigma for one in kind)
+    best = max(kind if attacked else [one for one in kind if one.sigma == most], key=_worth)
+    margin = math.sqrt(sum(share * (1 - share) for share in (best.clean, best.attacked or 0.0)) / n)
     equal = [one for one in kind if _worth(one) >= _worth(best) - margin and one.sigma == best.sigma]
     return min(equal, key=lambda one: (one.ms, -_worth(one)))
 
 
 def _worth(one: Candidate) -> float:
-    return one.clean + one.attacked
+    return one.clean + (one.attacked or 0.0)
 
 
 def settings_of(chosen: Candidate, network: str = "score") -> str:
@@ -162,15 +166,18 @@ def settings_of(chosen: Candidate, network: str = "score") -> str:
 
 def draw(found: Sequence[Candidate], chosen: Candidate, budget_ms: float, path: Path) -> None:
     """Labels kept over the time of an answer: clean and attacked, a line a level of noise."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2, sharex=True), ("clean", "attacked"), strict=True):
-        for sigma in dict.fromkeys(one.sigma for one in found):
-            for steps, style in zip(dict.fromkeys(one.steps for one in found), ("-", ":"), strict=False):
-                line = [one for one in found if (one.sigma, one.steps) == (sigma, steps)]
-                label = f"sigma {sigma:g}" if style == "-" else None
+    views = ["clean"] if chosen.attacked is None else ["clean", "attacked"]
+    figure = Figure(figsize=(5 * len(views), 4), layout="constrained")
+    sigmas, steps = (
+        list(dict.fromkeys(values)) for values in zip(*((o.sigma, o.steps) for o in found), strict=True)
+    )
+    for axes, name in zip(figure.subplots(1, len(views), squeeze=False)[0], views, strict=True):
+        for sigma in sigmas:
+            for count, style in zip(steps, ("-", ":"), strict=False):
+                line = [one for one in found if (one.sigma, one.steps) == (sigma, count)]
                 x, y = [one.ms for one in line], [100 * getattr(one, name) for one in line]
-                color = f"C{list(dict.fromkeys(one.sigma for one in found)).index(sigma)}"
-                axes.plot(x, y, style, marker=".", color=color, label=label)
+                label = f"sigma {sigma:g}" if count == steps[0] else None
+                axes.plot(x, y, style, marker=".", color=f"C{sigmas.index(sigma)}", label=label)
         axes.plot([chosen.ms], [100 * getattr(chosen, name)], "k*", markersize=14, label="chosen")
         axes.axvline(budget_ms, color="gray", linestyle="--")
         axes.set(title=f"{name} labels kept", xlabel="ms an answer", ylabel="%", xscale="log")

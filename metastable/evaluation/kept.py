@@ -139,7 +139,6 @@ def _row(
 
     purifies = bundle.settings[setting].dynamics.kind is not None
     calibrated = setting in bundle.shifts
-    {name: share(name, lambda row, one: bool(one["shifted"])) for name in found}
     return {
         "setting": setting,
         "n": n,

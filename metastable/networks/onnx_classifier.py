@@ -240,4 +240,5 @@ def session(model: bytes, file: str) -> Any:
 
 def short(error: Exception) -> str:
     """An error of another library as one line."""
-    return " ".join(str(error).split())[:300]
+    plain = "".join(c if c.isprintable() else " " for c in str(error))
+    return " ".join(plain.split())[:300]

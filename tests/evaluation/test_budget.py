@@ -36,6 +36,14 @@ def test_what_keeps_too_few_clean_labels_is_not_taken_unless_all_do() -> None:
     assert budget.choose(FOUND, n=100_000, budget_ms=300, keep=0.99) == FOUND[3]
 
 
+def test_without_an_attack_the_most_noise_that_keeps_the_labels(tmp_path: Path) -> None:
+    bare = [dataclasses.replace(one, attacked=None) for one in FOUND]
+    chosen = budget.choose(bare, n=40, budget_ms=300, keep=0.9)
+    assert (chosen.sigma, chosen.chains) == (0.1, 1)
+    budget.draw(bare, chosen, 300, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").is_file()
+
+
 def test_of_equals_none_has_another_level_of_noise() -> None:
     """A cheap candidate of other noise is another trade, not the same for less."""
     cheap = dataclasses.replace(FOUND[2], sigma=0.2, ms=1)
@@ -84,7 +92,7 @@ def test_beyond_the_budget_only_the_cheapest_is_tried(tiny: bundle.Bundle) -> No
     runner = TorchRunner(tiny.networks, tiny.classifier)
     found = budget.measure(tiny, runner, views, budget_ms=1e-9, sigmas=(0.1, 0.2), chains=(1, 8))
     assert [one.sigma for one in found] == [0.1, 0.2]
-    assert all(one.attacked == one.clean for one in found)  # nothing was attacked
+    assert all(one.attacked is None for one in found)
 
 
 def test_the_settings_around_a_choice_parse_and_have_their_baselines(tmp_path: Path) -> None:
