@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from export import adapt, preprocessing, runs
-from export.adapt import Adapted, Wishes
+from export import adapt, runs
+from export.adapt import Adapted
+from export.newcomer import WEIGHTS, Newcomer, check_normalization, declared, normalized, wishes
 from export.probes import gradients, noise, probe
 from metastable import bundle
 from metastable.bundle import architectures, files, weights
@@ -27,41 +28,9 @@ from metastable.evaluation.stats import wilson
 from metastable.images import STRETCH, Fit
 from metastable.networks.classifier import Normalize
 
+LEAST = 20
 TRIED = 64
 """Pictures that a classifier is looked at with before anything is written."""
-WEIGHTS = ".safetensors"
-
-
-@dataclass(frozen=True)
-class Newcomer:
-    """A classifier as its owner declares it; what is None is read from files beside it, or found out.
-
-    Attributes:
-        file: an ONNX graph, or a safetensors state dict of `network`.
-        network: of a state dict: `whitened` or `wrn-<depth>-<width>`.
-        classes: file of class names in the order of the logits.
-        mean, std: by channel; it was trained on (x - mean) / std of images x in [0, 1].
-        fit: how a picture becomes an image of its size.
-        wishes: what is said of the graph, its height and width among it.
-    """
-
-    file: Path
-    network: str = "whitened"
-    classes: Path | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    fit: Fit | None = None
-    wishes: Wishes = field(default_factory=Wishes)
-
-    def command(self) -> str:
-        """What was run, with the last names of paths."""
-        given = [self.file.name]
-        if self.file.suffix == WEIGHTS:
-            given += ["--network", self.network]
-        given += ["--classes", self.classes.name] if self.classes else []
-        for key, values in (("mean", self.mean), ("std", self.std)):
-            given += [f"--{key}", ",".join(f"{v:g}" for v in values)] if values else []
-        return " ".join(["metastable bring", *given])
 
 
 @dataclass(frozen=True)
@@ -143,11 +112,13 @@ def prepare(newcomer: Newcomer, old: tuple[int, int, int] | None, pictures: Fold
     """
     if newcomer.file.suffix == WEIGHTS:
         return _state_dict(newcomer, old)
-    declared = preprocessing.beside(newcomer.file)
-    wishes = newcomer.wishes
-    if wishes.size is None and declared is not None:
-        wishes = dataclasses.replace(wishes, size=declared.size)
-    adapted = adapt.adapt(newcomer.file, wishes)
+    found = declared(newcomer)
+    try:
+        adapted = adapt.adapt(newcomer.file, wishes(newcomer, found))
+    except BundleError as error:
+        if found is not None and newcomer.wishes.size is None and "not" in str(error):
+            raise BundleError(f"{error} ({'; '.join(found.notes)})") from None
+        raise
     classes = adapt.class_names(newcomer.classes, adapted.classes)
     shape = old or (adapted.channels, adapted.height, adapted.width)
     if shape[0] != adapted.channels:
@@ -155,19 +126,14 @@ def prepare(newcomer: Newcomer, old: tuple[int, int, int] | None, pictures: Fold
             f"the base purifies images of {shape[0]} channels and the classifier takes {adapted.channels}: "
             "name another --base, such as natural, which takes 1 or 3"
         )
-    fit = newcomer.fit or (declared.fit if declared else STRETCH)
-    mean = newcomer.mean or (declared.mean if declared else None)
-    std = newcomer.std or (declared.std if declared else None)
-    if mean is not None and std is not None:
-        if len(mean) != shape[0] or len(std) != shape[0] or min(std) <= 0:
-            raise BundleError(f"--mean and --std need {shape[0]} numbers each, for the channels; std above 0")
-        left = tuple(one for one in adapted.undecided if one not in ("range", "normalization"))
-        adapted = dataclasses.replace(adapted, mean=tuple(mean), std=tuple(std), undecided=left)
-    elif newcomer.mean or newcomer.std:
-        raise BundleError("--mean and --std belong together: give both")
+    fit = newcomer.fit or (found.fit if found else STRETCH)
+    adapted = normalized(newcomer, adapted, found)
     adapted, how = _decided(newcomer, adapted, shape, fit, classes, pictures)
-    said = (*(declared.notes if declared else ()), *how)
-    raw = files.read(newcomer.file.parent, newcomer.file.name, files.PART_BYTES)
+    said = [*(found.notes if found else ()), *how]
+    if old and old[1:] != (adapted.height, adapted.width):
+        said.append(f"the base purifies at {old[1]} x {old[2]}: what comes out is resized for the classifier")
+    file = newcomer.file.resolve()  # model caches are made of links
+    raw = files.read(file.parent, file.name, files.PART_BYTES)
     return Prepared(_stored(adapted, shape), shape, fit, classes, raw, (*adapted.changes, *said))
 
 
@@ -213,8 +179,15 @@ def _decided(
             f"{name} answers {best:.0%} of {len(some)} labelled pictures under the best of {len(found)} "
             "ways to normalize: check --labels and the order of --classes, or give --mean and --std"
         )
-    second = f"; the next best, {rest[0][1]}, {rest[0][0]:.0%}" if rest else ""
-    return one, [f"{what} answers {best:.0%} of {len(some)} labelled pictures{second}"]
+    said = f"{what} answers {best:.0%} of {len(some)} labelled pictures"
+    if rest and len(some) < LEAST and rest[0][0] == best:
+        raise BundleError(
+            f"{len(some)} labelled pictures cannot tell {what} from {rest[0][1]} ({best:.0%} right both): "
+            f"give {LEAST} or more, or --mean and --std"
+        )
+    if rest:
+        said += f"; the next best, {rest[0][1]}, {rest[0][0]:.0%}"
+    return one, [said]
 
 
 def look(network: nn.Module, prepared: Prepared, pictures: Folder) -> dict[str, Any]:
@@ -273,8 +246,7 @@ def _state_dict(newcomer: Newcomer, old: tuple[int, int, int] | None) -> Prepare
         raise BundleError(
             f"{name} needs --classes, a file of class names: a state dict does not say how many"
         )
-    if len(mean) != shape[0] or len(std) != shape[0] or min(std) <= 0:
-        raise BundleError(f"--mean and --std need {shape[0]} numbers each, for the channels; std above 0")
+    check_normalization(mean, std, shape[0])
     classes = adapt.class_names(newcomer.classes, None)
     raw = files.read(newcomer.file.parent, name, files.PART_BYTES)
     architecture, arguments = runs.classifier_of(newcomer.network)

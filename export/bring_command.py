@@ -12,14 +12,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from export import mar
 from export.adapt import Wishes
-from export.bring import Newcomer
+from export.newcomer import Newcomer
 from export.plan import Plan, carry_out
 from export.tune import Wanted
 from metastable import console
@@ -29,7 +31,7 @@ from metastable.errors import BundleError, DataError
 from metastable.evaluation import cli
 from metastable.images import INTERPOLATIONS, MODES, Fit
 
-CONFIG = Path("model-config.yaml")
+CONFIG = mar.ROOT / "model-config.yaml"
 ANY = (3, 1, 1)
 """A shape of images until the classifier's own is known."""
 
@@ -49,7 +51,11 @@ def fill(parser: argparse.ArgumentParser) -> None:
     add("--judge-labels", type=Path, metavar="CSV", help="of --judge-images")
     add("--classes", type=Path, help="class names in the order of the logits: one a line, or JSON")
     add("--size", type=_size, metavar="H[xW]", help="height and width, where the graph leaves them open")
-    add("--mean", type=_numbers, help="by channel, of images in [0, 1]; 0,0,0 where the graph normalises")
+    add(
+        "--mean",
+        type=_numbers,
+        help="by channel, of values in --range; 0,0,0 where the graph normalizes",
+    )
     add("--std", type=_numbers, help="by channel, as --mean")
     add(
         "--range",
@@ -68,9 +74,14 @@ def fill(parser: argparse.ArgumentParser) -> None:
         "--base", type=shipped.path, default="natural", help="a bundle that purifies, or a shipped one's name"
     )
     add("--name", help="of the new bundle (default: that of its folder)")
-    add("--budget-ms", type=_positive, default=300.0, help="milliseconds of an answer on this machine")
-    add("--keep", type=_share, default=0.75, help="share of clean labels that settings must keep")
-    add("--eps", type=cli.ratio, default="4/255", help="radius of the attack that compares settings")
+    add(
+        "--budget-ms",
+        type=_positive,
+        default=300.0,
+        help="milliseconds of an answer here, without decoding",
+    )
+    add("--keep", type=_share, default=0.75, help="share of right clean labels that settings must keep")
+    add("--eps", type=_radius, default="4/255", help="radius of the attack that compares settings")
     add("--n", type=cli.from_one, default=40, help="pictures to compare settings on")
     add("--judge-n", type=cli.from_one, default=100, help="pictures to judge on")
     add(
@@ -152,30 +163,48 @@ def _newcomer(args: argparse.Namespace) -> Newcomer:
 
 def _size(text: str) -> tuple[int, int]:
     height, _, width = text.partition("x")
-    found = int(height), int(width or height)
-    if min(found) < 1:
-        raise ValueError(f"{text!r} is no height and width")
-    return found
+    sides = (height, width or height)
+    if not all(one.isdecimal() and int(one) for one in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is no height and width, such as 224 or 48x64")
+    return int(sides[0]), int(sides[1])
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(value) for value in text.split(","))
+    try:
+        found = tuple(float(value) for value in text.split(","))
+    except ValueError:
+        found = (math.nan,)
+    if not all(map(math.isfinite, found)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers, such as 0.5,0.5,0.5")
+    return found
 
 
 def _range(text: str) -> tuple[float, float]:
-    low, high = _numbers(text)
-    return low, high
+    found = _numbers(text)
+    if len(found) != 2 or found[0] >= found[1]:
+        raise argparse.ArgumentTypeError(f"{text!r} is no range, such as 0,255")
+    return found[0], found[1]
 
 
 def _positive(text: str) -> float:
-    found = float(text)
-    if not 0 < found < float("inf"):
-        raise ValueError(f"{text!r} is not above 0")
+    [found, *more] = _numbers(text)
+    if more or found <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
     return found
 
 
 def _share(text: str) -> float:
-    found = float(text)
-    if not 0 <= found <= 1:
-        raise ValueError(f"{text!r} is not a share in [0, 1]")
+    [found, *more] = _numbers(text)
+    if more or not 0 <= found <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share from 0 to 1")
+    return found
+
+
+def _radius(text: str) -> Fraction:
+    try:
+        found = cli.ratio(text)
+    except (ValueError, ZeroDivisionError):
+        found = Fraction(0)
+    if not 0 < found <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no radius of images in [0, 1], such as 4/255")
     return found

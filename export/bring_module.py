@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from export import adapt
-from export.bring import Newcomer
+from export.newcomer import Newcomer
 from export.plan import Plan, carry_out
 from export.tune import Wanted
 from metastable.bundle import shipped

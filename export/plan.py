@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 import sys
 from dataclasses import dataclass, field
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from export import bring, hardened, tune
+from export.newcomer import Newcomer
 from export.tune import Wanted
-from metastable import bundle
+from metastable import bundle, reading
+from metastable.bundle import files
 from metastable.datasets import Folder
-from metastable.datasets.folder import Split, labeller_of
-from metastable.errors import DataError
+from metastable.datasets.folder import LIMITS, Split, labeller_of
+from metastable.errors import BundleError, DataError, NoGradient
 from metastable.evaluation import budget
 from metastable.training import harden
 from metastable.training.harden_config import HardenConfig
@@ -37,7 +40,7 @@ class Plan:
         minutes: to harden the purifier for; 0 does not.
     """
 
-    newcomer: bring.Newcomer
+    newcomer: Newcomer
     base: Path
     out: Path
     name: str
@@ -51,26 +54,70 @@ def carry_out(plan: Plan) -> dict[str, Any]:
     """Bring, calibrate, choose, harden, judge, and say what was found; returns it.
 
     Raises BundleError for a classifier that is refused, DataError for pictures that cannot be used or are too
-    few.
+    few, and for a folder to write that holds something else.
     """
+    check_out(plan)
+    if plan.pictures is not None:
+        _check_pictures(plan, plan.pictures)
     found = bring.bring(plan.newcomer, plan.base, plan.out, name=plan.name, pictures=plan.pictures)
     _tell(plan.newcomer.file.name, found)
     if plan.pictures is None:
         print("no thresholds yet, so it cannot be served: `metastable calibrate`, or bring it with --images")
         return found
+    if plan.minutes and found["gradients"].startswith("none"):
+        raise NoGradient(f"--harden needs gradients: {found['gradients']}")
     train, test = _splits(plan, plan.pictures)
     runner = tune.runner_of(bundle.load(plan.out))
     tuned = tune.tune(plan.out, train, plan.wanted, runner)
+    notes = [*found["changes"], *([found["looked"]["warning"]] if found["looked"].get("warning") else [])]
     if plan.minutes:
         tuned["hardened"] = _harden(plan, budget.Candidate(**tuned["chosen"]), train)
         runner = tune.runner_of(bundle.load(plan.out))
-    judged = tune.judge(plan.out, test, plan.wanted, runner)
+        notes.append(
+            f"the purifier was hardened: {tuned['hardened']['updates']} updates of {plan.minutes:g} minutes"
+        )
+    judged = tune.judge(plan.out, test, plan.wanted, runner, [*notes, *_chosen(tuned)])
     _sum_up(plan.out, tuned, judged)
     return found | {"tuned": tuned, "judged": judged}
 
 
+def check_out(plan: Plan) -> None:
+    """DataError for a folder that holds anything but what the same plan wrote before."""
+    out = plan.out
+    if out.exists() and not out.is_dir():
+        raise DataError(f"--out {out} is a file: name a folder that is to be written")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    file = plan.newcomer.file.resolve()
+    try:
+        inputs = bundle.load(out).provenance.inputs
+        same = inputs.get("classifier") == files.digest(files.read(file.parent, file.name, files.PART_BYTES))
+    except BundleError:
+        same = False
+    if not same or file.parent == out.resolve():
+        raise DataError(f"--out {out} is not empty: name a folder of its own, or remove it")
+
+
+def _check_pictures(plan: Plan, pictures: Folder) -> None:
+    """DataError for too few pictures, or labels of some and not of others."""
+    if plan.judged is not None and (pictures.labels is None) != (plan.judged.labels is None):
+        raise DataError("give labels of both, --images and --judge-images, or of none")
+    share = pictures.test_share if plan.judged is None else 0.0
+    train = dataclasses.replace(pictures, test_share=share).split("train")
+    if len(train) < (least := tune.least()):
+        raise DataError(
+            f"{pictures.path} has {len(train)} pictures to calibrate on, and a threshold that flags "
+            f"{tune.RATE:.0%} needs {least}: give more, lower --test-share, or cut each into --crops"
+        )
+    judged = pictures if plan.judged is None else dataclasses.replace(plan.judged, test_share=1.0)
+    judged.split("test")
+
+
 def _splits(plan: Plan, pictures: Folder) -> tuple[Split, Split]:
-    """Pictures to calibrate and choose on, and others to judge on; DataError for too few."""
+    """Pictures to calibrate and choose on, and others, whole ones, to judge on.
+
+    DataError where none is left to judge on: what is byte for byte among the first is left out.
+    """
     loaded = bundle.load(plan.out)
 
     def fitted(folder: Folder, **changes: Any) -> Folder:
@@ -84,33 +131,57 @@ def _splits(plan: Plan, pictures: Folder) -> tuple[Split, Split]:
         )
 
     if plan.judged is None:
-        train, test = fitted(pictures).split("train"), fitted(pictures).split("test")
+        train, test = fitted(pictures).split("train"), fitted(pictures, crops=0).split("test")
     else:
         train = fitted(pictures, test_share=0).split("train")
-        test = fitted(plan.judged, test_share=1).split("test")
-    if len(train) < (least := tune.least()):
-        raise DataError(
-            f"{pictures.path} has {len(train)} pictures to calibrate on, and a threshold that flags "
-            f"{tune.RATE:.0%} needs {least}: give more, lower --test-share, or cut each into --crops"
-        )
-    return train, test
+        test = fitted(plan.judged, test_share=1, crops=0).split("test")
+    known = {_digest(train, one.name) for one in train.files}
+    others = [one for one in test.files if _digest(test, one.name) not in known]
+    if copies := len(test.files) - len(others):
+        print(f"{copies} pictures to judge on are among those to choose on: left out", file=sys.stderr)
+    if not others:
+        raise DataError("no picture is left to judge on: give others with --judge-images")
+    return train, dataclasses.replace(test, files=others)
+
+
+def _digest(split: Split, name: str) -> str:
+    try:
+        return hashlib.sha256(reading.read(split.folder.path / name, LIMITS.max_bytes)).hexdigest()
+    except OSError:
+        return name  # skipped, and named, when it is to be decoded
+
+
+def _chosen(tuned: dict[str, Any]) -> list[str]:
+    chosen = tuned["chosen"]
+    said = [
+        f"balanced: {chosen['chains']} chains of {chosen['steps']} steps at sigma {chosen['sigma']:g}, "
+        f"chosen on {tuned['chosen_on']} pictures within {tuned['budget_ms']:g} ms"
+    ]
+    if not tuned["in_budget"]:
+        said.append("nothing answers within the budget here: this is the cheapest")
+    if not tuned["keeps"]:
+        said.append("nothing within the budget keeps the wanted share of clean labels")
+    if tuned["not_attacked"]:
+        said.append(f"nothing was attacked, so the most noise was taken: {tuned['not_attacked']}")
+    return said
 
 
 def _harden(plan: Plan, chosen: budget.Candidate, train: Split) -> dict[str, Any]:
     """Train the purifier against attacks on the whole defense, and put it into the bundle.
 
-    The labels are the pictures', or the classifier's own.  The bundle as it was stays in OUT-before, the run
-    in OUT-hardening, from which it goes on if it is cut off.
+    The labels are the pictures', or the classifier's own.  Until that is done the bundle stays as it is; then
+    that lies in OUT-before.  A run that is cut off goes on in OUT-hardening-..., where bundle and minutes are
+    the same.
     """
-    before, run = (plan.out.with_name(plan.out.name + ending) for ending in ("-before", "-hardening"))
-    if (before / bundle.MANIFEST).is_file():  # of a run that was cut off, or of another classifier
-        shutil.rmtree(before)
-    plan.out.rename(before)
+    out = plan.out.resolve()
+    loaded = bundle.load(out)
+    what = f"{loaded.digest} {chosen.sigma} {plan.wanted.radius} {plan.minutes}"
+    run = out.with_name(f"{out.name}-hardening-{hashlib.sha256(what.encode()).hexdigest()[:8]}")
     held = max(1, len(train) // 5)
     config = HardenConfig(
         mode="purifier",
-        bundle=str(before),
-        start=tune.purifier_of(bundle.load(before)),
+        bundle=str(plan.out),
+        start=tune.purifier_of(loaded),
         sigma=chosen.sigma,
         eps=float(plan.wanted.radius) / 2,
         fit_minutes=plan.minutes,
@@ -129,7 +200,14 @@ def _harden(plan: Plan, chosen: budget.Candidate, train: Split) -> dict[str, Any
     metrics = harden.train(config, train.folder, run)
     settings = run / "settings.yaml"
     settings.write_text(budget.settings_of(chosen, hardened.PURIFIER))
-    hardened.build(run, before, settings, plan.name, plan.out)
+    before, made = (out.with_name(out.name + ending) for ending in ("-before", "-hardened"))
+    for stale in (before, made):
+        if (stale / bundle.MANIFEST).is_file():
+            shutil.rmtree(stale)
+    hardened.build(run, out, settings, plan.name, made)
+    shutil.copytree(out / tune.REPORT, made / tune.REPORT)
+    out.rename(before)
+    made.rename(out)
     tune.calibrate_shifts(plan.out, train)
     return metrics
 
@@ -148,16 +226,9 @@ def _tell(file: str, found: dict[str, Any]) -> None:
 
 
 def _sum_up(out: Path, tuned: dict[str, Any], judged: dict[str, Any]) -> None:
-    chosen = tuned["chosen"]
-    print(
-        f"balanced: {chosen['chains']} chains of {chosen['steps']} steps at sigma {chosen['sigma']:g}, "
-        f"{chosen['ms']:.0f} ms an answer ({tuned['runner']}, budget {tuned['budget_ms']:g})"
-    )
-    if not tuned["in_budget"]:
-        print("  nothing answers within the budget here: this is the cheapest", file=sys.stderr)
-    if not tuned["keeps"]:
-        print("  nothing within the budget keeps the wanted share of clean labels", file=sys.stderr)
+    print(f"runner {tuned['runner']}", *_chosen(tuned), sep="\n")
+    word = "right" if judged["labels"] == "given" else "kept"
     for row in judged["rows"]:
         shares = ", ".join(f"{100 * share[0]:.0f} % {view}" for view, share in row["kept"].items())
-        print(f"  {row['setting']:<10} {row['ms']:7.1f} ms   kept: {shares}")
-    print(f"report: {out / tune.REPORT / 'report.md'}")
+        print(f"  {row['setting']:<10} {row['ms']:7.1f} ms   {word}: {shares}")
+    print(f"on {judged['n']} other pictures; report: {out / tune.REPORT / 'report.md'}")

@@ -118,8 +118,13 @@ def tune(folder: Path, train: datasets.Images, wanted: Wanted, runner: Runner) -
     }
 
 
-def judge(folder: Path, test: datasets.Images, wanted: Wanted, runner: Runner) -> dict[str, Any]:
-    """Judge the settings of a tuned bundle on other pictures, and write the report; returns what is in it."""
+def judge(
+    folder: Path, test: datasets.Images, wanted: Wanted, runner: Runner, notes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Judge the settings of a tuned bundle on other pictures, and write the report; returns what is in it.
+
+    `notes` are sentences on how the bundle came to be.
+    """
     loaded = bundle.load(folder)
     some = test.take(wanted.judge_n, seed=wanted.seed)
     seen, reason = _views(loaded, some, wanted.radii, wanted.seed + 1)
@@ -134,6 +139,7 @@ def judge(folder: Path, test: datasets.Images, wanted: Wanted, runner: Runner) -
         "runner": runner.name,
         "machine": machine(),
         "not_attacked": reason,
+        "notes": list(notes),
         "rows": rows,
     }
     report = folder / REPORT
@@ -184,7 +190,14 @@ def _views(
 def page(found: Mapping[str, Any]) -> str:
     """The report as Markdown."""
     views = list(found["rows"][0]["kept"])
-    head = ["setting", "ms an answer", *(f"kept, {name}" for name in views), "flagged clean", "shifted clean"]
+    word = "right" if found["labels"] == "given" else "kept"
+    head = [
+        "setting",
+        "ms an answer",
+        *(f"{word}, {name}" for name in views),
+        "flagged clean",
+        "shifted clean",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in found["rows"]:
         shares = [row["kept"][name] for name in views] + [row["flagged"][kept.CLEAN]]
@@ -206,6 +219,8 @@ def page(found: Mapping[str, Any]) -> str:
             f"{found['n']} pictures that were neither calibrated on nor chosen by. Labels: "
             f"{found['labels']}. Shares in per cent with 95 % Wilson intervals. Runner {found['runner']}; "
             f"{found['machine']}.",
+            "",
+            *(f"- {note}" for note in found["notes"]),
             "",
             *lines,
             "",
@@ -253,6 +268,6 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         error = torch.stack([shares[:, 0] - shares[:, 1], shares[:, 2] - shares[:, 0]]).clamp(min=0).numpy()
         axes.bar(at, shares[:, 0].numpy(), width, yerr=error, label=view)
     axes.set_xticks([place + 0.4 - width / 2 for place in range(len(rows))], [row["setting"] for row in rows])
-    axes.set(ylabel="labels kept, %", ylim=(0, 100))
+    axes.set(ylabel="labels kept or right, %", ylim=(0, 100))
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)

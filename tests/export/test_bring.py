@@ -312,6 +312,7 @@ def test_the_command_line_without_pictures(
     settings.write_text((tiny_folder / "settings.yaml").read_text().replace("default: fast", "default: none"))
     run(monkeypatch, "settings", "--bundle", tmp_path / "mine", "--settings", settings)
     assert bundle.load(tmp_path / "mine").settings.default == "none"
+    out = ["--out", tmp_path / "another"]
     capsys.readouterr()
     for arguments, message in (
         ([graph, *shared, *out, "--serve"], "--serve says nothing without --images"),

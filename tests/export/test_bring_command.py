@@ -145,3 +145,79 @@ def test_a_module_becomes_a_defense_in_python(photos: Path, quick: None, tmp_pat
         assert defense.bundle.shape == (3, 20, 28)
         assert defense([photos / "2.png"])[0].class_name == "blue"
     assert (tmp_path / "mine/report/report.md").is_file()
+
+
+MEAN = ["--mean", "0,0,0", "--std", "1,1,1"]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    with pytest.raises(SystemExit) as stop:
+        run(capsys, *arguments)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    return said.splitlines()[-1]
+
+
+def test_what_lies_in_the_folder_to_write_is_left_as_it_is(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("notes.txt", "model.onnx"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_bytes(model.read_bytes())
+        assert "is not empty" in refused(
+            capsys, folder / name if name == "model.onnx" else model, *MEAN, "--out", folder
+        )
+        assert [one.name for one in folder.iterdir()] == [name]
+    (tmp_path / "file").write_text("mine")
+    assert "is a file" in refused(capsys, model, *MEAN, "--out", tmp_path / "file")
+    run(capsys, model, *MEAN, "--out", tmp_path / "made")
+    run(capsys, model, *MEAN, "--out", tmp_path / "made")  # the same again
+    other = tmp_path / "other.onnx"
+    other.write_bytes(model.read_bytes() + b"\x1a\x00")  # an empty producer's version is another file
+    assert "is not empty" in refused(capsys, other, *MEAN, "--out", tmp_path / "made")
+
+
+def test_pictures_are_counted_and_told_apart_before_and_after(
+    model: Path, photos: Path, quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", tmp_path / "mine"]
+    mixed = ["--images", photos, "--labels", photos / "labels.csv", "--judge-images", photos]
+    assert "labels of both" in refused(capsys, model, *MEAN, *mixed, *out)
+    assert not (tmp_path / "mine").exists()
+    same = ["--images", photos, "--judge-images", photos]
+    assert "no picture is left to judge on" in refused(capsys, model, *MEAN, *same, *out)
+
+
+def test_what_a_link_leads_to_is_brought_and_numbers_are_in_the_range_of_the_graph(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link.onnx").symlink_to(model)
+    given = ["--range", "0,255", "--mean", "51,0,0", "--std", "255,1,1"]
+    run(capsys, tmp_path / "link.onnx", *given, "--order", "rgb", "--out", tmp_path / "mine")
+    part = json.loads((tmp_path / "mine/bundle.json").read_text())["parts"]["classifier"]
+    assert part["mean"] == pytest.approx([0.2, 0, 0])
+    assert part["std"] == pytest.approx([1, 1 / 255, 1 / 255])
+    command = json.loads((tmp_path / "mine/bundle.json").read_text())["provenance"]["command"]
+    assert "--range 0,255" in command
+    assert "--order rgb" in command
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--mean", "nan,0,0"], "no list of numbers"),
+        (["--size", "24y40"], "no height and width"),
+        (["--range", "255,0"], "no range"),
+        (["--eps", "0", "--images", "x"], "no radius"),
+        (["--eps", "8", "--images", "x"], "no radius"),
+        (["--keep", "2", "--images", "x"], "no share"),
+        (["--budget-ms", "0", "--images", "x"], "no number above 0"),
+        (["--fit-share", "0.5"], "without --fit"),
+        (["--judge-n", "5"], "without --images"),
+    ],
+)
+def test_numbers_that_cannot_be(
+    given: list[str], message: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(capsys, model, *given, "--out", tmp_path / "mine")
