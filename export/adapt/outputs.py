@@ -208,8 +208,7 @@ def _two_classes(editor: Editor, chosen: Seen) -> str:
             f"it ends with a sigmoid ({chosen.ending.operator}): what goes into it is taken as its logit"
         )
         name, cast = chosen.ending.before, True
-    elif chosen.ending.kind == "sigmoid" or bool(((chosen.values >= 0) & (chosen.values <= 1)).all()):
-        # On noise a logit of a trained network goes below 0 or above 1 somewhere; a probability never does.
+    elif chosen.ending.kind == "sigmoid" or _one_of_probabilities(editor, chosen):
         row, low = _row(editor, name, 1, cast=cast), editor.hold(np.array(FLOOR, np.float32))
         editor.say(
             f"it gives one probability: the logarithms of it and of the rest are taken, of {FLOOR:g} at least"
@@ -221,3 +220,18 @@ def _two_classes(editor: Editor, chosen: Seen) -> str:
     editor.say("it gives one number an image, z: two classes are made of it, with the logits 0 and z")
     sides = editor.hold(np.array([[0, 1]], np.float32))
     return editor.after("Mul", _row(editor, name, 1, cast=cast), sides)
+
+
+CUTS = {"Slice", "Gather", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Clip", "Identity", "Cast", "Split"}
+"""What leaves one probability of several, or of itself."""
+
+
+def _one_of_probabilities(editor: Editor, chosen: Seen) -> bool:
+    """Whether one number an image is cut out of what a sigmoid or a softmax makes."""
+    if not bool(((chosen.values >= 0) & (chosen.values <= 1)).all()):
+        return False
+    node = editor.maker(chosen.name)
+    for _ in range(len(CUTS)):
+        if node is not None and node.op_type in CUTS:
+            node = editor.maker(node.input[0])
+    return node is not None and node.op_type in {"Sigmoid", "HardSigmoid", "Softmax"}

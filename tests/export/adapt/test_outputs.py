@@ -274,3 +274,16 @@ def test_sentences_fit_into_the_provenance_of_a_bundle() -> None:
     found = adapted(model)
     assert any("'y' is taken" in one for one in found.changes)
     assert all(len(one) <= 200 and one.isprintable() for one in found.changes)
+
+
+@pytest.mark.parametrize("column", [1, 0])
+def test_one_probability_cut_out_of_a_softmax_is_no_logit(column: int) -> None:
+    """Were it taken for one, every image would get the second class."""
+    ends = [node("Softmax", "z", "p", axis=1), node("Gather", "p which", "y", axis=1)]
+    found = adapted(classifier(*ends, held={"which": np.array([column])}))
+    assert found.classes == 2
+    x = noise(found)
+    p = np.exp(expected(x) - expected(x).max(1, keepdims=True))
+    p = (p / p.sum(1, keepdims=True))[:, column]
+    assert_allclose(logits(found, x)[:, 1] - logits(found, x)[:, 0], np.log(p) - np.log1p(-p), atol=1e-3)
+    assert "one probability" in said(found)
