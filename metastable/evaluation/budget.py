@@ -3,7 +3,8 @@
 Every candidate adds noise of one level, takes one or two steps of the purifier, and averages some chains.
 Chains are numbered, so all numbers of chains are judged on one run of the largest.  What is chosen keeps most
 labels, clean and under a transferred attack alike, among those that keep enough of the clean ones and answer
-within the budget; of its noise the cheapest that is as good, as far as so many pictures can tell.
+within the budget; of its noise the cheapest that is as good, as far as so many pictures can tell.  Where
+levels of noise are equal it is the highest: attackers who know the defense get further against less.
 """
 
 from __future__ import annotations
@@ -135,7 +136,10 @@ def choose(found: Sequence[Candidate], *, n: int, budget_ms: float, keep: float)
     kind = [one for one in affordable if one.clean >= keep] or affordable
     attacked = [one.attacked for one in kind if one.attacked is not None]
     most = max(one.sigma for one in kind)
-    best = max(kind if attacked else [one for one in kind if one.sigma == most], key=_worth)
+    best = max(
+        kind if attacked else [one for one in kind if one.sigma == most],
+        key=lambda one: (_worth(one), one.sigma),
+    )
     margin = math.sqrt(sum(share * (1 - share) for share in (best.clean, best.attacked or 0.0)) / n)
     equal = [one for one in kind if _worth(one) >= _worth(best) - margin and one.sigma == best.sigma]
     return min(equal, key=lambda one: (one.ms, -_worth(one)))

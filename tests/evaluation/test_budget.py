@@ -44,6 +44,11 @@ def test_without_an_attack_the_most_noise_that_keeps_the_labels(tmp_path: Path) 
     assert (tmp_path / "picture.png").is_file()
 
 
+def test_of_levels_of_noise_that_keep_as_much_the_highest() -> None:
+    even = [Candidate(sigma, 1, 1, clean=1.0, attacked=1.0, ms=50) for sigma in (0.05, 0.2, 0.1)]
+    assert budget.choose(even, n=40, budget_ms=300, keep=0.9).sigma == 0.2
+
+
 def test_of_equals_none_has_another_level_of_noise() -> None:
     """A cheap candidate of other noise is another trade, not the same for less."""
     cheap = dataclasses.replace(FOUND[2], sigma=0.2, ms=1)
