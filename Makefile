@@ -22,7 +22,7 @@ test: $(READY)
 	@$(ONE_THREAD) $(PY) -m pytest $(ARGS)
 
 quick: $(READY)
-	@$(ONE_THREAD) $(PY) -m pytest -m fast $(ARGS)
+	@$(ONE_THREAD) $(PY) -m pytest -m fast -n auto --dist worksteal $(ARGS)
 
 check: $(READY)
 	@$(VENV)/bin/ruff check .
