@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
-from metastable.cli import table
+from metastable.errors import MissingPackage
 from metastable.images import Fit
 from metastable.library import Defense, load
+
+_ABOVE = "export", "bring_module"
+"""What stands above the library and writes bundles; a checkout has it."""
 
 
 def bring(
@@ -51,7 +55,13 @@ def bring(
     Raises BundleError for a module that cannot be exported rightly or fails a check, DataError for pictures
     that cannot be used, MissingPackage outside a checkout.
     """
-    folder: Path = table.imported(table.BRING, "metastable.bring").bring(
+    try:
+        there = importlib.import_module(".".join(_ABOVE))
+    except ModuleNotFoundError as error:
+        raise MissingPackage(
+            f"metastable.bring needs {error.name}: run it in a checkout, with its environment (make install)"
+        ) from None
+    folder: Path = there.bring(
         module,
         shape=shape,
         mean=mean,

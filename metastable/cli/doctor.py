@@ -14,8 +14,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 from torch import nn
 
-import metastable
-from metastable import datasets
+from metastable import datasets, version
 from metastable.cli import table
 from metastable.engine.runners import choose
 from metastable.engine.runners.artifacts import GRAPHS, SUFFIXES
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 def versions() -> dict[str, str | None]:
     """Of Python, of this library and of packages; None for one that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "metastable": metastable.__version__}
+    found: dict[str, str | None] = {"python": platform.python_version(), "metastable": version.__version__}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-import metastable
+from metastable import version
 from metastable.console import Fill
 from metastable.errors import MissingPackage
 
@@ -84,12 +84,10 @@ COMMANDS = (
 
 def root() -> Path | None:
     """The folder of the checkout that this library was imported from; None where it is installed without."""
-    folder = Path(metastable.__file__).resolve().parent.parent
+    folder = Path(version.__file__).resolve().parent.parent
     return folder if (folder / "pyproject.toml").is_file() else None
 
 
-BRING = "export.bring_module"
-"""The module behind `metastable.bring`."""
 JAVA = "deploy.java"
 """The module that finds a Java runtime, for `doctor`."""
 
