@@ -132,9 +132,12 @@ def prepare(newcomer: Newcomer, old: tuple[int, int, int] | None, pictures: Fold
     said = [*(found.notes if found else ()), *how]
     if old and old[1:] != (adapted.height, adapted.width):
         said.append(f"the base purifies at {old[1]} x {old[2]}: what comes out is resized for the classifier")
+    return Prepared(_stored(adapted, shape), shape, fit, classes, _raw(newcomer), (*adapted.changes, *said))
+
+
+def _raw(newcomer: Newcomer) -> bytes:
     file = newcomer.file.resolve()  # model caches are made of links
-    raw = files.read(file.parent, file.name, files.PART_BYTES)
-    return Prepared(_stored(adapted, shape), shape, fit, classes, raw, (*adapted.changes, *said))
+    return files.read(file.parent, file.name, files.PART_BYTES)
 
 
 def _stored(adapted: Adapted, shape: tuple[int, int, int]) -> bundle.Stored:
@@ -194,7 +197,7 @@ def look(network: nn.Module, prepared: Prepared, pictures: Folder) -> dict[str, 
     """What the classifier says of pictures as they come, without purification.
 
     Of labelled ones its accuracy, with Wilson's interval; of others the share that the most frequent answer
-    has, and a warning where that is nearly all.
+    has, a warning where that is nearly all, and how sure it is of its answers.
     """
     folder = _pictures(pictures, prepared.shape, prepared.fit, prepared.classes)
     some = folder.split("train").take(10 * TRIED)
@@ -203,10 +206,12 @@ def look(network: nn.Module, prepared: Prepared, pictures: Folder) -> dict[str, 
         right = _right(network, some)
         low, high = wilson(round(right * len(some)), len(some))
         return told | {"accuracy": round(right, 4), "low": round(low, 4), "high": round(high, 4)}
-    answers = _answers(network, some)
+    logits = torch.cat([_logits(network, part) for part in torch.split(some.images, BATCH)])
+    answers = logits.argmax(1)
     most = int(answers.bincount().max())
     return told | {
         "most_frequent": round(most / len(some), 4),
+        "median_probability": round(float(logits.softmax(1).amax(1).median()), 4),
         "warning": adapt.one_class_warning(answers.tolist()),
     }
 
@@ -217,6 +222,12 @@ def _pictures(pictures: Folder, shape: tuple[int, int, int], fit: Fit, classes: 
 
 def _right(network: nn.Module, some: ImageSet) -> float:
     return float((_answers(network, some) == some.labels).double().mean())
+
+
+@torch.inference_mode()
+def _logits(network: nn.Module, images: Tensor) -> Tensor:
+    found: Tensor = network(to_float(images))
+    return found
 
 
 def _answers(network: nn.Module, some: ImageSet) -> Tensor:
@@ -248,7 +259,7 @@ def _state_dict(newcomer: Newcomer, old: tuple[int, int, int] | None) -> Prepare
         )
     check_normalization(mean, std, shape[0])
     classes = adapt.class_names(newcomer.classes, None)
-    raw = files.read(newcomer.file.parent, name, files.PART_BYTES)
+    raw = _raw(newcomer)
     architecture, arguments = runs.classifier_of(newcomer.network)
     arguments |= {"classes": len(classes), "flip_average": False}
     architectures.check_arguments(architecture, arguments, "classifier")

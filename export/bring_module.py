@@ -25,15 +25,14 @@ def bring(
     std: Sequence[float],
     images: Path | str,
     out: Path | str,
-    labels: Path | str | None = None,
-    classes: Path | str | None = None,
-    fit: Fit | None = None,
-    base: str = "natural",
-    budget_ms: float = 300.0,
-    minutes: float = 0.0,
-    wanted: Wanted | None = None,
+    labels: Path | str | None,
+    classes: Path | str | None,
+    fit: Fit | None,
+    base: str,
+    budget_ms: float,
+    minutes: float,
 ) -> Path:
-    """See metastable.bring, which this is."""
+    """See metastable.bring, which loads what this writes; the arguments are those.  Gives `out`."""
     with tempfile.TemporaryDirectory(prefix="metastable-bring-") as folder:
         file = Path(folder) / f"{type(module).__name__}.onnx"
         file.write_bytes(adapt.from_module(module, shape))
@@ -53,7 +52,7 @@ def bring(
                 Path(out),
                 Path(out).resolve().name,
                 pictures,
-                wanted=wanted or Wanted(budget_ms=budget_ms),
+                wanted=Wanted(budget_ms=budget_ms),
                 minutes=minutes,
             )
         )

@@ -221,6 +221,9 @@ def _tell(file: str, found: dict[str, Any]) -> None:
     looked = found["looked"]
     if looked and "accuracy" in looked:
         print(f"  {looked['accuracy']:.1%} of {looked['n']} labelled pictures are right, unpurified")
+    if looked and "median_probability" in looked:
+        sure = f"{looked['median_probability']:.0%}"
+        print(f"  half of its answers to {looked['n']} pictures have a probability below {sure}")
     if looked and looked.get("warning"):
         print(f"  warning: {looked['warning']}", file=sys.stderr)
 

@@ -12,8 +12,8 @@ from metastable.errors import MissingPackage
 from metastable.images import Fit
 from metastable.library import Defense, load
 
-_ABOVE = "export", "bring_module"
-"""What stands above the library and writes bundles; a checkout has it."""
+ABOVE = "export.bring_module"
+"""What stands above the library and writes bundles: a checkout has it, and a wheel has not."""
 
 
 def bring(
@@ -56,7 +56,7 @@ def bring(
     that cannot be used, MissingPackage outside a checkout.
     """
     try:
-        there = importlib.import_module(".".join(_ABOVE))
+        there = importlib.import_module(ABOVE)
     except ModuleNotFoundError as error:
         raise MissingPackage(
             f"metastable.bring needs {error.name}: run it in a checkout, with its environment (make install)"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -45,10 +45,6 @@ class Views:
     labels: Tensor
     images: Mapping[str, Tensor]
     labelled: bool
-
-    def only(self, names: Iterable[str]) -> Views:
-        """With these views alone."""
-        return Views(self.labels, {name: self.images[name] for name in names}, self.labelled)
 
 
 def radius(eps: Fraction) -> str:

@@ -199,25 +199,11 @@ def test_what_is_written_is_what_is_read(case: tuple[Path, Bundle], tmp_path: Pa
         tuple(raw["parts"]["classifier"]["size"]) == loaded.shape[1:]
     )
     stored = bundle.stored_part(folder, "classifier")
-    bundle.rewrite(
-        folder,
-        tmp_path / "again",
-        stored,
-        name="again",
-        classes=["x", "y", "z"],
-        provenance=bundle.Provenance(),
-    )
+    same: dict[str, Any] = {"classes": ["x", "y", "z"], "provenance": bundle.Provenance()}
+    bundle.rewrite(folder, tmp_path / "again", stored, name="again", **same)
     assert bundle.load(tmp_path / "again").fit == loaded.fit
     other = Fit("crop", 0.5)
-    bundle.rewrite(
-        folder,
-        tmp_path / "other",
-        stored,
-        name="o",
-        classes=["x", "y", "z"],
-        fit=other,
-        provenance=bundle.Provenance(),
-    )
+    bundle.rewrite(folder, tmp_path / "other", stored, name="o", fit=other, **same)
     assert bundle.load(tmp_path / "other").fit == other
 
 

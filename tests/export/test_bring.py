@@ -261,6 +261,7 @@ def test_what_it_says_of_pictures(
     bare = pictures(labelled, labels=None)
     looked = bring.bring(given, tiny_folder, tmp_path / "out", name="mine", pictures=bare)["looked"]
     assert (looked["most_frequent"], looked["warning"]) == (0.3333, None)
+    assert 1 / 3 < looked["median_probability"] < 1
 
 
 def test_order_and_normalization_are_tried_on_labelled_pictures(
