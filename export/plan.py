@@ -234,4 +234,6 @@ def _sum_up(out: Path, tuned: dict[str, Any], judged: dict[str, Any]) -> None:
     for row in judged["rows"]:
         shares = ", ".join(f"{100 * share[0]:.0f} % {view}" for view, share in row["kept"].items())
         print(f"  {row['setting']:<10} {row['ms']:7.1f} ms   {word}: {shares}")
+    if not judged["not_attacked"]:
+        print("attackers who know the defense were not tried: `metastable evaluate robust --attack suite`")
     print(f"on {judged['n']} other pictures; report: {out / tune.REPORT / 'report.md'}")

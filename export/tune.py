@@ -209,8 +209,8 @@ def page(found: Mapping[str, Any]) -> str:
         f"Nothing was attacked: {found['not_attacked']}."
         if found["not_attacked"]
         else f"A radius is that of l_inf PGD with {kept.STEPS} steps on the bare classifier, transferred: "
-        "the attacker does not know of the defense. One who does gets further (`metastable evaluate robust "
-        "--attack suite`)."
+        "the attacker does not know of the defense. **One who does was not tried**, and leaves less, often "
+        "nothing (`metastable evaluate robust --attack suite`)."
     )
     return "\n".join(
         [
