@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from metastable.networks.classifier import WhitenedNet
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.score import ScoreNetwork
 from tests import launched
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # So a shell starts what runs in the background, and every command that a test starts would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = """
