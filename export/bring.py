@@ -7,7 +7,7 @@ to be changed about a graph is changed once, said, and recorded in the bundle (e
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,13 @@ class Prepared:
 
 
 def bring(
-    newcomer: Newcomer, base: Path, out: Path, *, name: str, pictures: Folder | None = None
+    newcomer: Newcomer,
+    base: Path,
+    out: Path,
+    *,
+    name: str,
+    pictures: Folder | None = None,
+    before: Callable[[str], None] = lambda digest: None,
 ) -> dict[str, Any]:
     """Write bundle `out`: that of `base` with the newcomer as its classifier; returns what was found.
 
@@ -63,9 +69,10 @@ def bring(
         base: a bundle; where it has a classifier its images are of that one's shape, else of the newcomer's.
         name: of the new bundle.
         pictures: of the owner, labelled or not, to look at the classifier with.
+        before: called before anything is written with the SHA-256 of the classifier as it is stored.
 
-    Raises BundleError for a classifier that is refused, that fails a check, or of which more must be said;
-    DataError for pictures or names that cannot be used.
+    Raises what `before` raises, BundleError for a classifier that is refused, that fails a check, or of which
+    more must be said; DataError for pictures or names that cannot be used.
     """
     old, digest = _base(base)
     prepared = prepare(newcomer, old, pictures)
@@ -77,6 +84,7 @@ def bring(
         inputs={"classifier": files.digest(prepared.raw), "base": digest},
         checks=tuple([*checks, *prepared.changes][:32]),
     )
+    before(prepared.stored.part.sha256)
     bundle.rewrite(
         base,
         out,

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from export import bring, hardened, tune
+from export.claim import Claim
 from export.newcomer import Newcomer
 from export.tune import Wanted
 from metastable import bundle, reading
-from metastable.bundle import files
 from metastable.datasets import Folder
 from metastable.datasets.folder import LIMITS, Split, labeller_of
-from metastable.errors import BundleError, DataError, NoGradient
+from metastable.errors import DataError, NoGradient
 from metastable.evaluation import budget
 from metastable.training import harden
 from metastable.training.harden_config import HardenConfig
@@ -54,12 +54,15 @@ def carry_out(plan: Plan) -> dict[str, Any]:
     """Bring, calibrate, choose, harden, judge, and say what was found; returns it.
 
     Raises BundleError for a classifier that is refused, DataError for pictures that cannot be used or are too
-    few, and for a folder to write that holds something else.
+    few, and for folders to write that hold something else.
     """
-    check_out(plan)
+    claim = Claim(plan.out, _said(plan))
+    claim.check()
     if plan.pictures is not None:
         _check_pictures(plan, plan.pictures)
-    found = bring.bring(plan.newcomer, plan.base, plan.out, name=plan.name, pictures=plan.pictures)
+    found = bring.bring(
+        plan.newcomer, plan.base, plan.out, name=plan.name, pictures=plan.pictures, before=claim.take
+    )
     _tell(plan.newcomer.file.name, found)
     if plan.pictures is None:
         print("no thresholds yet, so it cannot be served: `metastable calibrate`, or bring it with --images")
@@ -71,7 +74,7 @@ def carry_out(plan: Plan) -> dict[str, Any]:
     tuned = tune.tune(plan.out, train, plan.wanted, runner)
     notes = [*found["changes"], *([found["looked"]["warning"]] if found["looked"].get("warning") else [])]
     if plan.minutes:
-        tuned["hardened"] = _harden(plan, budget.Candidate(**tuned["chosen"]), train)
+        tuned["hardened"] = _harden(plan, claim, budget.Candidate(**tuned["chosen"]), train)
         runner = tune.runner_of(bundle.load(plan.out))
         notes.append(
             f"the purifier was hardened: {tuned['hardened']['updates']} updates of {plan.minutes:g} minutes"
@@ -81,21 +84,22 @@ def carry_out(plan: Plan) -> dict[str, Any]:
     return found | {"tuned": tuned, "judged": judged}
 
 
-def check_out(plan: Plan) -> None:
-    """DataError for a folder that holds anything but what the same plan wrote before."""
-    out = plan.out
-    if out.exists() and not out.is_dir():
-        raise DataError(f"--out {out} is a file: name a folder that is to be written")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    file = plan.newcomer.file.resolve()
-    try:
-        inputs = bundle.load(out).provenance.inputs
-        same = inputs.get("classifier") == files.digest(files.read(file.parent, file.name, files.PART_BYTES))
-    except BundleError:
-        same = False
-    if not same or file.parent == out.resolve():
-        raise DataError(f"--out {out} is not empty: name a folder of its own, or remove it")
+def _said(plan: Plan) -> dict[str, Any]:
+    """What makes a plan another one, but for the bytes of the classifier: ready for JSON."""
+    pictures = [
+        None
+        if one is None
+        else [str(one.path.resolve()), str(one.labels), one.test_share, one.seed, one.crops]
+        for one in (plan.pictures, plan.judged)
+    ]
+    return {
+        "command": plan.newcomer.command(),
+        "base": str(plan.base.resolve()),
+        "name": plan.name,
+        "pictures": pictures,
+        "wanted": str(plan.wanted),
+        "minutes": plan.minutes,
+    }
 
 
 def _check_pictures(plan: Plan, pictures: Folder) -> None:
@@ -166,17 +170,14 @@ def _chosen(tuned: dict[str, Any]) -> list[str]:
     return said
 
 
-def _harden(plan: Plan, chosen: budget.Candidate, train: Split) -> dict[str, Any]:
+def _harden(plan: Plan, claim: Claim, chosen: budget.Candidate, train: Split) -> dict[str, Any]:
     """Train the purifier against attacks on the whole defense, and put it into the bundle.
 
     The labels are the pictures', or the classifier's own.  Until that is done the bundle stays as it is; then
-    that lies in OUT-before.  A run that is cut off goes on in OUT-hardening-..., where bundle and minutes are
-    the same.
+    that lies beside it.  A run that is cut off goes on when the same plan is carried out again.
     """
-    out = plan.out.resolve()
-    loaded = bundle.load(out)
-    what = f"{loaded.digest} {chosen.sigma} {plan.wanted.radius} {plan.minutes}"
-    run = out.with_name(f"{out.name}-hardening-{hashlib.sha256(what.encode()).hexdigest()[:8]}")
+    out, loaded = plan.out.resolve(), bundle.load(plan.out)
+    run = claim.beside(f"hardening-{chosen.sigma:g}")
     held = max(1, len(train) // 5)
     config = HardenConfig(
         mode="purifier",
@@ -200,15 +201,15 @@ def _harden(plan: Plan, chosen: budget.Candidate, train: Split) -> dict[str, Any
     metrics = harden.train(config, train.folder, run)
     settings = run / "settings.yaml"
     settings.write_text(budget.settings_of(chosen, hardened.PURIFIER))
-    before, made = (out.with_name(out.name + ending) for ending in ("-before", "-hardened"))
+    before, made = claim.beside("before"), claim.beside("hardened")
     for stale in (before, made):
-        if (stale / bundle.MANIFEST).is_file():
-            shutil.rmtree(stale)
+        shutil.rmtree(stale, ignore_errors=True)  # of this plan, by its name
     hardened.build(run, out, settings, plan.name, made)
+    tune.calibrate_shifts(made, train)
+    claim.mark(made)
     shutil.copytree(out / tune.REPORT, made / tune.REPORT)
     out.rename(before)
     made.rename(out)
-    tune.calibrate_shifts(plan.out, train)
     return metrics
 
 

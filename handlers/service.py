@@ -217,6 +217,7 @@ class Service:
         for held, raw in zip(new, looked, strict=True):
             held.raw, held.seconds["anomaly"] = raw, each
             held.permit.charge(each)
+        self._engine.looked(len(new), each * len(new))
 
     def _job(self, held: Held) -> Job:
         return Job(

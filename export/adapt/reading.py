@@ -19,6 +19,9 @@ from metastable.bundle import files
 from metastable.errors import BundleError
 from metastable.networks.onnx_classifier import NODES, parse_graph, tensors
 
+IR_VERSION = 10
+"""Of a graph that is stored, at most: runtimes refuse newer ones than they know."""
+
 
 def read(source: Path | bytes) -> tuple[onnx.ModelProto, str, list[str]]:
     """A model, its name for messages, and what was done to it in sentences.
@@ -32,7 +35,7 @@ def read(source: Path | bytes) -> tuple[onnx.ModelProto, str, list[str]]:
         raise BundleError(f"{source.name} is {recognised_folder(source)}")
     if isinstance(source, Path):
         folder, file = source.parent, source.name
-        data = _bytes(source.resolve(), file)  # whoever names a link means what it leads to
+        data = _bytes(source.resolve(), file, files.PART_BYTES)  # whoever names a link means what it leads to
     else:
         folder, file, data = None, "the graph", source
     if said := recognised(data):
@@ -65,9 +68,9 @@ def _texts(proto: onnx.ModelProto) -> Iterator[Any]:
 
 
 def _fetched(proto: onnx.ModelProto, folder: Path | None, file: str, budget: int) -> bool:
-    """Whether tensors lay outside; they are read, at most `budget` bytes together."""
+    """Whether tensors lay outside; files of at most `budget` bytes together are read."""
     held: dict[str, bytes] = {}
-    found = False
+    found, copied = False, 0
     for tensor in _all_tensors(proto):
         if not tensor.data_location and not tensor.external_data:
             continue
@@ -81,13 +84,14 @@ def _fetched(proto: onnx.ModelProto, folder: Path | None, file: str, budget: int
                 f"{file} keeps weights at {shown(name)}: only plain names in its own folder are read"
             )
         if name not in held:
-            held[name] = _bytes(folder / name, name)
+            held[name] = _bytes(folder / name, name, max(budget, 0))
+            budget -= len(held[name])  # what is held, however little of it is asked for
         offset = _number(entries.get("offset", "0"), file)
         length = _number(entries.get("length", str(max(0, len(held[name]) - offset))), file)
-        budget -= length
         if offset + length > len(held[name]):
             raise BundleError(f"{file} wants bytes that {shown(name)} does not have: copy it whole")
-        if budget < 0:
+        copied += length
+        if copied > files.PART_BYTES:  # tensors may ask for the same bytes again and again
             raise BundleError(f"{file} and the files of its weights are above {files.PART_BYTES} bytes")
         tensor.raw_data = held[name][offset : offset + length]
         del tensor.external_data[:]
@@ -95,13 +99,15 @@ def _fetched(proto: onnx.ModelProto, folder: Path | None, file: str, budget: int
     return found
 
 
-def _bytes(path: Path, name: str) -> bytes:
+def _bytes(path: Path, name: str, limit: int) -> bytes:
+    if path.is_symlink():
+        raise BundleError(f"{name} is a link: copy what it leads to beside the graph (cp -L)")
     try:
-        return files.read(path.parent, path.name, files.PART_BYTES)
+        return files.read(path.parent, path.name, limit)
     except BundleError:
         raise BundleError(
-            f"{name} is missing, a link, no plain file, or above {files.PART_BYTES} bytes: name a file that "
-            "can be read"
+            f"{name} is missing, no plain file, or above {limit} bytes (a graph and its weights may have "
+            f"{files.PART_BYTES}): name a file that can be read"
         ) from None
 
 
@@ -138,7 +144,9 @@ def _plain(proto: onnx.ModelProto, file: str) -> onnx.ModelProto:
     kept = [one for one in graph.input if one.name not in held]
     del graph.input[:]
     graph.input.extend(kept)
-    proto.ir_version = max(proto.ir_version, 4)  # before, initialisers had to be inputs
+    # Before 4 initialisers had to be inputs.  Exporters write the newest, which no runtime may know yet; what
+    # is new in it are types and fields that a graph of floats does not use.
+    proto.ir_version = min(max(proto.ir_version, 4), IR_VERSION)
     del graph.value_info[:]  # it holds sizes that change
     return proto
 

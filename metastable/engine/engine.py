@@ -21,7 +21,7 @@ from metastable import noise, stopping
 from metastable.dynamics.base import Kind
 from metastable.engine.admission import Admission, Permit
 from metastable.engine.chains import Chains, broken
-from metastable.engine.costs import CLASSIFY, Costs
+from metastable.engine.costs import CLASSIFY, LOOK, Costs
 from metastable.engine.job import ActiveJob, Answer, Failure, Job, Outcome
 from metastable.engine.policy import Policy
 from metastable.engine.runners import Runner
@@ -127,6 +127,11 @@ class Engine:
         self._orders += 1
         self._held[job.id] = active
         self._next_round(active, None)
+
+    def looked(self, images: int, seconds: float) -> None:
+        """What a look at so many images took: prices follow it, as they follow steps."""
+        if LOOK in self._costs:
+            self._costs.observe(LOOK, images, seconds)
 
     def cancel(self, id: str) -> bool:
         """End a job as cancelled, if it is held; its chains leave before the next segment."""

@@ -17,7 +17,7 @@ INTERPOLATIONS = {
 }
 LEAST_SHARE = 0.1
 _REACH = {"nearest": 1, "bilinear": 1, "bicubic": 2, "lanczos": 3}  # of a filter, in samples of the coarser
-_WHOLE = 2**24
+_WHOLE = 2**21
 """Pixels of a resized picture that is made before it is cropped; of a larger one only the crop is made."""
 _LONG = 2**14
 """Of a longer side blocks are averaged first: Pillow's filter weights, and what lies between its two passes,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from metastable.errors import InvalidImage, TooLarge
 
 PIXEL_CEILING = 89_478_485  # above this Pillow itself warns of a decompression bomb
+LONGEST = 65_535
+"""Of a side, which is a JPEG's own limit: Pillow takes a row at a time, and 8 million rows take seconds."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,15 @@ DEFAULT_LIMITS = ImageLimits()
 
 
 def check_size(width: int, height: int, limits: ImageLimits) -> tuple[int, int]:
-    """Width and height of a header as they are; InvalidImage if a side is 0, TooLarge above the limit."""
+    """Width and height of a header as they are; InvalidImage if a side is 0, TooLarge above the limits."""
     if width < 1 or height < 1:
         raise InvalidImage(f"The image is {width} x {height} pixels: send one that has pixels.")
     if width * height > limits.max_pixels:
         raise TooLarge(
             f"The image is {width} x {height}, above {limits.max_pixels} pixels: send a smaller one."
+        )
+    if max(width, height) > LONGEST:
+        raise TooLarge(
+            f"The image is {width} x {height}, above {LONGEST} pixels on a side: send a smaller one."
         )
     return width, height

@@ -241,4 +241,5 @@ def session(model: bytes, file: str) -> Any:
 def short(error: Exception) -> str:
     """An error of another library as one line."""
     plain = "".join(c if c.isprintable() else " " for c in str(error))
-    return " ".join(plain.split())[:300]
+    line = " ".join(plain.split())
+    return line if len(line) <= 300 else f"{line[:100]} ... {line[-195:]}"  # what is wrong stands last

@@ -5,8 +5,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from PIL import Image
 from torch import Tensor, nn
 
@@ -98,12 +100,21 @@ def test_hardened_for_seconds_it_has_a_purifier_of_its_own(
     model: Path, photos: Path, quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nobody labelled these: it is trained towards the classifier's own answers."""
-    short = ["--mean", "0,0,0", "--std", "1,1,1", "--n", 4, "--judge-n", 4, "--harden", "0.05"]
-    found, _ = run(capsys, model, "--images", photos, *short, "--out", tmp_path / "mine")
+    for name in ("mine-before", "mine-hardened"):  # of somebody else
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "bundle.json").write_text("{}")
+    short = [*MEAN, "--n", 4, "--judge-n", 4, "--harden", "0.05", "--fit", "crop"]
+    for _ in range(2):  # the same again goes on from the run that there is
+        found, _ = run(capsys, model, "--images", photos, *short, "--out", tmp_path / "mine")
     tuned = found["tuned"]
     assert isinstance(tuned, dict)
     assert tuned["hardened"]["updates"] >= 1
-    made, before = bundle.load(tmp_path / "mine"), bundle.load(tmp_path / "mine-before")
+    assert [one.name for one in (tmp_path / "mine-hardened").iterdir()] == ["bundle.json"]
+    [kept] = tmp_path.glob("mine-before-*")
+    made, before = bundle.load(tmp_path / "mine"), bundle.load(kept)
+    assert made.fit == before.fit
+    assert made.fit.mode == "crop"
+    assert made.provenance.checks == before.provenance.checks
     assert made.parts["classifier"] == before.parts["classifier"]
     assert made.parts["score"] == before.parts["score"]  # the detector stays
     assert made.settings["balanced"].network == "purifier"
@@ -172,7 +183,10 @@ def test_what_lies_in_the_folder_to_write_is_left_as_it_is(
     (tmp_path / "file").write_text("mine")
     assert "is a file" in refused(capsys, model, *MEAN, "--out", tmp_path / "file")
     run(capsys, model, *MEAN, "--out", tmp_path / "made")
+    (tmp_path / "made" / "bundle.json").unlink()  # as if it had been cut off
     run(capsys, model, *MEAN, "--out", tmp_path / "made")  # the same again
+    bundle.load(tmp_path / "made")
+    assert "is not empty" in refused(capsys, model, *MEAN, "--fit", "crop", "--out", tmp_path / "made")
     other = tmp_path / "other.onnx"
     other.write_bytes(model.read_bytes() + b"\x1a\x00")  # an empty producer's version is another file
     assert "is not empty" in refused(capsys, other, *MEAN, "--out", tmp_path / "made")
@@ -221,3 +235,30 @@ def test_numbers_that_cannot_be(
     given: list[str], message: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in refused(capsys, model, *given, "--out", tmp_path / "mine")
+
+
+def test_weights_in_a_file_beside_make_another_classifier(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The graph's own bytes are the same."""
+    place = tmp_path / "model.onnx"
+    weights = np.eye(3, dtype=np.float32)
+    held = helper.make_tensor("w", TensorProto.FLOAT, [3, 3], weights.tobytes(), raw=True)
+    shape = ["n", 3, HEIGHT, WIDTH]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, size)
+        for name, size in (("x", shape), ("y", ["n", 3]))
+    ]
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "w"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [held])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    onnx.save(proto, place, save_as_external_data=True, location="w.data", size_threshold=0)
+    run(capsys, place, *MEAN, "--out", tmp_path / "mine")
+    before = (tmp_path / "mine/classifier.onnx").read_bytes()
+    (tmp_path / "w.data").write_bytes((2 * weights).tobytes())
+    assert "of another classifier" in refused(capsys, place, *MEAN, "--out", tmp_path / "mine")
+    assert (tmp_path / "mine/classifier.onnx").read_bytes() == before

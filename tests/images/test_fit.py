@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metastable.errors import TooLarge
 from metastable.images import INTERPOLATIONS, STRETCH, Fit, decode
 
 SIZES = [(24, 24), (20, 36), (36, 20)]
@@ -125,14 +126,14 @@ def test_without_a_size_a_fit_does_nothing() -> None:
 @pytest.mark.parametrize("mode", ["stretch", "crop"])
 def test_an_extreme_picture_costs_little(upright: bool, mode: str) -> None:
     # In a process of its own: the memory of Pillow shows in the peak of the process alone.
-    shape = (8_000_000, 1) if upright else (1, 8_000_000)
+    shape = (65_535, 122) if upright else (122, 65_535)
     script = f"""
 import io, resource
 import numpy as np
 from metastable.images import INTERPOLATIONS, Fit, ImageLimits, decode
 levels = np.zeros({shape}, np.uint8)
-levels[3_999_997:4_000_003, :] = 255
-levels[:, 3_999_997:4_000_003] = 255
+levels[32_500:33_036, :] = 255
+levels[:, 32_500:33_036] = 255
 data, limits = io.BytesIO(), ImageLimits(max_bytes=9_000_000)
 np.save(data, levels)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -173,3 +174,12 @@ def test_the_middle_of_a_long_picture_is_what_a_moderate_one_gives(monkeypatch: 
 def test_what_is_no_fit_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"a fit's .*{next(iter(wrong))}"):
         Fit(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [(1, 65_536), (65_536, 1), (1, 8_000_000)])
+def test_a_side_has_a_limit_of_its_own(size: tuple[int, int]) -> None:
+    """Thirty kilobytes of PNG, and seconds of work for whoever waits behind it."""
+    data = io.BytesIO()
+    Image.new("L", size).save(data, "PNG")
+    with pytest.raises(TooLarge, match="above 65535 pixels on a side"):
+        decode(data.getvalue(), size=(224, 224))

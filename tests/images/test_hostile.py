@@ -122,8 +122,8 @@ def test_many_tiny_pixel_chunks() -> None:
 
 
 def test_very_long_image() -> None:
-    image = decode(save(np.full((1, 1_000_000), 128, np.uint8)))
-    assert image.original_size == (1_000_000, 1)
+    image = decode(save(np.full((1, 65_535), 128, np.uint8)))
+    assert image.original_size == (65_535, 1)
     assert torch.allclose(image.pixels, torch.tensor(128 / 255), atol=1e-6)
 
 

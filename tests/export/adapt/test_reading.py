@@ -120,7 +120,7 @@ def test_no_path_leads_out_of_the_folder(location: str, tmp_path: Path) -> None:
 def test_links_and_missing_files_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "target").write_bytes(bytes(16) + WEIGHTS.tobytes())
     (tmp_path / "model.onnx.data").symlink_to("target")
-    with pytest.raises(BundleError, match=r"model\.onnx\.data is missing, a link"):
+    with pytest.raises(BundleError, match=r"model\.onnx\.data is a link"):
         adapt(outside(tmp_path))
     (tmp_path / "model.onnx.data").unlink()
     with pytest.raises(BundleError, match=r"model\.onnx\.data is missing"):
@@ -155,11 +155,38 @@ def test_bytes_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "model.onnx.data").write_bytes(bytes(16) + WEIGHTS.tobytes())
     path = outside(tmp_path)
     monkeypatch.setattr(files, "PART_BYTES", path.stat().st_size + 119)
-    with pytest.raises(BundleError, match=r"its weights are above \d+ bytes"):
+    with pytest.raises(BundleError, match=r"model\.onnx\.data is missing, .* above 119 bytes"):
         adapt(path)
     monkeypatch.setattr(files, "PART_BYTES", path.stat().st_size - 1)
     with pytest.raises(BundleError, match=r"model\.onnx is missing, .* above"):
         adapt(path)
+
+
+def test_bytes_that_many_tensors_share_are_bounded_as_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.onnx.data").write_bytes(bytes(16) + WEIGHTS.tobytes())
+    model = onnx.load(outside(tmp_path), load_external_data=False)
+    (tensor,) = (one for one in model.graph.initializer if one.name == "weights")
+    for index in range(100):
+        model.graph.initializer.add().CopyFrom(tensor)
+        model.graph.initializer[-1].name = f"copy{index}"
+    path = save(model, tmp_path)
+    monkeypatch.setattr(files, "PART_BYTES", path.stat().st_size + 200)
+    assert 100 * WEIGHTS.nbytes > files.PART_BYTES
+    with pytest.raises(BundleError, match=r"its weights are above \d+ bytes"):
+        adapt(path)
+
+
+@pytest.mark.parametrize("version", [3, 14, 2**40])
+def test_a_version_that_no_runtime_knows_is_written_as_one_that_all_know(
+    version: int, tmp_path: Path
+) -> None:
+    model = classifier()
+    model.ir_version = version
+    found = adapt(save(model, tmp_path))
+    x = noise(found)
+    assert_allclose(logits(found, x), expected(x), rtol=1e-5, atol=1e-5)
 
 
 def test_bytes_alone_have_no_file_beside_them(tmp_path: Path) -> None:
