@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from handlers.options import RequestOptions
 from metastable.engine.admission import Permit
 from metastable.engine.inspection import Raw
 from metastable.images import DecodedImage
+from metastable.serving.options import RequestOptions
 
 
 @dataclass(frozen=True)

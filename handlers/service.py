@@ -19,9 +19,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from handlers import options as options_module
 from handlers.metrics import Judged, Metrics
-from handlers.options import Allowed, RequestOptions
 from handlers.requests import Held, New, Request, Response
 from metastable import noise
 from metastable.bundle import Bundle
@@ -33,9 +31,11 @@ from metastable.engine.job import Answer, Job
 from metastable.engine.reply import reply
 from metastable.engine.runners import Runner
 from metastable.engine.verdict import verdict_of
-from metastable.errors import Cancelled, DeadlineExceeded, MetastableError, Overloaded, RequestError
+from metastable.errors import Cancelled, DeadlineExceeded, MetastableError, RequestError
 from metastable.images import ImageLimits, decode
 from metastable.pixels import at_most
+from metastable.serving import options as options_module
+from metastable.serving.options import Allowed, RequestOptions
 from metastable.settings import Setting
 
 log = logging.getLogger(__name__)
@@ -261,7 +261,7 @@ class Service:
         headers = {}
         if isinstance(error, RequestError):
             status, code, message = error.status, error.code, str(error)
-            if isinstance(error, Overloaded):
+            if error.retry_after is not None:
                 headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
         else:
             log.error("request failed: %s", type(error).__name__, exc_info=error)

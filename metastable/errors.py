@@ -10,6 +10,10 @@
     │   ├── DeadlineExceeded    504  the deadline passed before there was an answer
     │   ├── Overloaded          503  more work is waiting than the server takes on
     │   ├── Draining            503  the server is stopping and takes no new work
+    │   ├── Unavailable         503  what answers behind the door is being started
+    │   ├── TooMany             429  this client has too much under way
+    │   ├── TooSlow             408  the client took too long to send its request
+    │   ├── NotAuthorized       401  the token is missing or wrong
     │   └── Cancelled           499  the client gave the request up
     ├── EngineFailure                a step or a classification failed; the engine lives on
     ├── BundleError                  a bundle is damaged, of an unknown version, or does not match
@@ -35,10 +39,14 @@ class MetastableError(Exception):
 
 
 class RequestError(MetastableError):
-    """A request that cannot be answered as it is; the message tells the client what to do."""
+    """A request that cannot be answered as it is; the message tells the client what to do.
+
+    `retry_after`: seconds after which to send it again; None where that would not help.
+    """
 
     code = "bad_request"
     status = 400
+    retry_after: float | None = None
 
 
 class MalformedRequest(RequestError):
@@ -85,6 +93,39 @@ class Overloaded(RequestError):
 class Draining(RequestError):
     code = "draining"
     status = 503
+    retry_after = 5.0
+
+
+class Unavailable(RequestError):
+    """`retry_after`: seconds until it will probably answer."""
+
+    code = "unavailable"
+    status = 503
+
+    def __init__(self, message: str, retry_after: float = 3.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class TooMany(RequestError):
+    """`retry_after`: seconds after which to try again."""
+
+    code = "too_many"
+    status = 429
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class TooSlow(RequestError):
+    code = "too_slow"
+    status = 408
+
+
+class NotAuthorized(RequestError):
+    code = "not_authorized"
+    status = 401
 
 
 class Cancelled(RequestError):
@@ -120,9 +161,12 @@ class MissingPackage(MetastableError):
 PHRASES: dict[int, str] = {
     200: "OK",
     400: "Bad Request",
+    401: "Unauthorized",
+    408: "Request Timeout",
     413: "Content Too Large",
     415: "Unsupported Media Type",
     422: "Unprocessable Content",
+    429: "Too Many Requests",
     499: "Client Closed Request",
     500: "Internal Server Error",
     503: "Service Unavailable",

@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers import options
-from handlers.options import Allowed
 from metastable.errors import InvalidOption, MalformedRequest, RequestError
+from metastable.serving import options
+from metastable.serving.options import Allowed
 
 POLICY = Allowed(settings=("none", "fast"), default="fast", classes=10)
 OPEN = Allowed(settings=("none", "fast"), default="fast", classes=10, allow_seed=True)

@@ -1,0 +1,1 @@
+"""What answers behind the door: an engine in this process, or TorchServe."""
