@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from handlers import continuous
-from handlers.metrics import Metrics
 from handlers.requests import Request, Response
 from handlers.runner import runner_for
 from handlers.service import Service
@@ -27,6 +26,7 @@ from metastable import bundle
 from metastable.engine.runners import artifacts
 from metastable.errors import PHRASES
 from metastable.serving.configuration import Configuration
+from metastable.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

@@ -12,33 +12,27 @@ those under way go on.
 from __future__ import annotations
 
 import json
-import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 
 import torch
 
-from handlers.metrics import Judged, Metrics
 from handlers.requests import Held, New, Request, Response
-from metastable import noise
 from metastable.bundle import Bundle
 from metastable.engine import assembly
 from metastable.engine.admission import Permit
 from metastable.engine.engine import LATE, EngineLimits
 from metastable.engine.inspection import Inspector
 from metastable.engine.job import Answer, Job
-from metastable.engine.reply import reply
 from metastable.engine.runners import Runner
-from metastable.engine.verdict import verdict_of
-from metastable.errors import Cancelled, DeadlineExceeded, MetastableError, RequestError
+from metastable.errors import Cancelled, DeadlineExceeded, MetastableError
 from metastable.images import ImageLimits, decode
 from metastable.pixels import at_most
+from metastable.serving import judging
 from metastable.serving import options as options_module
+from metastable.serving.metrics import Metrics
 from metastable.serving.options import Allowed, RequestOptions
 from metastable.settings import Setting
-
-log = logging.getLogger(__name__)
 
 ARRIVALS = 0.1  # seconds of a step that new requests may take; the rest wait for the next one
 LOOKS, LOOK_PIXELS = 32, 2**15
@@ -220,54 +214,30 @@ class Service:
         self._engine.looked(len(new), each * len(new))
 
     def _job(self, held: Held) -> Job:
-        return Job(
-            held.id,
-            held.image.pixels,
-            self._setting(held.options),
-            noise.secret_seed() if held.options.seed is None else held.options.seed,
-            flagged=held.raw.flagged,
-            deadline=held.deadline,
+        return judging.job_of(
+            self._bundle, held.id, held.image, held.options, held.raw, deadline=held.deadline
         )
 
     def _succeed(self, held: Held, answer: Answer) -> Response:
-        verdict = verdict_of(self._bundle, answer, held.raw)
+        body = judging.told(
+            self._bundle,
+            answer,
+            held.raw,
+            held.image,
+            held.options,
+            runner=self._runner.name,
+            metrics=self._metrics,
+        )
         total = self._clock() - held.received
         seconds = held.seconds | answer.seconds
         for stage, spent in seconds.items():
             self._metrics.stage(stage, spent)
-        self._metrics.verdict(
-            Judged(
-                setting=verdict.setting,
-                chains=verdict.chains,
-                steps=verdict.steps,
-                score=verdict.score,
-                flagged=verdict.flagged,
-                label_changed=verdict.label != verdict.unpurified,
-                capped=answer.capped,
-                late=verdict.late,
-                redrawn=answer.redrawn,
-            )
-        )
-        self._metrics.request(verdict.setting, "ok", total)
-        body = reply(self._bundle, verdict, top_k=held.options.top_k, image=held.image) | {
-            "runner": self._runner.name,
-            "request_id": held.id,
-            "timings_ms": {k: round(1e3 * v, 3) for k, v in {**seconds, "total": total}.items()},
-        }
-        return Response(200, json.dumps(body, allow_nan=False))
+        self._metrics.request(held.options.setting, "ok", total)
+        times = judging.milliseconds({**seconds, "total": total})
+        return Response(200, json.dumps(body | {"request_id": held.id, "timings_ms": times}, allow_nan=False))
 
     def _refuse(self, id: str, setting: str, received: float, error: Exception) -> Response:
         """A JSON error; what went wrong inside is logged by type and never told to the client."""
-        headers = {}
-        if isinstance(error, RequestError):
-            status, code, message = error.status, error.code, str(error)
-            if error.retry_after is not None:
-                headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-        else:
-            log.error("request failed: %s", type(error).__name__, exc_info=error)
-            status, code = MetastableError.status, MetastableError.code
-            message = "something went wrong inside the server: try again, or tell its operator the request id"
-        self._metrics.request(setting, code, self._clock() - received)
-        return Response(
-            status, json.dumps({"error": {"code": code, "message": message}, "request_id": id}), headers
-        )
+        refusal = judging.refusal_of(error)
+        self._metrics.request(setting, refusal.code, self._clock() - received)
+        return Response(refusal.status, json.dumps(refusal.body(id)), refusal.headers)

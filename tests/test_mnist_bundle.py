@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
-from handlers.metrics import Metrics
 from handlers.requests import Request
 from handlers.service import Service
 from metastable import bundle
 from metastable.bundle import Bundle
 from metastable.engine.runners.torch_runner import TorchRunner
+from metastable.serving.metrics import Metrics
 
 
 def one() -> bytes:

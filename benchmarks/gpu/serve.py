@@ -21,13 +21,13 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from benchmarks.gpu import common
-from handlers.metrics import Metrics
 from handlers.requests import Request, Response
 from handlers.service import Service
 from metastable import bundle, console
 from metastable.engine.engine import EngineLimits
 from metastable.engine.runners.cuda_networks import CudaPrecision
 from metastable.engine.runners.cuda_runner import SLOTS, CudaRunner
+from metastable.serving.metrics import Metrics
 from metastable.training.run import device_of
 
 LOADS = (0.3, 0.6, 0.9)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -27,6 +28,7 @@ from metastable.errors import Draining
 from metastable.settings import Setting
 
 T = TypeVar("T")
+CALLS = 0.1  # seconds between two segments that calls may take, or one call if that is longer
 
 
 class Driver:
@@ -116,11 +118,9 @@ class Driver:
             with self._changed:
                 while not (self._inbox or self._calls or self._engine.held or self._closing is not None):
                     self._changed.wait()
-                arrived, calls, closing = list(self._inbox), list(self._calls), self._closing
+                arrived, closing = list(self._inbox), self._closing
                 self._inbox.clear()
-                self._calls.clear()
-            for work, result in calls:
-                _do(work, result)
+            self._call()
             for job, permit, future in arrived:
                 self._take(job, permit, future)
             if closing is not None and not draining:
@@ -131,6 +131,14 @@ class Driver:
             self._engine.advance()
             self._deliver()
             if draining and not self._engine.held:
+                return
+
+    def _call(self) -> None:
+        """Do what was asked for beside jobs, for CALLS seconds: the chains of jobs go on in between."""
+        ends = time.perf_counter() + CALLS
+        while self._calls:
+            _do(*self._calls.popleft())
+            if time.perf_counter() >= ends:
                 return
 
     def _take(self, job: Job, permit: Permit | None, future: Future[Answer]) -> None:

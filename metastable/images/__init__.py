@@ -7,7 +7,7 @@ global). Colour profiles and gamma are ignored. How an image of another size is 
 shape that can be read as both HWC and CHW, such as [3, 32, 3], is HWC.
 """
 
-from metastable.images.decoding import DecodedImage, decode
+from metastable.images.decoding import DecodedImage, decode, pixels_of
 from metastable.images.fit import INTERPOLATIONS, LEAST_SHARE, MODES, STRETCH, Fit
 from metastable.images.limits import DEFAULT_LIMITS, PIXEL_CEILING, ImageLimits
 from metastable.images.raster import Box
@@ -24,4 +24,5 @@ __all__ = [
     "Fit",
     "ImageLimits",
     "decode",
+    "pixels_of",
 ]

@@ -13,7 +13,7 @@ from metastable.errors import InvalidImage, MalformedRequest, RequestError, TooL
 from metastable.images.fit import STRETCH, Fit
 from metastable.images.limits import DEFAULT_LIMITS, ImageLimits
 from metastable.images.npy import read_npy
-from metastable.images.pictures import read_picture
+from metastable.images.pictures import declared, read_picture
 from metastable.images.raster import Box
 
 _MAGIC = re.compile(
@@ -30,6 +30,19 @@ class DecodedImage:
     original_size: tuple[int, int]  # width, height as sent (after EXIF rotation)
     resized: bool
     notes: tuple[str, ...]  # short sentences on what was changed
+
+
+def pixels_of(data: bytes) -> int:
+    """How many pixels a file declares, by its header alone; 0 for what `decode` would refuse."""
+    magic = _MAGIC.match(data)
+    if magic is None:
+        return 0
+    if magic.lastgroup == "NPY":
+        return len(data)  # of one byte at least
+    try:
+        return declared(str(magic.lastgroup), data)
+    except Exception:  # parsers of damaged files raise almost anything
+        return 0
 
 
 def decode(

@@ -12,7 +12,7 @@ or, in a multipart form, a field of that name:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from metastable.errors import InvalidOption, MalformedRequest
@@ -73,10 +73,12 @@ def split_body(row: Mapping[str, object]) -> tuple[bytes, dict[str, str]]:
     return bytes(image), fields
 
 
-def parse(headers: Mapping[str, str], fields: Mapping[str, str], policy: Allowed) -> RequestOptions:
+def parse(
+    headers: Mapping[str, str] | Sequence[tuple[str, str]], fields: Mapping[str, str], policy: Allowed
+) -> RequestOptions:
     """Options from headers (any case) and form fields; raises InvalidOption naming the one at fault."""
     given = dict(fields)
-    for header, value in headers.items():
+    for header, value in headers.items() if isinstance(headers, Mapping) else headers:
         name = header.lower().removeprefix(HEADER_PREFIX).replace("-", "_")
         if not header.lower().startswith(HEADER_PREFIX):
             continue

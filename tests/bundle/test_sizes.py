@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
-from handlers.metrics import Metrics
 from handlers.service import Request, Service
 from metastable import anomaly, bundle, datasets
 from metastable.bundle import Bundle, files, manifest
@@ -24,6 +23,7 @@ from metastable.images import STRETCH, Fit
 from metastable.library import Defense
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.score import ScoreNetwork
+from metastable.serving.metrics import Metrics
 from tests.bundle.test_folder import change
 from tests.conftest import SETTINGS
 

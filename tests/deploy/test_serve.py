@@ -83,7 +83,7 @@ HANDLER = """
 import json
 import os
 
-from handlers.metrics import Metrics
+from metastable.serving.metrics import Metrics
 
 class Tiny:
     def initialize(self, context):

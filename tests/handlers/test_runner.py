@@ -12,7 +12,6 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from export import aot
-from handlers.metrics import Metrics
 from handlers.requests import Request
 from handlers.runner import runner_for
 from handlers.service import Service
@@ -20,6 +19,7 @@ from metastable import bundle
 from metastable.bundle import Bundle
 from metastable.engine.runners import artifacts
 from metastable.errors import MissingPackage
+from metastable.serving.metrics import Metrics
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
-from handlers.metrics import Metrics
 from handlers.requests import Request
 from handlers.service import Service
 from metastable.bundle import Bundle
@@ -17,6 +16,7 @@ from metastable.dynamics import score_norm
 from metastable.engine.engine import EngineLimits
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.images import ImageLimits, decode
+from metastable.serving.metrics import Metrics
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,6 @@ from prometheus_client import CollectorRegistry
 from torch import Tensor
 
 import metastable
-from handlers.metrics import Metrics
 from handlers.requests import Request
 from handlers.service import Service
 from metastable import bundle, library
@@ -27,6 +26,7 @@ from metastable.errors import (
     EngineFailure,
 )
 from metastable.library import Defense
+from metastable.serving.metrics import Metrics
 
 
 @pytest.fixture

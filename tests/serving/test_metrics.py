@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
-from handlers.metrics import STAGES, Judged, Metrics, outcomes
+from metastable.serving.metrics import STAGES, Counted, Metrics, outcomes
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -36,8 +36,8 @@ def text_of(metrics: Metrics) -> str:
     return generate_latest(metrics.exposed()).decode()
 
 
-def judged(setting: str, **changes: Any) -> Judged:
-    plain = Judged(setting, 1, 50.0, 3.5, True, label_changed=False, capped=False, late=False, redrawn=0)
+def judged(setting: str, **changes: Any) -> Counted:
+    plain = Counted(setting, 1, 50.0, 3.5, True, label_changed=False, capped=False, late=False, redrawn=0)
     return dataclasses.replace(plain, **changes)
 
 
@@ -117,7 +117,7 @@ def test_metrics_are_served_and_a_taken_port_is_survived() -> None:
 
 _WORKER = """
 import sys
-from handlers.metrics import Metrics
+from metastable.serving.metrics import Metrics
 metrics = Metrics(settings=["fast"])
 metrics.model("cifar10", "1", "ab12")
 metrics.request("fast", "ok", 0.1)

@@ -51,7 +51,7 @@ def _codes(kind: type[MetastableError]) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Counted:
     """What one verdict cost and said.
 
     Attributes:
@@ -134,17 +134,17 @@ class Metrics:
         self._backlog.set(backlog)
         self._slots.set(chains)
 
-    def verdict(self, judged: Judged) -> None:
+    def verdict(self, counted: Counted) -> None:
         """One verdict was given.  Adding 0 makes a series exist, so that a rate can be taken before."""
-        setting = self._known(judged.setting)
-        self._chains.labels(setting).observe(judged.chains)
-        self._steps.labels(setting).observe(judged.steps)
-        self._score.observe(judged.score)
-        self._flags.labels(setting).inc(int(judged.flagged))
-        self._changed.labels(setting).inc(int(judged.label_changed))
-        self._capped.labels(setting).inc(int(judged.capped))
-        self._late.labels(setting).inc(int(judged.late))
-        self._redrawn.inc(judged.redrawn)
+        setting = self._known(counted.setting)
+        self._chains.labels(setting).observe(counted.chains)
+        self._steps.labels(setting).observe(counted.steps)
+        self._score.observe(counted.score)
+        self._flags.labels(setting).inc(int(counted.flagged))
+        self._changed.labels(setting).inc(int(counted.label_changed))
+        self._capped.labels(setting).inc(int(counted.capped))
+        self._late.labels(setting).inc(int(counted.late))
+        self._redrawn.inc(counted.redrawn)
 
     def model(self, name: str, version: str, digest: str) -> None:
         """Name the model that is served."""

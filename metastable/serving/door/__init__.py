@@ -1,0 +1,1 @@
+"""The HTTP contract: what comes in over HTTP, checked and bounded, and what goes out."""

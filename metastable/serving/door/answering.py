@@ -1,0 +1,94 @@
+"""From images and options to outcomes: admitted, decoded, asked, each image for itself."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from metastable.errors import Cancelled
+from metastable.serving import judging
+from metastable.serving.backends.base import Backend, Question
+from metastable.serving.door.decoding import Decoder
+from metastable.serving.judging import Refusal
+from metastable.serving.options import RequestOptions
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image: a verdict's body, or a refusal."""
+
+    body: dict[str, Any]
+    refusal: Refusal | None = None
+
+
+class Answerer:
+    """Asks a backend about images.
+
+    Args:
+        decoder: of the images, once there is room for them.
+    """
+
+    def __init__(self, backend: Backend, decoder: Decoder) -> None:
+        self._backend, self._decoder = backend, decoder
+
+    async def one(self, id: str, data: bytes, options: RequestOptions, received: float) -> Outcome:
+        """The outcome of an image; never raises for what it contains.
+
+        Args:
+            id: of the request that the image came in, and unique.
+            received: when that began, on `time.monotonic`: what it waited counts.
+        """
+        try:
+            return Outcome(await self._judged(id, data, options, received))
+        except Exception as error:
+            refusal = judging.refusal_of(error)
+            return Outcome(refusal.body(id), refusal)
+
+    async def several(
+        self, id: str, images: Sequence[bytes], options: RequestOptions, received: float
+    ) -> list[Outcome]:
+        """Each image's own outcome, in order."""
+        asked = [self.one(f"{id}.{i}", data, options, received) for i, data in enumerate(images)]
+        return await asyncio.gather(*asked)
+
+    async def _judged(self, id: str, data: bytes, options: RequestOptions, received: float) -> dict[str, Any]:
+        limit = options.deadline_ms
+        deadline = None if limit is None else received + 1e-3 * limit
+        async with await self._backend.admit(options.setting) as room:
+            started = time.monotonic()
+            image = await self._decoder(data, self._backend.served, deadline)
+            seconds = {"decode": time.monotonic() - started}
+            judged = await self._backend.ask(Question(id, image, options, deadline), room)
+        seconds |= judged.seconds
+        seconds["total"] = time.monotonic() - received
+        return judged.body | {"request_id": id, "timings_ms": judging.milliseconds(seconds)}
+
+
+async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns; it is cancelled, and Cancelled raised, when the client has gone.
+
+    The request's body must have been read.
+    """
+    asked = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait([asked, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            raise Cancelled("the client has gone")
+        return asked.result()
+    finally:
+        for one in (asked, gone):
+            one.cancel()
+        await asyncio.gather(asked, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,65 @@
+"""Images decoded beside the event loop, on the cores there are, with a bound on what that takes."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from metastable.errors import DeadlineExceeded
+from metastable.images import DecodedImage, ImageLimits, decode, pixels_of
+from metastable.serving.backends.base import Served
+
+LATE = "the deadline passed before the image was decoded: allow more time, or send a smaller one"
+
+
+class Decoder:
+    """For one event loop.
+
+    Args:
+        limits: of one image.
+        threads: that decode.
+        alone: pixels from which an image is decoded with no other such one beside it: each takes some 40
+            bytes a pixel meanwhile.
+    """
+
+    def __init__(self, limits: ImageLimits, *, threads: int, alone: int = 4_000_000) -> None:
+        self._limits, self._alone = limits, alone
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._large = asyncio.Lock()
+
+    async def __call__(self, data: bytes, served: Served, deadline: float | None) -> DecodedImage:
+        """An image of the shape that is served.
+
+        Args:
+            deadline: on `time.monotonic`.
+
+        Raises what `decode` raises, and DeadlineExceeded.
+        """
+        loop = asyncio.get_running_loop()
+        ends = None if deadline is None else loop.time() + deadline - time.monotonic()
+        channels, height, width = served.shape
+        work = functools.partial(
+            decode, data, size=(height, width), channels=channels, fit=served.fit, limits=self._limits
+        )
+        try:
+            async with asyncio.timeout_at(ends):
+                if pixels_of(data) < self._alone:
+                    return await loop.run_in_executor(self._pool, work)
+                await self._large.acquire()
+                running = loop.run_in_executor(self._pool, work)
+                running.add_done_callback(self._ended)
+                # A thread cannot be stopped: the lock is kept until it ends, whoever still waits for it.
+                return await asyncio.shield(running)
+        except TimeoutError:
+            raise DeadlineExceeded(LATE) from None
+
+    def _ended(self, running: asyncio.Future[DecodedImage]) -> None:
+        self._large.release()
+        if not running.cancelled():
+            running.exception()  # seen, also where nobody waits any more
+
+    def close(self) -> None:
+        """Wait for nobody."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
