@@ -27,6 +27,11 @@ class Outcome:
     body: dict[str, Any]
     refusal: Refusal | None = None
 
+    @property
+    def code(self) -> str:
+        """`ok`, or that of the refusal."""
+        return "ok" if self.refusal is None else self.refusal.code
+
 
 class Answerer:
     """Asks a backend about images.

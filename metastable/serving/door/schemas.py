@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from metastable.serving.door.parts import ClassifyBody
+from metastable.serving.door.tensors import InferenceRequest
 from metastable.serving.options import MAX_DEADLINE_MS, MAX_SEED
 
 
@@ -107,6 +108,28 @@ class Live(Shaped):
     status: str
 
 
+class Alive(Shaped):
+    live: bool
+
+
+class Ready(Shaped):
+    ready: bool
+
+
+class ServerMetadata(Shaped):
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class V2Error(Shaped):
+    """As the protocol has errors, with a stable code beside it."""
+
+    error: str
+    code: str
+    request_id: str | None
+
+
 def _error(text: str, *, retry: bool = False) -> dict[str, Any]:
     shown: dict[str, Any] = {"model": Error, "description": text}
     if retry:
@@ -163,3 +186,11 @@ PARAMETERS = [
     {"name": f"X-Metastable-{name.title().replace('_', '-')}", "in": "header", "schema": schema}
     for name, schema in _OPTIONS.items()
 ] + [{"name": name, "in": "query", "schema": schema} for name, schema in _OPTIONS.items()]
+
+V2_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: shown | {"model": V2Error} for status, shown in RESPONSES.items() if status != 200
+} | {404: {"model": V2Error, "description": "no such model"}}
+V2_BODY = {
+    "required": True,
+    "content": {"application/json": {"schema": InferenceRequest.model_json_schema()}},
+}

@@ -1,0 +1,132 @@
+"""A request's way: ready, room, body, options, outcomes, answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
+
+from metastable.errors import Cancelled, Draining, Unavailable
+from metastable.serving import judging, options
+from metastable.serving.backends.base import Backend
+from metastable.serving.door import bodies, parts, requests
+from metastable.serving.door.answering import Answerer, Outcome, while_there
+from metastable.serving.door.bodies import Budget
+from metastable.serving.door.decoding import Decoder
+from metastable.serving.door.limits import Intake
+from metastable.serving.metrics import Metrics
+from metastable.serving.options import Allowed, RequestOptions
+
+T = TypeVar("T")
+_ASIDE = 100_000
+"""Bytes from which a body is unpacked beside the event loop."""
+
+
+@dataclass
+class Status:
+    """What the server's shell tells the application: no more work is taken once it drains."""
+
+    draining: bool = False
+
+
+class Door:
+    """Turns requests into outcomes; `build` gives it paths.
+
+    Args:
+        metrics: counts every request.
+    """
+
+    def __init__(self, backend: Backend, intake: Intake, status: Status, metrics: Metrics) -> None:
+        self.backend, self.intake, self.status, self.metrics = backend, intake, status, metrics
+        self.budget = Budget(intake.bodies)
+        self.decoder = Decoder(intake.image, threads=intake.threads)
+        self.answerer = Answerer(backend, self.decoder)
+
+    @property
+    def allowed(self) -> Allowed:
+        served = self.backend.served
+        return Allowed(served.settings, served.default, len(served.classes), served.allow_seed)
+
+    def check_ready(self) -> None:
+        """Raises Draining or Unavailable."""
+        if self.status.draining:
+            raise Draining("the server is stopping: send the request to another one")
+        if not self.backend.ready:
+            raise Unavailable("the server is starting what answers: try again")
+
+    async def classify(self, request: Request) -> Response:
+        """One request, whatever its body's form."""
+        received, id = time.monotonic(), requests.request_id(request)
+        setting = "none given"
+        try:
+            self.check_ready()
+            # What the headers say is known before the body: it need not be read in vain.
+            early = options.parse(requests.headers_of(request), {}, self.allowed)
+            setting = early.setting
+            with self.budget.share() as share:
+                self.backend.check_room(setting)
+                found = await self._parts(request, share)
+                chosen = self._options(request, found)
+                setting = chosen.setting
+                outcomes = await while_there(request, self._outcomes(id, found, chosen, received))
+        except (ClientDisconnect, Cancelled):
+            self.count(setting, [Cancelled.code], received)
+            return Response(status_code=Cancelled.status)
+        except Exception as error:
+            refusal = judging.refusal_of(error)
+            self.count(setting, [refusal.code], received)
+            return requests.refused(refusal, id)
+        self.count(setting, [one.code for one in outcomes], received)
+        return _sent(outcomes, several=found.several, id=id)
+
+    async def body(self, request: Request, share: bodies.Share) -> bytes:
+        """The whole body, as it was before its Content-Encoding.
+
+        Raises what `bodies` raises.
+        """
+        limit, headers = self.intake.body, request.headers
+        bodies.check_length(headers.get("content-length"), limit)
+        body = await bodies.read(request.stream(), share, limit)
+        encoding = headers.get("content-encoding", "")
+        return await aside(body, lambda: bodies.plain(body, encoding, share, limit))
+
+    def count(self, setting: str, codes: Sequence[str], received: float) -> None:
+        """Note what became of the images of a request: `ok`, or the code of an error."""
+        for code in codes:
+            self.metrics.request(setting, code, time.monotonic() - received)
+
+    async def _parts(self, request: Request, share: bodies.Share) -> parts.Parts:
+        body, kind = await self.body(request, share), request.headers.get("content-type", "")
+        return await aside(body, lambda: parts.of_body(body, kind, self.intake.images))
+
+    def _options(self, request: Request, found: parts.Parts) -> RequestOptions:
+        return options.parse(requests.headers_of(request), found.options, self.allowed)
+
+    async def _outcomes(
+        self, id: str, found: parts.Parts, chosen: RequestOptions, received: float
+    ) -> list[Outcome]:
+        if found.several:
+            return await self.answerer.several(id, found.images, chosen, received)
+        return [await self.answerer.one(id, found.images[0], chosen, received)]
+
+
+async def aside(body: bytes, work: Callable[[], T]) -> T:
+    """What `work` on a body returns or raises: of a large one in a thread."""
+    return work() if len(body) < _ASIDE else await asyncio.to_thread(work)
+
+
+def _sent(outcomes: list[Outcome], *, several: bool, id: str) -> Response:
+    waits = [one.refusal.headers for one in outcomes if one.refusal is not None and one.refusal.headers]
+    headers = max(waits, key=lambda one: int(one["Retry-After"]), default={})
+    if several:
+        body: dict[str, Any] = {"results": [one.body for one in outcomes], "request_id": id}
+        return JSONResponse(body, headers=headers)
+    [outcome] = outcomes
+    status = 200 if outcome.refusal is None else outcome.refusal.status
+    return JSONResponse(outcome.body, status, headers)

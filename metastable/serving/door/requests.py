@@ -1,0 +1,36 @@
+"""What is read of every request, and how a refusal is sent, whatever the path."""
+
+from __future__ import annotations
+
+import uuid
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+
+from metastable.errors import InvalidOption
+from metastable.serving import options
+from metastable.serving.judging import Refusal
+
+
+def request_id(request: Request) -> str:
+    """That which the shell accepted or made; a fresh one without a shell."""
+    known = request.scope.get("state", {}).get("request_id")
+    return known if isinstance(known, str) else uuid.uuid4().hex
+
+
+def headers_of(request: Request) -> list[tuple[str, str]]:
+    """Options in headers, and those in the query as if they were headers.
+
+    Raises InvalidOption for a query of an unknown name.
+    """
+    given = list(request.headers.items())
+    for name, value in request.query_params.multi_items():
+        if name not in options.NAMES:
+            raise InvalidOption(f"the query has an unknown name: use {', '.join(options.NAMES)}")
+        given.append((options.HEADER_PREFIX + name, value))
+    return given
+
+
+def refused(refusal: Refusal, id: str | None) -> Response:
+    """A refusal as JSON."""
+    return JSONResponse(refusal.body(id), refusal.status, refusal.headers)
