@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from metastable.errors import Draining, MalformedRequest, Unavailable
 from metastable.serving import judging
@@ -54,10 +55,23 @@ def build(backend: Backend, intake: Intake, status: Status, metrics: Metrics) ->
     app.get("/readyz", response_model=schemas.Live, responses=schemas.NOT_READY)(_ready(door))
     app.get("/ping", response_model=None, include_in_schema=False)(_ready(door))
     app.include_router(inference.router(door))
+    app.add_middleware(_Heads)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _fault)
     return app
+
+
+class _Heads:
+    """HEAD is what GET is, without the body, which the server leaves out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
 
 
 async def _live() -> dict[str, str]:
@@ -79,6 +93,8 @@ def _ready(door: Door) -> Callable[[Request], Awaitable[Response]]:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 405 and request.method == "OPTIONS":
+        return Response(status_code=204, headers=error.headers)
     text = {
         404: "there is nothing at this path: POST images to /classify, and see /openapi.json",
         405: "the path does not take this method: the header Allow says which",

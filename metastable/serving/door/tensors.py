@@ -183,7 +183,7 @@ def _array(given: Input, binary: bytes) -> np.ndarray:
         if flat.size != size:
             raise ValueError
         exact = flat.astype(np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise MalformedRequest("the data are no numbers, or not as many as the shape says") from None
     if given.datatype == "UINT8":
         if not ((exact >= 0) & (exact <= 255) & (exact == np.floor(exact))).all():
