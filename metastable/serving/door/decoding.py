@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from metastable.errors import DeadlineExceeded
+from metastable.errors import DeadlineExceeded, Overloaded
 from metastable.images import DecodedImage, ImageLimits, decode, pixels_of
 from metastable.serving.backends.base import Served
 
@@ -20,12 +21,16 @@ class Decoder:
     Args:
         limits: of one image.
         threads: that decode.
-        alone: pixels from which an image is decoded with no other such one beside it: each takes some 40
-            bytes a pixel meanwhile.
+        alone: pixels from which an image is decoded with no other such one beside it: each takes up to 20
+            bytes a pixel meanwhile, and seconds.
+        waiting: such images that may wait for their turn; more are refused.
     """
 
-    def __init__(self, limits: ImageLimits, *, threads: int, alone: int = 4_000_000) -> None:
-        self._limits, self._alone = limits, alone
+    def __init__(
+        self, limits: ImageLimits, *, threads: int, alone: int = 4_000_000, waiting: int = 8
+    ) -> None:
+        self._limits, self._alone, self._most = limits, alone, waiting
+        self._waiting, self._seconds = 0, 1.0  # the latter of the last large image
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._large = asyncio.Lock()
 
@@ -35,7 +40,7 @@ class Decoder:
         Args:
             deadline: on `time.monotonic`.
 
-        Raises what `decode` raises, and DeadlineExceeded.
+        Raises what `decode` raises, DeadlineExceeded, and Overloaded where too many large images wait.
         """
         loop = asyncio.get_running_loop()
         ends = None if deadline is None else loop.time() + deadline - time.monotonic()
@@ -47,15 +52,31 @@ class Decoder:
             async with asyncio.timeout_at(ends):
                 if pixels_of(data) < self._alone:
                     return await loop.run_in_executor(self._pool, work)
-                await self._large.acquire()
-                running = loop.run_in_executor(self._pool, work)
-                running.add_done_callback(self._ended)
-                # A thread cannot be stopped: the lock is kept until it ends, whoever still waits for it.
-                return await asyncio.shield(running)
+                return await self._in_turn(work)
         except TimeoutError:
             raise DeadlineExceeded(LATE) from None
 
-    def _ended(self, running: asyncio.Future[DecodedImage]) -> None:
+    async def _in_turn(self, work: Callable[[], DecodedImage]) -> DecodedImage:
+        if self._waiting >= self._most:
+            wait = self._seconds * self._waiting
+            raise Overloaded(
+                f"{self._waiting} other images as large wait to be decoded: try again in {wait:.0f} s, or "
+                "send a smaller one",
+                wait,
+            )
+        self._waiting += 1
+        try:
+            await self._large.acquire()
+        finally:
+            self._waiting -= 1
+        started = time.monotonic()
+        running = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        running.add_done_callback(functools.partial(self._ended, started))
+        # A thread cannot be stopped: the lock is kept until it ends, whoever still waits for it.
+        return await asyncio.shield(running)
+
+    def _ended(self, started: float, running: asyncio.Future[DecodedImage]) -> None:
+        self._seconds = time.monotonic() - started
         self._large.release()
         if not running.cancelled():
             running.exception()  # seen, also where nobody waits any more
