@@ -8,7 +8,9 @@ JSON with base64; `/v2/...` is the Open Inference Protocol.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -21,7 +23,7 @@ from metastable.serving import judging
 from metastable.serving.backends.base import Backend
 from metastable.serving.door import inference, schemas
 from metastable.serving.door.entry import Door, Status
-from metastable.serving.door.limits import Intake
+from metastable.serving.door.intake import Intake
 from metastable.serving.door.requests import refused, request_id
 from metastable.serving.judging import Refusal
 from metastable.serving.metrics import Metrics
@@ -30,18 +32,27 @@ from metastable.version import __version__
 NAMES = {404: "not_found", 405: "method_not_allowed"}
 
 
-def build(backend: Backend, intake: Intake, status: Status, metrics: Metrics) -> FastAPI:
+def build(
+    backend: Backend, intake: Intake, status: Status, metrics: Metrics, *, drain_seconds: float = 10.0
+) -> FastAPI:
     """The application.
 
     Args:
-        backend: what answers; asked for `served` once it is ready.
-        status: set by the server's shell.
+        backend: what answers; asked for `served` once it is ready, and closed when the application ends.
+        status: of the server's shell.
         metrics: counts every request.
+        drain_seconds: that the backend has for what is under way at the end.
     """
-    app = FastAPI(
-        title="Metastable", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
-    )
     door = Door(backend, intake, status, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        door.decoder.close()
+        await backend.close(drain_seconds)
+
+    off: dict[str, Any] = {"docs_url": None, "redoc_url": None, "redirect_slashes": False}
+    app = FastAPI(title="Metastable", version=__version__, lifespan=lifespan, **off)
     app.state.door = door
 
     async def classify(request: Request) -> Response:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
@@ -19,7 +18,7 @@ from metastable.serving.door import bodies, parts, requests
 from metastable.serving.door.answering import Answerer, Outcome, while_there
 from metastable.serving.door.bodies import Budget
 from metastable.serving.door.decoding import Decoder
-from metastable.serving.door.limits import Intake
+from metastable.serving.door.intake import Intake
 from metastable.serving.metrics import Metrics
 from metastable.serving.options import Allowed, RequestOptions
 
@@ -28,11 +27,13 @@ _ASIDE = 100_000
 """Bytes from which a body is unpacked beside the event loop."""
 
 
-@dataclass
-class Status:
-    """What the server's shell tells the application: no more work is taken once it drains."""
+class Status(Protocol):
+    """What the server's shell tells the application."""
 
-    draining: bool = False
+    @property
+    def draining(self) -> bool:
+        """No more work is taken."""
+        ...
 
 
 class Door:

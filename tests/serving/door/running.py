@@ -17,11 +17,16 @@ from metastable.engine.engine import EngineLimits
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.serving.backends.local import Local
 from metastable.serving.door.app import build
-from metastable.serving.door.entry import Door, Status
-from metastable.serving.door.limits import Intake
+from metastable.serving.door.entry import Door
+from metastable.serving.door.intake import Intake
 from metastable.serving.metrics import Metrics
 
 PATIENCE = 60.0
+
+
+@dataclass
+class Status:
+    draining: bool = False
 
 
 @dataclass
@@ -55,7 +60,7 @@ def running(
     app = build(backend, intake or Intake(), status, metrics)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(app, http="h11", log_level="error", lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(app, http="h11", log_level="error", lifespan="on"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
@@ -66,4 +71,3 @@ def running(
         finally:
             server.should_exit = True
             thread.join(PATIENCE)
-            backend._driver.close(0)

@@ -27,6 +27,9 @@ def test_what_the_door_does_is_what_it_says(served: Running) -> None:
         @EXAMPLES
         @given(case=operation.as_strategy())
         def judge(case: Any) -> None:
-            case.call_and_validate()
+            answer = case.call()
+            assert answer.status_code not in (500, 501, 502), answer.text
+            # 503 and 504 are answers of a server that is well: of one that drains, or a deadline of 1 ms.
+            case.validate_response(answer, excluded_checks=[schemathesis.checks.not_a_server_error])
 
         judge()
