@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 OPERATIONS = 13  # of them the description has at least so many
 EXAMPLES = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
-# 503 and 504 are answers of a server that is well: of one that drains, or a deadline of 1 ms.  And no schema says
+# 503 and 504 are answers of a server that is well: it drains, or the deadline is 1 ms.  And no schema says
 # which bytes are an image.
 LEFT_OUT = [schemathesis.checks.not_a_server_error, positive_data_acceptance]
 
