@@ -2,6 +2,7 @@
 
     metastable serve                  # until Ctrl-C
     metastable serve --check          # start, predict once, stop: for continuous integration
+    metastable serve --engine local   # without TorchServe (deploy.local)
 
 Exit status: 0 after a stop that was asked for, 1 if the server failed, 2 if it cannot be started
 as asked.
@@ -24,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from deploy import java
+from deploy import engines, java
 from deploy.process import ServerGroup
 from deploy.readiness import Failed, Prober
 from deploy.run_folder import Addresses, Refused, RunFolder
@@ -70,6 +71,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
     add("--sample", type=Path, help="image for the first prediction (default: a generated one)")
     add("--ready-timeout", type=float, default=180.0, help="seconds until the first prediction")
     add("--check", action="store_true", help="start, predict once, stop")
+    engines.fill(parser)
     parser.set_defaults(run=serve, tells=True)
 
 
@@ -193,15 +195,19 @@ def announce(url: str, sample: Path, run: RunFolder, metrics_port: int, seconds:
 
 def serve(chosen: argparse.Namespace) -> int:
     """The whole life of one server, after its command line was read; the exit status."""
+    engines.check(chosen)
+    ports = [("--port", chosen.host, chosen.port), ("--metrics-port", "127.0.0.1", chosen.metrics_port)]
+    if chosen.engine == "local":
+        if chosen.bundle is None:
+            chosen.archive = check_archive(chosen.archive)
+        check_ports(ports)
+        sample = Path("samples/cat.png") if chosen.sample is None else chosen.sample
+        from deploy import local  # with PyTorch, which TorchServe's launcher does without
+
+        return local.serve(chosen, sample.read_bytes())
     chosen.archive = check_archive(chosen.archive)
     chosen.host = check_host(chosen.host, chosen.allow_remote)
-    check_ports(
-        [
-            ("--port", chosen.host, chosen.port),
-            ("--metrics-port", "127.0.0.1", chosen.metrics_port),
-            ("--torchserve-metrics-port", "127.0.0.1", chosen.torchserve_metrics_port),
-        ]
-    )
+    check_ports([*ports, ("--torchserve-metrics-port", "127.0.0.1", chosen.torchserve_metrics_port)])
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end_now)
     found = java.find(say)

@@ -19,7 +19,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from export import mar
 from export.adapt import Wishes
 from export.newcomer import Newcomer
 from export.plan import Plan, carry_out
@@ -31,7 +30,6 @@ from metastable.errors import BundleError, DataError
 from metastable.evaluation import cli
 from metastable.images import INTERPOLATIONS, MODES, Fit
 
-CONFIG = mar.ROOT / "model-config.yaml"
 ANY = (3, 1, 1)
 """A shape of images until the classifier's own is known."""
 
@@ -91,7 +89,9 @@ def fill(parser: argparse.ArgumentParser) -> None:
         help="train the purifier for it so long",
     )
     add("--seed", type=console.seed, default=0, help="of attacks and chains")
-    add("--serve", action="store_true", help="serve the bundle when it is there")
+    add("--serve", action="store_true", help="serve the bundle when it is there, in this process")
+    add("--port", type=int, help="of --serve (default: 8080)")
+    add("--metrics-port", type=int, help="of --serve (default: 8083)")
     add("--out", type=Path, required=True, help="folder to write")
     console.idle(parser, "--fit-share", "--interpolation", without="--fit", why="which resizes")
     console.idle(parser, "--judge-labels", without="--judge-images", why="whose labels they are")
@@ -111,6 +111,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
         without="--images",
         why="on which that is measured",
     )
+    console.idle(parser, "--port", "--metrics-port", without="--serve", why="whose ports they are")
     parser.set_defaults(run=run, tells=True)
 
 
@@ -120,9 +121,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     result = {"command": "bring", "out": str(args.out), **carry_out(plan)}
     if args.serve:
         print(json.dumps(result), flush=True)
-        archive = args.out / "metastable.mar"
-        mar.build(args.out, CONFIG, archive)
-        os.execv(sys.executable, [sys.executable, "-m", "metastable", "serve", "--archive", str(archive)])
+        serve = ["serve", "--engine", "local", "--bundle", str(args.out.resolve())]
+        for name in ("port", "metrics_port"):
+            if (value := getattr(args, name)) is not None:
+                serve += [f"--{name.replace('_', '-')}", str(value)]
+        os.execv(sys.executable, [sys.executable, "-m", "metastable", *serve])
     return result
 
 

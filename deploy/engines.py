@@ -1,0 +1,37 @@
+"""What answers behind the door, and the options that only one of them has."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from deploy.run_folder import Refused
+
+ENGINES = ("torchserve", "local")
+
+
+def fill(parser: argparse.ArgumentParser) -> None:
+    """`--engine`, and the options of `local` alone, which are None where they are not given."""
+    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="what answers")
+    add = parser.add_argument_group("with --engine local").add_argument
+    add("--bundle", help="folder of what is served, or a shipped bundle's name; no archive is read")
+    add("--runner", help="what runs the networks (default: that of the archive, or auto)")
+    add("--threads", type=int, help="of the runner (default: one a core)")
+    add("--allow-seed", action="store_const", const=True, help="let clients fix the chains' noise: unsafe")
+    add("--keys", type=Path, help="file of name:key lines; who has none of them is not answered")
+    add("--proxy", action="append", help="address of a proxy whose X-Forwarded-For is believed")
+    add("--origin", action="append", help="origin whose pages browsers may let ask (CORS)")
+
+
+GIVEN = ("bundle", "runner", "threads", "allow_seed", "keys", "proxy", "origin")
+"""Names of `fill`'s options."""
+
+
+def check(chosen: argparse.Namespace) -> None:
+    """Refused for an option of another engine than the chosen one."""
+    if chosen.engine == "local":
+        return
+    for name in GIVEN:
+        if getattr(chosen, name) is not None:
+            flag = "--" + name.replace("_", "-")
+            raise Refused(f"{flag} does nothing here: it belongs to --engine local")
