@@ -1,0 +1,1 @@
+"""The HTTP server: what is read, refused and answered before an engine sees anything."""
