@@ -67,7 +67,7 @@ class Keys:
                 continue
             name, _, key = (part.strip() for part in line.partition(":"))
             where = f"line {number} of {path}"  # never the line itself, which may hold a key
-            if not _NAME.fullmatch(name):
+            if ":" not in line or not _NAME.fullmatch(name):
                 raise SettingsError(f"{where} must be name:key, the name 1 to 64 of A-Z a-z 0-9 . _ -")
             if not _KEY.fullmatch(key):
                 raise SettingsError(f"{where}: a key has {SHORTEST} to 256 characters and no spaces")

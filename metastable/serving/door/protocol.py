@@ -87,7 +87,7 @@ class DoorProtocol(EndingProtocol):
         if self._half:
             return True
         self._half = True
-        if self._answering and not cast(Exchange, self.cycle).more_body:
+        if self._whole:
             self._watch = Watch(self.transport, self._probe, self.transport.abort)
             return True
         if not self._fresh:
@@ -101,6 +101,11 @@ class DoorProtocol(EndingProtocol):
             self._close()
 
     # Requests
+
+    @property
+    def _whole(self) -> bool:
+        """Whether there is a request, and only its answer is missing."""
+        return self._answering and not cast(Exchange, self.cycle).more_body
 
     def _begin_head(self) -> None:
         self._fresh = False
@@ -226,7 +231,7 @@ class DoorProtocol(EndingProtocol):
         self.flow.release()
         self.handle_events()
         self._parse()
-        if self._half and not self._ending and not self._answering:
+        if self._half and not self._ending and not self._whole:
             self._close() if self._fresh else self._refuse(_CUT)
 
     def _probe(self) -> None:

@@ -24,6 +24,7 @@ from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.lifespan.on import LifespanOn
 
 from metastable.errors import SettingsError
 from metastable.serving.door import shell, sockets
@@ -42,7 +43,7 @@ LAST_SECONDS = 1.0
 _SILENT = logging.CRITICAL + 1
 
 
-class _Lifespan:
+class _Kept:
     """Keeps what the application raised while it started, which uvicorn would only log."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -60,6 +61,20 @@ class _Lifespan:
 
 class _Early(Exception):
     """A stop was asked for before the application had started."""
+
+
+class _Failed(Exception):
+    """The application did not start."""
+
+
+class _Lifespan(LifespanOn):
+    """uvicorn's; it raises where uvicorn would raise SystemExit in a task, after which CPython 3.11 cannot
+    compile anything any more (SystemError: AST constructor recursion depth mismatch)."""
+
+    async def startup(self) -> None:
+        await super().startup()
+        if self.should_exit:
+            raise _Failed
 
 
 class _Server(uvicorn.Server):
@@ -151,9 +166,7 @@ def run(
     limits, proxies = limits or Limits(), proxies or Proxies()
     sockets.allow_files(limits)
     with _handled(stop), sockets.bound(host, port, uds) as (listener, url):
-        kept = _Lifespan(
-            shell.wrap(app, stop=stop, limits=limits, keys=keys, proxies=proxies, origins=origins)
-        )
+        kept = _Kept(shell.wrap(app, stop=stop, limits=limits, keys=keys, proxies=proxies, origins=origins))
         protocol = functools.partial(DoorProtocol, limits=limits, gate=Gate(limits, proxies), stop=stop)
         config = uvicorn.Config(
             cast(Any, kept),
@@ -170,14 +183,14 @@ def run(
             backlog=limits.backlog,
             h11_max_incomplete_event_size=limits.head_bytes,
         )
+        config.load()
+        config.lifespan_class = _Lifespan
         server = _Server(config, stop, grace_seconds, drain_seconds, lambda: on_ready(url))
         try:
             with contextlib.suppress(_Early):
                 asyncio.run(server.serve([listener]))
-        except SystemExit:  # uvicorn's way to say that the application did not start
-            if kept.failure is None:
-                raise RuntimeError("the application did not start, and did not say why") from None
-            raise kept.failure from None
+        except _Failed:
+            raise kept.failure or RuntimeError("the application did not start, and raised nothing") from None
         except OSError as error:  # of listen(2), where another server began to listen after both had bound
             raise SettingsError(f"{url} cannot be listened on: {error.strerror or error}") from None
     return 0

@@ -11,7 +11,7 @@ from metastable.serving.door.clients import Proxies
 from metastable.serving.door.limits import Limits
 from tests.serving.door.served import Client, Served, request, serving
 
-FEW = Limits(connections=4, client_connections=3, spare=2, linger_seconds=5.0)
+FEW = Limits(connections=4, client_connections=3, spare=2, head_seconds=0.5)
 
 
 @pytest.fixture

@@ -49,6 +49,22 @@ def test_who_ends_within_a_request_is_told(door: Served) -> None:
             assert client.rest() == b""
 
 
+@pytest.mark.parametrize("cut", [b"GET /livez HT", request("POST", "/echo", "Content-Length: 9") + b"abc"])
+def test_who_ends_within_a_second_request_is_told_after_the_first_answer(door: Served, cut: bytes) -> None:
+    door.app.opened.clear()
+    with door.client() as client:
+        client.send(request("GET", "/wait") + cut)
+        client.end()
+        while not door.app.seen or door.app.seen[-1]["path"] != "/wait":
+            assert door.app.entered.acquire(timeout=PATIENCE)
+        with door.client() as other:
+            other.get("/livez")  # by now the end has been noticed
+        door.app.opened.set()
+        assert client.answer().json["path"] == "/wait"
+        assert client.answer().status == 400
+        assert client.rest() == b""
+
+
 def test_who_ends_without_a_request_gets_nothing(door: Served) -> None:
     with door.client() as client:
         client.end()

@@ -132,7 +132,7 @@ def test_a_long_answer_has_no_deadline_and_the_next_request_has_its_own(quick: S
     quick.app.opened.clear()
     with quick.client() as client:
         client.send(request("GET", "/wait") + b"GET /li")  # the head of the second never becomes whole
-        time.sleep(1.0)  # more than all deadlines
+        time.sleep(0.5)  # more than all deadlines
         quick.app.opened.set()
         assert client.answer().json["path"] == "/wait"
         assert client.answer().status == 408
@@ -147,7 +147,7 @@ def test_a_kept_connection_that_asks_nothing_is_closed_without_a_word(quick: Ser
 def test_a_client_that_does_not_read_is_dropped(quick: Served) -> None:
     with quick.client() as client:
         client.send(request("GET", "/flood"))
-        time.sleep(1.0)
+        time.sleep(0.6)
         assert len(client.rest()) < 100_000_000
     assert quick.lives()
 

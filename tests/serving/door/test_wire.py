@@ -71,6 +71,7 @@ def statuses(door: Served, sent: bytes) -> list[int]:
         return [int(one) for one in re.findall(rb"^HTTP/1\.1 (\d+) ", client.rest(), re.MULTILINE)]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(sent=st.one_of(mutated(), mutated(), st.binary(max_size=200)))
 def test_no_bytes_give_a_5xx_or_end_the_server(door: Served, sent: bytes) -> None:
