@@ -89,8 +89,11 @@ class EndingProtocol(H11Protocol):
             return self._close()
         self._ending = True
         self.flow.release()
-        self.transport.write_eof()
         self._arm(self.limits.linger_seconds, self.transport.abort)
+        try:
+            self.transport.write_eof()
+        except OSError:  # the client has reset the connection since it was read
+            self.transport.abort()
 
     def _end(self) -> None:
         """After the last answer of a connection: closing while something comes would reset it."""

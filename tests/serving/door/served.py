@@ -24,7 +24,13 @@ MOST = 2_000_000
 
 
 class Small:
-    """Answers a few paths; see `_answer`.  `left` counts clients that left, `going` those under way."""
+    """Answers a few paths; see `_answer`.
+
+    Attributes:
+        left: counts clients that left, and `entered` requests that came; `seen` has their scopes.
+        opened: what /wait and /later wait for.
+        ended: whether it was told to end.
+    """
 
     def __init__(self, stop: Stop) -> None:
         self.stop = stop
@@ -55,9 +61,10 @@ class Small:
             status = 200 if len(await _whole(receive, MOST)) <= MOST else 413
         elif path == "/refused":
             status = 503
-        elif path == "/wait":
+        elif path in ("/wait", "/later"):
             while not self.opened.is_set():
                 await asyncio.sleep(0.01)
+            body = await _whole(receive) if path == "/later" else b""
         elif path == "/hang":
             while (await receive())["type"] != "http.disconnect":
                 pass

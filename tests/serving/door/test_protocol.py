@@ -1,6 +1,8 @@
 """Each rule of the protocol, on a real connection."""
 
 import asyncio
+import asyncio.selector_events
+import errno
 import socket
 import time
 from collections.abc import Iterator
@@ -126,6 +128,16 @@ def test_a_body_that_comes_fast_enough_may_take_longer(quick: Served) -> None:
             time.sleep(0.08)  # 0.8 s in all, twice body_seconds
             client.send(piece)
         assert client.answer().json["bytes"] == 2_000_000
+
+
+def test_time_in_which_nothing_is_read_is_not_the_clients(quick: Served) -> None:
+    quick.app.opened.clear()
+    with quick.client() as client:
+        client.send(request("POST", "/later", "Content-Length: 600001") + bytes(300_000))
+        time.sleep(0.9)  # more than body_seconds, and what these bytes give
+        quick.app.opened.set()
+        client.send(bytes(300_001))
+        assert client.answer().json["bytes"] == 600_001
 
 
 def test_a_long_answer_has_no_deadline_and_the_next_request_has_its_own(quick: Served) -> None:
@@ -263,6 +275,20 @@ def test_what_is_dropped_is_bounded_in_bytes_and_time() -> None:
             assert client.answer().status == 503
             with pytest.raises(ConnectionError):
                 trickle(client, 1000)
+
+
+def test_a_reset_that_comes_while_an_answer_is_written(
+    door: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(transport: asyncio.Transport) -> None:
+        raise OSError(errno.ENOTCONN, "not connected")
+
+    monkeypatch.setattr(asyncio.selector_events._SelectorSocketTransport, "write_eof", fail)
+    with door.client() as client:
+        client.send(b"HELO\r\n\r\n")
+        client.rest()
+    assert door.lives()
+    assert not caplog.records
 
 
 def trickle(client: Client, count: int) -> None:
