@@ -1,32 +1,27 @@
-"""A door that runs: uvicorn in a thread of this process, before an engine with a small bundle."""
+"""A door that runs in a thread of this process, before an engine with a small bundle."""
 
 from __future__ import annotations
 
-import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
-import uvicorn
 from prometheus_client import CollectorRegistry
 
 from metastable.bundle import Bundle
 from metastable.engine.engine import EngineLimits
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.serving.backends.local import Local
+from metastable.serving.door import server
 from metastable.serving.door.app import build
 from metastable.serving.door.entry import Door
 from metastable.serving.door.intake import Intake
+from metastable.serving.door.stopping import Stop
 from metastable.serving.metrics import Metrics
 
 PATIENCE = 60.0
-
-
-@dataclass
-class Status:
-    draining: bool = False
 
 
 @dataclass
@@ -34,11 +29,15 @@ class Running:
     """Where it listens, and what the tests look into."""
 
     url: str
-    port: int
     door: Door
     backend: Local
     registry: CollectorRegistry
-    status: Status = field(default_factory=Status)
+    stop: Stop
+    thread: threading.Thread
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
 
     def count(self, name: str, **labels: str) -> float:
         """A number of the metrics; 0 where there is none yet."""
@@ -52,22 +51,28 @@ def running(
     intake: Intake | None = None,
     allow_seed: bool = True,
     limits: EngineLimits | None = None,
+    **given: Any,
 ) -> Iterator[Running]:
-    registry, status = CollectorRegistry(), Status()
+    """`given`: what `server.run` is given beside the application."""
+    registry, stop = CollectorRegistry(), Stop()
     metrics = Metrics(registry, settings=bundle.settings.names)
     runner = TorchRunner(bundle.networks, bundle.classifier)
     backend = Local(bundle, runner, metrics, allow_seed=allow_seed, limits=limits, sizes=(1, 4, 16))
-    app = build(backend, intake or Intake(), status, metrics)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(app, http="h11", log_level="error", lifespan="on"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        try:
-            until = time.monotonic() + PATIENCE
-            while not server.started and time.monotonic() < until:
-                time.sleep(0.01)
-            yield Running(f"http://127.0.0.1:{port}", port, app.state.door, backend, registry, status)
-        finally:
-            server.should_exit = True
-            thread.join(PATIENCE)
+    app = build(backend, intake or Intake(), stop, metrics)
+    urls: list[str] = []
+    listens = threading.Event()
+
+    def ready(url: str) -> None:
+        urls.append(url)
+        listens.set()
+
+    arguments = {"stop": stop, "port": 0, "on_ready": ready, "grace_seconds": 0.1, **given}
+    thread = threading.Thread(target=server.run, args=(app,), kwargs=arguments, daemon=True)
+    thread.start()
+    try:
+        assert listens.wait(PATIENCE)
+        yield Running(urls[0], app.state.door, backend, registry, stop, thread)
+    finally:
+        stop.ask(grace=False)
+        thread.join(PATIENCE)
+        assert not thread.is_alive()

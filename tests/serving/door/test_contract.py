@@ -8,14 +8,16 @@ import io
 import json
 import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
+from metastable.bundle import Bundle
 from tests.serving.door.conftest import png
-from tests.serving.door.running import PATIENCE, Running
+from tests.serving.door.running import PATIENCE, Running, running
 
 pytestmark = pytest.mark.slow
 
@@ -276,18 +278,31 @@ def test_other_paths_are_not_there(served: Running) -> None:
         assert "/classify" in refused(httpx.get(served.url + path, trust_env=False), 404, "not_found")
 
 
-def test_live_and_ready_are_two_things(served: Running) -> None:
-    for path in ("/livez", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready"):
-        assert httpx.get(served.url + path, trust_env=False).status_code == 200
-    served.status.draining = True
-    try:
-        assert httpx.get(served.url + "/livez", trust_env=False).status_code == 200
-        ready = httpx.get(served.url + "/readyz", trust_env=False)
-        refused(ready, 503, "draining")
-        assert int(ready.headers["retry-after"]) >= 1
-        refused(post(served, content=png()), 503, "draining")
-    finally:
-        served.status.draining = False
+def test_live_and_ready_are_two_things(tiny: Bundle) -> None:
+    """A server that is told to stop says so, finishes what is under way, and ends."""
+    paths = ("/livez", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready")
+    with running(tiny, grace_seconds=PATIENCE) as served:
+        for path in paths:
+            assert httpx.get(served.url + path, trust_env=False).status_code == 200
+        going_on = threading.Event()
+        held = served.backend._driver.call(lambda: going_on.wait(PATIENCE))
+        with ThreadPoolExecutor(1) as pool:
+            under_way = pool.submit(post, served, content=png(), headers=FIXED)
+            while not served.backend._looks._waiting:
+                going_on.wait(0.01)
+            served.stop.ask()
+            assert httpx.get(served.url + "/livez", trust_env=False).status_code == 200
+            ready = httpx.get(served.url + "/readyz", trust_env=False)
+            refused(ready, 503, "draining")
+            assert int(ready.headers["retry-after"]) >= 1
+            refused(post(served, content=png()), 503, "draining")
+            going_on.set()
+            held.result(PATIENCE)
+            assert same(under_way.result(PATIENCE))
+        served.stop.ask()
+        served.thread.join(PATIENCE)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(served.url + "/livez", trust_env=False)
 
 
 def test_a_client_that_leaves_takes_its_chains_with_it(served: Running) -> None:
