@@ -32,15 +32,15 @@ class DecodedImage:
     notes: tuple[str, ...]  # short sentences on what was changed
 
 
-def pixels_of(data: bytes) -> int:
-    """How many pixels a file declares, by its header alone; 0 for what `decode` would refuse."""
+def pixels_of(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> int:
+    """How many pixels a file declares, by its header alone; 0 for what `decode` refuses by its header."""
     magic = _MAGIC.match(data)
     if magic is None:
         return 0
     if magic.lastgroup == "NPY":
         return len(data)  # of one byte at least
     try:
-        return declared(str(magic.lastgroup), data)
+        return declared(str(magic.lastgroup), data, limits)
     except Exception:  # parsers of damaged files raise almost anything
         return 0
 

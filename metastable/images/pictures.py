@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from metastable.errors import InvalidImage
-from metastable.images.limits import PIXEL_CEILING, ImageLimits, check_size
+from metastable.images.limits import ImageLimits, check_size
 from metastable.images.raster import Raster
 
 _MAX_SCANS = 50  # a progressive JPEG has about 10; each is a pass over all pixels for a few bytes of file
@@ -62,14 +62,16 @@ def read_picture(kind: str, data: bytes, limits: ImageLimits) -> Raster:
     return Raster(samples, 65535 if mode == "I;16" else 255, alpha, tuple(notes))
 
 
-def declared(kind: str, data: bytes) -> int:
-    """Pixels that the header of a file of this kind declares; any error of a parser where it is damaged."""
+def declared(kind: str, data: bytes, limits: ImageLimits) -> int:
+    """Pixels that the header of a file of this kind declares.
+
+    Raises RequestError above the limits, and any error of a parser where it is damaged.
+    """
     if kind == "PNG":  # without the checksums of all its chunks
-        width, height = struct.unpack_from(">II", data, 16)
+        width, height = check_size(*struct.unpack_from(">II", data, 16), limits)
     else:
-        parse = {"JPEG": _parse_jpeg, "WEBP": _parse_webp}[kind]
-        width, height = parse(data, ImageLimits(max_bytes=len(data), max_pixels=PIXEL_CEILING)).size
-    return int(width * height)
+        width, height = {"JPEG": _parse_jpeg, "WEBP": _parse_webp}[kind](data, limits).size
+    return width * height
 
 
 def _parse_png(data: bytes, limits: ImageLimits) -> _File:

@@ -50,7 +50,7 @@ class Decoder:
         )
         try:
             async with asyncio.timeout_at(ends):
-                if pixels_of(data) < self._alone:
+                if pixels_of(data, self._limits) < self._alone:
                     return await loop.run_in_executor(self._pool, work)
                 return await self._in_turn(work)
         except TimeoutError:
