@@ -1,37 +1,20 @@
-"""Each rule of the protocol, on a real connection."""
+"""What is answered to what, on a real connection; see test_deadlines.py for when."""
 
 import asyncio
 import asyncio.selector_events
 import errno
 import socket
-import time
 from collections.abc import Iterator
 
 import pytest
 
-from metastable.serving.door.limits import Limits
 from metastable.serving.door.protocol import DoorProtocol
-from tests.serving.door.served import PATIENCE, Client, Served, request, serving
-
-QUICK = Limits(
-    idle_seconds=0.4,
-    head_seconds=0.4,
-    body_seconds=0.4,
-    body_rate=1e6,
-    write_seconds=0.4,
-    linger_seconds=0.4,
-)
+from tests.serving.door.served import Client, Served, request, serving
 
 
 @pytest.fixture(scope="module")
 def door() -> Iterator[Served]:
     with serving() as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def quick() -> Iterator[Served]:
-    with serving(QUICK) as served:
         yield served
 
 
@@ -89,79 +72,6 @@ def test_much_that_is_pipelined_is_held_back_and_all_answered(door: Served, clie
     door.app.opened.set()
     assert client.answer().json["path"] == "/wait"
     assert [client.answer().json["bytes"] for _ in range(200)] == [1000] * 200
-
-
-@pytest.mark.parametrize("sent", [b"", b"GET /livez", request("POST", "/echo", "Content-Length: 5") + b"ab"])
-def test_what_stops_coming_is_dropped(quick: Served, sent: bytes) -> None:
-    with quick.client() as client:
-        client.send(sent)
-        if sent:
-            answer = client.answer()
-            assert (answer.status, answer.code, answer.fields["connection"]) == (408, "too_slow", "close")
-        assert client.rest() == b""
-
-
-@pytest.mark.parametrize(
-    "start", [b"GET /livez HTTP/1.1\r\nX: ", request("POST", "/echo", "Content-Length: 999")]
-)
-def test_a_trickle_does_not_move_a_deadline(quick: Served, start: bytes) -> None:
-    with quick.client() as client:
-        client.send(start)
-        client.socket.settimeout(0.05)
-        until = time.monotonic() + PATIENCE
-        received = b""
-        while not received:
-            assert time.monotonic() < until
-            client.send(b"a")
-            try:
-                received = client.socket.recv(4096)
-            except TimeoutError:
-                continue
-        assert received.startswith(b"HTTP/1.1 408 ")
-
-
-def test_a_body_that_comes_fast_enough_may_take_longer(quick: Served) -> None:
-    slow = 10 * [bytes(200_000)]  # 2 MB at 1e6 bytes a second: 2.4 s are allowed
-    with quick.client() as client:
-        client.send(request("POST", "/echo", f"Content-Length: {sum(map(len, slow))}"))
-        for piece in slow:
-            time.sleep(0.08)  # 0.8 s in all, twice body_seconds
-            client.send(piece)
-        assert client.answer().json["bytes"] == 2_000_000
-
-
-def test_time_in_which_nothing_is_read_is_not_the_clients(quick: Served) -> None:
-    quick.app.opened.clear()
-    with quick.client() as client:
-        client.send(request("POST", "/later", "Content-Length: 600001") + bytes(300_000))
-        time.sleep(0.9)  # more than body_seconds, and what these bytes give
-        quick.app.opened.set()
-        client.send(bytes(300_001))
-        assert client.answer().json["bytes"] == 600_001
-
-
-def test_a_long_answer_has_no_deadline_and_the_next_request_has_its_own(quick: Served) -> None:
-    quick.app.opened.clear()
-    with quick.client() as client:
-        client.send(request("GET", "/wait") + b"GET /li")  # the head of the second never becomes whole
-        time.sleep(0.5)  # more than all deadlines
-        quick.app.opened.set()
-        assert client.answer().json["path"] == "/wait"
-        assert client.answer().status == 408
-
-
-def test_a_kept_connection_that_asks_nothing_is_closed_without_a_word(quick: Served) -> None:
-    with quick.client() as client:
-        client.get("/livez")
-        assert client.rest() == b""
-
-
-def test_a_client_that_does_not_read_is_dropped(quick: Served) -> None:
-    with quick.client() as client:
-        client.send(request("GET", "/flood"))
-        time.sleep(0.6)
-        assert len(client.rest()) < 100_000_000
-    assert quick.lives()
 
 
 @pytest.mark.parametrize(
@@ -264,19 +174,6 @@ def test_a_client_that_sends_far_too_much_reads_why(client: Client, path: str) -
     assert client.rest() == b""
 
 
-def test_what_is_dropped_is_bounded_in_bytes_and_time() -> None:
-    with serving(Limits(linger_bytes=2**20, linger_seconds=0.3)) as served:
-        with served.client() as client:
-            client.send(request("POST", "/refused", "Content-Length: 99000000"))
-            with pytest.raises(ConnectionError):
-                client.send(bytes(99_000_000))
-        with served.client() as client:
-            client.send(request("POST", "/refused", "Content-Length: 9999") + b"a")
-            assert client.answer().status == 503
-            with pytest.raises(ConnectionError):
-                trickle(client, 1000)
-
-
 def test_a_reset_that_comes_while_an_answer_is_written(
     door: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -289,12 +186,6 @@ def test_a_reset_that_comes_while_an_answer_is_written(
         client.rest()
     assert door.lives()
     assert not caplog.records
-
-
-def trickle(client: Client, count: int) -> None:
-    for _ in range(count):
-        client.send(b"a")
-        time.sleep(0.02)
 
 
 def test_answers_are_sent_without_delay(door: Served, monkeypatch: pytest.MonkeyPatch) -> None:

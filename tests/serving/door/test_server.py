@@ -206,3 +206,9 @@ def test_no_text_of_a_client_is_logged(caplog: pytest.LogCaptureFixture, level: 
     assert any("ValueError" in one for one in written)  # what is ours is logged
     assert not any("FORGED" in one for one in written)
     assert not any(one.name.startswith("uvicorn") for one in caplog.records)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_an_address_may_be_ipv6() -> None:
+    with serving(host="::1") as served, served.client("::1") as client:
+        assert client.get("/livez").status == 200
