@@ -61,5 +61,5 @@ def deadline_of(options: Options) -> float | None:
 
 
 def of_deadline(left: float) -> dict[str, str]:
-    """The header for a deadline that so many seconds are left to; the server judges whether they may be so."""
+    """The header for a deadline that so many seconds are left to; its range is for the server to judge."""
     return {f"{PREFIX}Deadline-Ms": str(math.ceil(round(1e3 * left, 3)))}
