@@ -85,7 +85,8 @@ async def exchange(
     except TimeoutError:
         raise _none(server or url, f"it took longer than {timeout:.3g} s", TIMEOUT, status) from None
     except (httpx.ConnectError, httpx.ProxyError) as error:
-        raise ServerError(f"no server answers at {server or url} ({error})", REFUSED) from None
+        sentence = f"no server answers at {server or url} ({error}): run `make serve` first"
+        raise ServerError(sentence, REFUSED) from None
     except httpx.RemoteProtocolError as error:
         # h11 reports a connection that ended before any reply, and bytes that are not HTTP, alike.
         gone = "disconnected" in str(error) or "closed" in str(error)

@@ -193,9 +193,12 @@ def test_another_server_knows_none_of_it() -> None:
             client.ready()
         with pytest.raises(ServerError, match="answered 404: nothing here"):
             client.describe()
-    with serving(Act(reply(said=[]))) as served, Client(served.url) as client:
-        with pytest.raises(ServerError, match="is no Metastable server"):
-            client.describe()
+    with (
+        serving(Act(reply(said=[]))) as served,
+        Client(served.url) as client,
+        pytest.raises(ServerError, match="is no Metastable server"),
+    ):
+        client.describe()
 
 
 def test_a_closed_client_says_so() -> None:
@@ -244,12 +247,8 @@ def test_ctrl_c_reaches_who_waits() -> None:
         "        print('stopped')\n"
     )
     with serving(Act(then="hang")) as served:
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", code, served.url],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        command = [sys.executable, "-W", "error", "-c", code, served.url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("stopped\n", "")
 
 
