@@ -53,7 +53,7 @@ class AsyncClient:
         self.url, self._key, self._retries, self._timeout = url, key, retries, timeout
         self._predictions = address.of_predictions(parsed)
         self._headers = {} if key is None else {"Authorization": f"Bearer {in_header('a key', key)}"}
-        self._http = opened(parsed)
+        self._http = opened(proxies=not address.is_loopback(parsed))
 
     async def classify(
         self, image: Image, *, request_id: str | None = None, **options: Unpack[Options]

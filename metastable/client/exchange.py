@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 
-from metastable.client import address
 from metastable.client.answer import Answer
 from metastable.client.failure import DISCONNECTED, GARBAGE, REFUSED, TIMEOUT, ServerError, loaded, refusal
 from metastable.client.retrying import seconds_after
@@ -33,17 +32,16 @@ class Reply:
     body: bytes
 
 
-def opened(url: httpx.URL) -> httpx.AsyncClient:
-    """Connections for the server at `url`.
+def opened(*, proxies: bool) -> httpx.AsyncClient:
+    """Connections to a server: redirects are not followed, and the only deadlines are those of each request.
 
-    Proxies of the environment are not for this machine, redirects are not followed, and the only deadlines
-    are those of each request.
+    Args:
+        proxies: whether those of the environment are used.
     """
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     # Bytes as they were sent: what a few packed ones become has no bound that is known before.
     plain = {"Accept-Encoding": "identity"}
-    trusted = not address.is_loopback(url)
-    return httpx.AsyncClient(timeout=None, limits=limits, headers=plain, trust_env=trusted)
+    return httpx.AsyncClient(timeout=None, limits=limits, headers=plain, trust_env=proxies)
 
 
 async def exchange(

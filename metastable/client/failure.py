@@ -10,6 +10,7 @@ from metastable.errors import MetastableError
 
 REFUSED, DISCONNECTED, TIMEOUT, GARBAGE = "refused", "disconnected", "timeout", "garbage"
 UNREADABLE = "unreadable_file"
+_OWN = frozenset({REFUSED, DISCONNECTED, TIMEOUT, GARBAGE, UNREADABLE})
 _CODE = re.compile(r"[a-z][a-z_]{0,39}")
 _MOST_TEXT = 500  # characters that are repeated of a message
 
@@ -80,7 +81,7 @@ def refusal(
     error = found.get("error")
     error = error if isinstance(error, dict) else {}
     code, message = error.get("code"), error.get("message", found.get("message"))  # TorchServe's own
-    if not isinstance(code, str) or not _CODE.fullmatch(code):
+    if not isinstance(code, str) or not _CODE.fullmatch(code) or code in _OWN:
         code = f"status {status}"
     if not isinstance(message, str):
         message = "" if found else body.decode("utf-8", "replace").strip().partition("\n")[0]

@@ -111,6 +111,11 @@ def test_an_error_has_the_servers_words() -> None:
     assert str(refusal("http://x", 503, json.dumps(old, indent=2).encode())).endswith("503: queue is full")
 
 
+@pytest.mark.parametrize("code", ["<b>", "x" * 99, "", 5, None, "a\nb", "timeout"])
+def test_a_code_that_is_none_is_not_repeated(code: Any) -> None:
+    assert refusal("http://x", 500, json.dumps({"error": {"code": code}}).encode()).code == "status 500"
+
+
 def test_a_description_is_typed() -> None:
     said = {
         "name": "metastable",
