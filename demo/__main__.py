@@ -12,12 +12,9 @@ bundle and setting, because a server does not hand them out.
 from __future__ import annotations
 
 import argparse
-import io
 from pathlib import Path
 from typing import Any
 
-import httpx
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +25,7 @@ from metastable.attacks.pgd import pgd
 from metastable.attacks.white_box import attackable
 from metastable.batches import batch_of
 from metastable.bundle import shipped
-from metastable.cli.client import ask
+from metastable.client import Answer, Client
 from metastable.datasets import CIFAR10_CLASSES
 from metastable.defense import defend
 from metastable.errors import MetastableError
@@ -36,19 +33,11 @@ from metastable.errors import MetastableError
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 
 
-def npy_bytes(image: Tensor) -> bytes:
-    """Exact pixels of an image [C, H, W] as a .npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, image.numpy())
-    return buffer.getvalue()
-
-
-def line(truth: str, kind: str, verdict: dict[str, Any]) -> str:
-    anomaly = verdict["anomaly"]
-    flag = "flagged" if anomaly["flagged"] else "-"
+def line(truth: str, kind: str, said: Answer) -> str:
+    flag = "flagged" if said.flagged else "-"
     return (
-        f"{truth:<11}{kind:<9}{verdict['unpurified']['class']:<12}{verdict['class']:<12}"
-        f"{anomaly['score']:>7.3f}  {flag:<8}{verdict['chains']:>6}{verdict['timings_ms']['total']:>9.0f}"
+        f"{truth:<11}{kind:<9}{said.unpurified.class_name:<12}{said.class_name:<12}"
+        f"{said.anomaly.score:>7.3f}  {flag:<8}{said.chains:>6}{said.timings_ms['total']:>9.0f}"
     )
 
 
@@ -93,15 +82,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         f"{'chains':>6}{'ms':>9}"
     )
     counts = {"clean_right": 0, "attacked_right": 0, "bare_attacked_right": 0, "attacked_flagged": 0}
-    with httpx.Client(timeout=120, trust_env=False) as http:
+    with Client(args.url) as client:
+        client.live()  # or it says at once that nobody answers
         for i, name in enumerate(names):
-            first = ask(http, args.url, npy_bytes(clean[i]), {"setting": args.setting})
-            second = ask(http, args.url, npy_bytes(attacked[i]), {"setting": args.setting})
+            first = client.classify(clean[i].numpy(), setting=args.setting)
+            second = client.classify(attacked[i].numpy(), setting=args.setting)
             print(line(name, "clean", first), line(name, "attacked", second), sep="\n")
-            counts["clean_right"] += first["class"] == name
-            counts["attacked_right"] += second["class"] == name
-            counts["bare_attacked_right"] += second["unpurified"]["class"] == name
-            counts["attacked_flagged"] += second["anomaly"]["flagged"]
+            counts["clean_right"] += first.class_name == name
+            counts["attacked_right"] += second.class_name == name
+            counts["bare_attacked_right"] += second.unpurified.class_name == name
+            counts["attacked_flagged"] += second.flagged
     norms = score_norms(attacked, loaded.scores[calibration.network])
     result = defend(
         attacked[: args.rows],

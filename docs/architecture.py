@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))  # the packages beside the library are not install
 LIBRARY = "metastable"
 EVERYWHERE = {
     f"{LIBRARY}.{name}"
-    for name in ("console", "errors", "version", "yaml_text", "reading", "pixels", "__main__")
+    for name in ("console", "errors", "version", "yaml_text", "reading", "pixels", "walk", "__main__")
 }
 """No news in a picture."""
 

@@ -15,9 +15,12 @@ from loadtest import outcome
 from loadtest.items import Item
 from loadtest.outcome import Reply
 from loadtest.schedule import Load, Times
+from metastable.client import ServerError, address
+from metastable.client.exchange import OCTETS, answer_of, exchange, opened
 from metastable.errors import MetastableError
 
 MOST_UNDER_WAY = 1000  # each holds a socket; systems commonly allow 1024
+MAX_REPLY = 1 << 20  # bytes that are read of a reply
 _BEAT = 0.01  # seconds between two looks at the event loop's lag
 
 
@@ -29,12 +32,7 @@ class Address:
     headers: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        try:
-            parsed = httpx.URL(self.url)
-        except httpx.InvalidURL as error:
-            raise MetastableError(f"{self.url!r} is no address: {error}") from None
-        if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise MetastableError(f"{self.url!r} is no http address with a host")
+        address.checked(self.url)
 
 
 def require_loopback(url: str) -> None:
@@ -105,9 +103,7 @@ async def play(
         due: seconds at which the items leave, at most as many as items; None for a closed loop.
         tick: called once for every request that has ended.
     """
-    # Each request's own deadline ends it: httpx's start anew with every byte of a trickling server.
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(timeout=None, limits=limits, trust_env=False) as client:
+    async with opened(proxies=False) as client:
         block = _Block(client, target, items, load, tick)
         beats: list[float] = []
         watch = asyncio.create_task(_watch(beats))
@@ -132,7 +128,8 @@ class _Block:
         load: Load,
         tick: Callable[[], object],
     ) -> None:
-        self._client, self._target, self._items, self._load, self._tick = client, target, items, load, tick
+        self._client, self._items, self._load, self._tick = client, items, load, tick
+        self._url, self._headers = httpx.URL(target.url), OCTETS | target.headers
         self.exchanges: list[Exchange] = []
         self.start = time.perf_counter()
 
@@ -173,28 +170,20 @@ class _Block:
         self._tick()
 
     async def _ask(self, body: bytes) -> tuple[str, Reply | None]:
-        headers = {"Content-Type": "application/octet-stream", **self._target.headers}
+        """Once, whatever happens: a load test measures what the client's retries would hide."""
         try:
-            async with (
-                asyncio.timeout(self._load.timeout),
-                self._client.stream("POST", self._target.url, content=body, headers=headers) as reply,
-            ):
-                received = b""
-                async for piece in reply.aiter_bytes():
-                    received += piece
-                    if len(received) > outcome.MAX_REPLY:
-                        return outcome.GARBAGE, None
-                return outcome.read(reply.status_code, received)
-        except TimeoutError:
-            return outcome.TIMEOUT, None
-        except httpx.ConnectError:
-            return outcome.REFUSED, None
-        except (httpx.RemoteProtocolError, httpx.DecodingError) as error:
-            # h11 reports a connection that ended before any reply, and bytes that are not HTTP, alike.
-            gone = "disconnected" in str(error) or "closed" in str(error)
-            return outcome.DISCONNECTED if gone else outcome.GARBAGE, None
-        except httpx.TransportError:
-            return outcome.DISCONNECTED, None
+            reply = await exchange(
+                self._client,
+                "POST",
+                self._url,
+                timeout=self._load.timeout,
+                headers=self._headers,
+                content=body,
+                most=MAX_REPLY,
+            )
+            return outcome.ANSWER, Reply.of(answer_of(reply))
+        except ServerError as error:
+            return outcome.named(error), None
 
 
 async def _watch(beats: list[float]) -> None:

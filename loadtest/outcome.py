@@ -8,20 +8,25 @@ refused         no connection
 disconnected    the connection broke off
 timeout         no whole answer in time
 unsent          the client had too many requests under way to send it
+
+All but the first and the last are codes of `metastable.client.ServerError`.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-ANSWER, GARBAGE, REFUSED, DISCONNECTED = "answer", "garbage", "refused", "disconnected"
-TIMEOUT, UNSENT = "timeout", "unsent"
-MAX_REPLY = 1 << 20  # bytes that are read of a reply
-_CODE = re.compile(r"[a-z][a-z_]{0,39}")
+from metastable.client import Answer, ServerError
+from metastable.client.failure import GARBAGE
+
+__all__ = ["ANSWER", "GARBAGE", "UNSENT", "Reply", "named"]
+ANSWER, UNSENT = "answer", "unsent"
+
+
+def named(error: ServerError) -> str:
+    """The outcome's name of a request without an answer; no server can make it one of ours."""
+    return f"status {error.status}" if error.code in (ANSWER, UNSENT) else error.code
 
 
 @dataclass(frozen=True)
@@ -41,69 +46,23 @@ class Reply:
     version: str
     digest: str
     runner: str
-    timings_ms: dict[str, float]
+    timings_ms: Mapping[str, float]
 
-
-def read(status: int, body: bytes) -> tuple[str, Reply | None]:
-    """The outcome's name of a whole reply, and its verdict if it is one.  Never raises."""
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
-        found = None
-    if status == 200:
-        verdict = _verdict(found)
-        return (ANSWER, verdict) if verdict else (GARBAGE, None)
-    error = found.get("error") if isinstance(found, dict) else None
-    code = error.get("code") if isinstance(error, dict) else None
-    if isinstance(code, str) and _CODE.fullmatch(code):
-        return code, None
-    return f"status {status}", None
-
-
-def _verdict(found: Any) -> Reply | None:
-    """The verdict, or None for anything that is not one."""
-    try:
-        model, anomaly = found["model"], found["anomaly"]
-        timings = {_text(name): _real(value) for name, value in found["timings_ms"].items()}
-        return Reply(
-            label=_whole(found["label"]),
-            bare=_whole(found["unpurified"]["label"]),
-            setting=_text(found["setting"]),
-            chains=_whole(found["chains"]),
-            steps=_real(found["steps"]),
-            decided=_truth(found["decided"]),
-            late=_truth(found["late"]),
-            score=_real(anomaly["score"]),
-            flagged=_truth(anomaly["flagged"]),
-            model=_text(model["name"]),
-            version=_text(model["version"]),
-            digest=_text(model["digest"]),
-            runner=_text(found["runner"]),
-            timings_ms=timings,
+    @classmethod
+    def of(cls, answer: Answer) -> Reply:
+        return cls(
+            label=answer.label,
+            bare=answer.unpurified.label,
+            setting=answer.setting,
+            chains=answer.chains,
+            steps=answer.steps,
+            decided=answer.decided,
+            late=answer.late,
+            score=answer.anomaly.score,
+            flagged=answer.anomaly.flagged,
+            model=answer.model.name,
+            version=answer.model.version,
+            digest=answer.model.digest,
+            runner=answer.runner,
+            timings_ms=answer.timings_ms,
         )
-    except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
-        return None
-
-
-def _whole(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
-        raise ValueError("not a whole number")
-    return value
-
-
-def _real(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
-        raise ValueError("not a finite number from 0")
-    return float(value)
-
-
-def _truth(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("not true or false")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > 200:
-        raise ValueError("not a short text")
-    return value

@@ -28,14 +28,12 @@ repeat nothing of the request but names and numbers.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 
 class MetastableError(Exception):
     """Base class; `code` is stable and meant for programs, the message for people."""
 
-    code: ClassVar[str] = "internal"
-    status: ClassVar[int] = 500
+    code: str = "internal"
+    status: int = 500
 
 
 class RequestError(MetastableError):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from metastable.errors import RequestError, SettingsError
 from metastable.images import DEFAULT_LIMITS, STRETCH, DecodedImage, Fit, ImageLimits, decode
 from metastable.library import Defense
 from metastable.settings import Setting, Settings
+
+AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,20 @@ def decoded(
 
 def answer(loaded: Bundle, images: Sequence[DecodedImage], top_k: int = 3) -> list[Answered]:
     """The verdicts of a bundle that `load` gave, with fresh noise."""
+    return list(answers(loaded, images, top_k, at_once=len(images)))
+
+
+def answers(
+    loaded: Bundle, images: Iterable[DecodedImage], top_k: int = 3, *, at_once: int = AT_ONCE
+) -> Iterator[Answered]:
+    """The same for images that come one by one, of which `at_once` are held and answered together."""
+    shown, left = min(top_k, len(loaded.classes)), iter(images)
     with Defense(loaded, TorchRunner(loaded.networks, loaded.classifier)) as defense:
         defense.prepare(loaded.settings.default)
-        started = time.perf_counter()
-        found = defense.purify(torch.stack([image.pixels for image in images]))
-        each = round(1e3 * (time.perf_counter() - started) / len(images), 3)
-    shown = min(top_k, len(loaded.classes))
-    said = {"runner": defense.runner, "timings_ms": {"total": each}}
-    return [
-        Answered(reply(loaded, verdict, top_k=shown, image=image) | said, purified)
-        for image, (verdict, purified) in zip(images, found, strict=True)
-    ]
+        while held := list(itertools.islice(left, at_once)):
+            started = time.perf_counter()
+            found = defense.purify(torch.stack([image.pixels for image in held]))
+            each = round(1e3 * (time.perf_counter() - started) / len(held), 3)
+            said = {"runner": defense.runner, "timings_ms": {"total": each}}
+            for image, (verdict, purified) in zip(held, found, strict=True):
+                yield Answered(reply(loaded, verdict, top_k=shown, image=image) | said, purified)

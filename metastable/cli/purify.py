@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metastable import bundle, noise
 from metastable.bundle import Purifier, shipped
-from metastable.cli import client, local
+from metastable.cli import local, telling
 from metastable.defense import purify, score_of
 from metastable.images import ImageLimits
 from metastable.settings import Setting
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for path, name, one in zip(args.images, names, answered, strict=True):
         picture(one.purified).save(args.out / name)
         found.append({"image": str(path), "purified": str(args.out / name), "verdict": one.verdict})
-        print(client.line(path, one.verdict))
+        print(telling.line(path, one.verdict))
     (args.out / "verdicts.json").write_text(json.dumps(found, indent=2) + "\n")
     return {"command": "purify", "images": found}
 

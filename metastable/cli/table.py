@@ -48,7 +48,9 @@ GROUPS = {
 }
 COMMANDS = (
     _command("serve", "deploy.serve", "serve", "start the server, wait until it predicts, stop it cleanly"),
-    _command("ask", "metastable.cli.ask", "", "ask a running server about images, or answer without one"),
+    _command(
+        "ask", "metastable.cli.ask", "client", "ask a running server about images, or answer without one"
+    ),
     _command("purify", "metastable.cli.purify", "", "write purified images, and what they are"),
     _command("train", "metastable.training.__main__", "", "train networks, in run folders that go on"),
     _command(

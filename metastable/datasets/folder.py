@@ -25,10 +25,10 @@ from torch import Tensor
 from metastable import reading
 from metastable.datasets import labels as csv
 from metastable.datasets.base import SPLITS, ImageSet, Shape, check_range, to_float
-from metastable.datasets.walk import walk
 from metastable.datasets.windows import hashed, window
 from metastable.errors import DataError, RequestError
 from metastable.images import STRETCH, Fit, ImageLimits, decode
+from metastable.walk import walk
 
 LIMITS = ImageLimits(max_bytes=64_000_000, max_pixels=50_000_000)
 """Of a picture: what cameras make, and nothing that fills the memory."""

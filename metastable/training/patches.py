@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from metastable.datasets.walk import walk
 from metastable.errors import DataError
+from metastable.walk import walk
 
 LARGEST = 768
 """Shorter side that larger pictures are reduced to."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
-import httpx
 import pytest
 
-from metastable.cli import ask, client
+from metastable.cli import ask
 from metastable.console import Parser, run
 from metastable.errors import MetastableError
+from tests.client.servers import Act, Request, refusing, reply, serving, verdict
 from tests.launched import free_port
 
 CAT = Path("samples/cat.png")
@@ -55,7 +54,7 @@ def test_this_process_answers_where_nobody_listens(
     root: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here = f"http://127.0.0.1:{free_port()}"
-    monkeypatch.setattr(client, "HERE", here)
+    monkeypatch.setattr(ask, "HERE", here)
     words = [
         root / CAT,
         root / "samples/dog.png",
@@ -114,28 +113,98 @@ def test_a_file_that_is_no_image_is_named(
         ("/500/", "answered 500: nothing"),
     ],
 )
-def test_another_server_is_no_verdict(stranger: str, path: str, said: str) -> None:
-    with httpx.Client(trust_env=False) as http, pytest.raises(MetastableError, match=said):
-        client.ask(http, stranger + path, b"x", {})
+def test_another_server_is_no_verdict(
+    stranger: str, path: str, said: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert asked(root / CAT, "--url", stranger + path) == 2
+    assert said in capsys.readouterr().err
 
 
-def test_a_server_that_hangs_up_is_an_error_too() -> None:
-    with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen()
-        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
-        with (
-            httpx.Client(trust_env=False, timeout=0.2) as http,
-            pytest.raises(MetastableError, match="no answer"),
-        ):
-            client.ask(http, url, b"x", {})
-    with httpx.Client(trust_env=False) as http, pytest.raises(MetastableError, match="no answer"):
-        client.ask(http, "nonsense", b"x", {})
+def test_a_server_that_hangs_up_is_an_error_too(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(Act(then="close")) as served:
+        assert asked(root / CAT, "--url", served.url) == 2
+    assert f"no answer from {served.url}: " in capsys.readouterr().err
+    assert asked(root / CAT, "--url", "nonsense") == 2
+    assert "'nonsense' is no http address" in capsys.readouterr().err
+
+
+def door(request: Request) -> Act:
+    """A server that classifies what begins with a 1 and nothing else."""
+    if request.method == "GET":
+        return Act(reply("404 Not Found"))
+    if not request.body.startswith(b"1"):
+        return refusing("415 Unsupported Media Type", code="unsupported_image")
+    return Act(reply(said=verdict(int(request.body))))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    (tmp_path / "below").mkdir()
+    for name, body in {"a.png": "11", "b.png": "no", "below/c.jpg": "12", "notes.txt": "13"}.items():
+        (tmp_path / name).write_text(body)
+    return tmp_path
+
+
+def test_every_picture_of_a_folder_is_asked_about(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(door) as served:
+        assert asked(photos, "--url", served.url, "--setting", "fast", "--deadline-ms", "900") == 1
+        posts = [request for request in served.seen if request.method == "POST"]
+    printed = capsys.readouterr()
+    first, second, line = printed.out.splitlines()
+    found = json.loads(line)
+    assert first.startswith(f"{photos / 'a.png'}: class 11 (80.0%; 4 chains of fast")
+    assert second.startswith(f"{photos / 'below/c.jpg'}: class 12")
+    assert f"{photos / 'b.png'}: no answer: the server at {served.url} answered 415" in printed.err
+    assert found["images"] == [str(photos / name) for name in ("a.png", "b.png", "below/c.jpg")]
+    assert [one and one["label"] for one in found["verdicts"]] == [11, None, 12]
+    assert list(found["failed"]) == [str(photos / "b.png")]
+    assert found["answered_by"] == f"the server at {served.url}"
+    assert {request.headers["x-metastable-setting"] for request in posts} == {"fast"}
+    assert {request.headers["x-metastable-deadline-ms"] for request in posts} == {"900"}
+
+
+def test_a_folder_without_one_answer_is_an_error(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.png", "below/c.jpg"):
+        (photos / name).unlink()
+    with serving(door) as served:
+        assert asked(photos, "--url", served.url) == 2
+        (photos / "b.png").unlink()
+        assert asked(photos, "--url", served.url) == 2
+    printed = capsys.readouterr().err
+    assert "answered 415: try again" in printed
+    assert "holds no pictures" in printed
+
+
+def test_one_failure_ends_it_where_pictures_were_named(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(door) as served:
+        assert asked(photos / "a.png", photos / "b.png", "--url", served.url) == 2
+        assert asked(photos / "a.png", photos / "gone.png", "--url", served.url) == 2
+    printed = capsys.readouterr()
+    assert "answered 415: try again" in printed.err
+    assert f"{photos / 'gone.png'}: No such file" in printed.err
+    assert printed.out == ""
+
+
+def test_this_process_walks_a_folder_too(
+    photos: Path, root: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "a.png").write_bytes((root / CAT).read_bytes())
+    words = ["--in-process", "--bundle", tiny_folder]
+    assert asked(photos, *words) == 1
+    printed = capsys.readouterr()
+    found = json.loads(printed.out.splitlines()[-1])
+    assert [one and one["setting"] for one in found["verdicts"]] == ["fast", None, None]
+    assert f"{photos / 'b.png'}: no answer: The image format is not supported" in printed.err
+    (photos / "a.png").write_bytes(b"no")
+    assert asked(photos, *words) == 2
+    assert f"error: {photos / 'a.png'}: The image format is not supported" in capsys.readouterr().err
 
 
 def test_a_key_is_read_from_the_servers_file(tmp_path: Path) -> None:
     (tmp_path / "good").write_text('{"inference": {"key": "abc"}}')
     (tmp_path / "bad").write_text("[]")
-    assert client.key_in(tmp_path / "good") == "abc"
+    assert ask.key_in(tmp_path / "good") == "abc"
     with pytest.raises(MetastableError, match="bad is no key file"):
-        client.key_in(tmp_path / "bad")
+        ask.key_in(tmp_path / "bad")

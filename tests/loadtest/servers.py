@@ -8,9 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import json
-import threading
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +15,7 @@ import numpy as np
 
 from loadtest import items
 from loadtest.items import Item
+from tests.client import servers
 
 CLASSES = 10
 
@@ -34,22 +32,12 @@ def item(says: int, label: int, *, source: str = "clean", row: int = 0, score: f
 
 
 def verdict(body: bytes, setting: str) -> dict[str, Any]:
-    """What the real server would say, as far as a client reads it."""
+    """What the real server would say."""
     pixels = np.load(io.BytesIO(body), allow_pickle=False)
     says, score = round(100 * float(pixels[0, 0, 0])), float(pixels[0, 0, 1])
-    return {
-        "label": says,
-        "setting": setting,
-        "chains": 4,
-        "steps": 1.0,
-        "decided": True,
-        "late": False,
-        "unpurified": {"label": 0},
-        "anomaly": {"score": score, "flagged": score > 0.5},
-        "model": {"name": "toy", "version": "1", "digest": "d" * 64},
-        "runner": "test",
-        "timings_ms": {"queue": 1.0, "purify": 2.0, "classify": 1.0, "total": 4.0},
-    }
+    said = servers.verdict(says, setting=setting)
+    said["anomaly"] |= {"score": score, "flagged": score > 0.5}
+    return said
 
 
 @dataclass
@@ -66,7 +54,7 @@ class Behaviour:
 
     service: float = 0.0
     stall: tuple[int, float] = (-1, 0.0)
-    reply: tuple[str, bytes] | None = None
+    reply: tuple[str, Any] | None = None
     raw: bytes | None = None
     silent: bool = False
     hang_up: bool = False
@@ -77,22 +65,12 @@ class Behaviour:
 class _Server:
     def __init__(self, behaviour: Behaviour) -> None:
         self._how, self._turn, self._count, self._inside = behaviour, asyncio.Lock(), 0, 0
-        self._open: set[asyncio.Task[Any]] = set()
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._open.add(task)
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            while await self._request(reader, writer):
-                pass
-        self._open.discard(task)
-        writer.close()
+        while await self._request(await servers.read(reader), writer):
+            pass
 
-    async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-        headers = dict(line.split(": ", 1) for line in head.splitlines()[1:] if ": " in line)
-        body = await reader.readexactly(int(headers["content-length"]))
+    async def _request(self, request: servers.Request, writer: asyncio.StreamWriter) -> bool:
         self._inside += 1
         self._how.seen.append(self._inside)
         try:
@@ -110,41 +88,13 @@ class _Server:
         if self._how.raw is not None:
             writer.write(self._how.raw)
             return False
-        setting = self._how.setting or headers.get("x-metastable-setting", "default")
-        said = json.dumps(verdict(body, setting)).encode()
-        status, answer = self._how.reply or ("200 OK", said)
-        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(answer)}\r\n\r\n".encode() + answer)
+        setting = self._how.setting or request.headers.get("x-metastable-setting", "default")
+        status, said = self._how.reply or ("200 OK", verdict(request.body, setting))
+        writer.write(servers.reply(status, said))
         await writer.drain()
         return True
 
-    def stop(self) -> None:
-        for task in self._open:
-            task.cancel()
 
-
-@contextlib.contextmanager
-def serving(behaviour: Behaviour) -> Iterator[str]:
+def serving(behaviour: Behaviour) -> contextlib.AbstractContextManager[str]:
     """A server in a thread of its own; gives its address."""
-    ready, address = threading.Event(), []
-    stopping: list[Callable[[], Any]] = []
-
-    async def live() -> None:
-        inside = _Server(behaviour)
-        server = await asyncio.start_server(inside.connection, "127.0.0.1", 0)
-        end = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        stopping.append(lambda: loop.call_soon_threadsafe(end.set))
-        address.append(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        ready.set()
-        await end.wait()
-        server.close()
-        inside.stop()
-
-    thread = threading.Thread(target=lambda: asyncio.run(live()))
-    thread.start()
-    assert ready.wait(30)
-    try:
-        yield address[0]
-    finally:
-        stopping[0]()
-        thread.join(30)
+    return servers.listening(_Server(behaviour).connection)

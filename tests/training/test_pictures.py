@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from metastable import walk
 from metastable.cli import main
-from metastable.datasets import walk
 from metastable.errors import DataError
 from metastable.training import pictures
 from metastable.training.pictures import Listed

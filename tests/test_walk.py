@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from metastable.datasets.walk import walk
 from metastable.errors import DataError
+from metastable.walk import walk
 
 
 def test_pictures_below_in_the_order_of_their_names(tmp_path: Path) -> None:
