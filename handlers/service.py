@@ -32,6 +32,7 @@ from metastable.serving import judging
 from metastable.serving import options as options_module
 from metastable.serving.metrics import Metrics
 from metastable.serving.options import Allowed, RequestOptions
+from metastable.serving.refusals import Refusal
 from metastable.settings import Setting
 
 ARRIVALS = 0.1  # seconds of a step that new requests may take; the rest wait for the next one
@@ -238,6 +239,6 @@ class Service:
 
     def _refuse(self, id: str, setting: str, received: float, error: Exception) -> Response:
         """A JSON error; what went wrong inside is logged by type and never told to the client."""
-        refusal = judging.refusal_of(error)
+        refusal = Refusal.of(error)
         self._metrics.request(setting, refusal.code, self._clock() - received)
-        return Response(refusal.status, json.dumps(refusal.body(id)), refusal.headers)
+        return Response(refusal.status, json.dumps(refusal.content(id)), refusal.headers)

@@ -68,10 +68,11 @@ def declared(kind: str, data: bytes, limits: ImageLimits) -> int:
     Raises RequestError above the limits, and any error of a parser where it is damaged.
     """
     if kind == "PNG":  # without the checksums of all its chunks
-        width, height = check_size(*struct.unpack_from(">II", data, 16), limits)
+        width, height = struct.unpack_from(">II", data, 16)
+        check_size(width, height, limits)
     else:
         width, height = {"JPEG": _parse_jpeg, "WEBP": _parse_webp}[kind](data, limits).size
-    return width * height
+    return int(width * height)
 
 
 def _parse_png(data: bytes, limits: ImageLimits) -> _File:

@@ -5,9 +5,6 @@ Front ends that run an engine share this: TorchServe's handler, and the door's e
 
 from __future__ import annotations
 
-import logging
-import math
-from dataclasses import dataclass, field
 from typing import Any
 
 from metastable import noise
@@ -16,14 +13,9 @@ from metastable.engine.inspection import Raw
 from metastable.engine.job import Answer, Job
 from metastable.engine.reply import reply
 from metastable.engine.verdict import verdict_of
-from metastable.errors import MetastableError, RequestError
 from metastable.images import DecodedImage
 from metastable.serving.metrics import Counted, Metrics
 from metastable.serving.options import RequestOptions
-
-log = logging.getLogger(__name__)
-
-INSIDE = "something went wrong inside the server: try again, or tell its operator the request id"
 
 
 def job_of(
@@ -74,28 +66,3 @@ def told(
 def milliseconds(seconds: dict[str, float]) -> dict[str, float]:
     """Times as a client is told them."""
     return {stage: round(1e3 * spent, 3) for stage, spent in seconds.items()}
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """What a client is told instead: status, stable code, a sentence, and further headers."""
-
-    status: int
-    code: str
-    message: str
-    headers: dict[str, str] = field(default_factory=dict)
-
-    def body(self, request_id: str | None) -> dict[str, Any]:
-        """Ready for JSON."""
-        return {"error": {"code": self.code, "message": self.message}, "request_id": request_id}
-
-
-def refusal_of(error: Exception) -> Refusal:
-    """What went wrong inside is logged by type and never told."""
-    if not isinstance(error, RequestError):
-        log.error("request failed: %s", type(error).__name__, exc_info=error)
-        return Refusal(MetastableError.status, MetastableError.code, INSIDE)
-    headers = {}
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    return Refusal(error.status, error.code, str(error), headers)

@@ -14,8 +14,8 @@ from metastable.errors import Cancelled
 from metastable.serving import judging
 from metastable.serving.backends.base import Backend, Question
 from metastable.serving.door.decoding import Decoder
-from metastable.serving.judging import Refusal
 from metastable.serving.options import RequestOptions
+from metastable.serving.refusals import Refusal
 
 T = TypeVar("T")
 
@@ -53,8 +53,8 @@ class Answerer:
         try:
             return Outcome(await self._judged(id, data, options, received))
         except Exception as error:
-            refusal = judging.refusal_of(error)
-            return Outcome(refusal.body(id), refusal)
+            refusal = Refusal.of(error)
+            return Outcome(refusal.content(id), refusal)
 
     async def several(
         self, id: str, images: Sequence[bytes], options: RequestOptions, received: float

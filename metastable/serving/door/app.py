@@ -19,14 +19,13 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from metastable.errors import Draining, MalformedRequest, Unavailable
-from metastable.serving import judging
 from metastable.serving.backends.base import Backend
 from metastable.serving.door import inference, schemas
 from metastable.serving.door.entry import Door, Status
 from metastable.serving.door.intake import Intake
 from metastable.serving.door.requests import refused, request_id
-from metastable.serving.judging import Refusal
 from metastable.serving.metrics import Metrics
+from metastable.serving.refusals import Refusal
 from metastable.version import __version__
 
 NAMES = {404: "not_found", 405: "method_not_allowed"}
@@ -96,7 +95,7 @@ def _ready(door: Door) -> Callable[[Request], Awaitable[Response]]:
         try:
             door.check_ready()
         except (Draining, Unavailable) as error:
-            return refused(judging.refusal_of(error), request_id(request))
+            return refused(Refusal.of(error), request_id(request))
         return JSONResponse({"status": "ready"})
 
     return ready
@@ -110,18 +109,16 @@ async def _http_error(request: Request, error: Exception) -> Response:
         404: "there is nothing at this path: POST images to /classify, and see /openapi.json",
         405: "the path does not take this method: the header Allow says which",
     }.get(error.status_code, "the request cannot be answered")
-    refusal = Refusal(
-        error.status_code, NAMES.get(error.status_code, "http"), text, dict(error.headers or {})
-    )
+    code = NAMES.get(error.status_code, "http")
+    fields = tuple((name.lower(), value) for name, value in (error.headers or {}).items())
+    refusal = Refusal(error.status_code, code, text, fields=fields)
     return refused(refusal, request_id(request))
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
-    refusal = judging.refusal_of(
-        MalformedRequest("the request does not have the form that /openapi.json says")
-    )
+    refusal = Refusal.of(MalformedRequest("the request does not have the form that /openapi.json says"))
     return refused(refusal, request_id(request))
 
 
 async def _fault(request: Request, error: Exception) -> Response:
-    return refused(judging.refusal_of(error), request_id(request))
+    return refused(Refusal.of(error), request_id(request))

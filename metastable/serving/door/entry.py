@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
 from metastable.errors import Cancelled, Draining, Unavailable
-from metastable.serving import judging, options
+from metastable.serving import options
 from metastable.serving.backends.base import Backend
 from metastable.serving.door import bodies, parts, requests
 from metastable.serving.door.answering import Answerer, Outcome, while_there
@@ -21,6 +21,7 @@ from metastable.serving.door.decoding import Decoder
 from metastable.serving.door.intake import Intake
 from metastable.serving.metrics import Metrics
 from metastable.serving.options import Allowed, RequestOptions
+from metastable.serving.refusals import Refusal
 
 T = TypeVar("T")
 _ASIDE = 100_000
@@ -80,7 +81,7 @@ class Door:
             self.count(setting, [Cancelled.code], received)
             return Response(status_code=Cancelled.status)
         except Exception as error:
-            refusal = judging.refusal_of(error)
+            refusal = Refusal.of(error)
             self.count(setting, [refusal.code], received)
             return requests.refused(refusal, id)
         self.count(setting, [one.code for one in outcomes], received)

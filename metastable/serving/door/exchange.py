@@ -11,8 +11,8 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.flow_control import CLOSE_HEADER, FlowControl
 from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
-from metastable.serving.door.faults import report
 from metastable.serving.door.refusals import Refusal
+from metastable.serving.faults import report
 
 _BROKEN = Refusal(500, "internal", "something is wrong with this server, not with what was sent")
 _STOPPED = Refusal(503, "draining", "the server stopped before there was an answer: ask again", 5.0)

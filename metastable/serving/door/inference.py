@@ -12,12 +12,12 @@ from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
 from metastable.errors import Cancelled, Draining, Unavailable
-from metastable.serving import judging, options
+from metastable.serving import options
 from metastable.serving.door import schemas, tensors
 from metastable.serving.door.answering import while_there
 from metastable.serving.door.entry import Door
 from metastable.serving.door.requests import headers_of, request_id
-from metastable.serving.judging import Refusal
+from metastable.serving.refusals import Refusal
 from metastable.version import __version__
 
 HEADER = "inference-header-content-length"
@@ -66,7 +66,7 @@ class _Infer:
         try:
             self._door.check_ready()
         except (Draining, Unavailable) as error:
-            return _refused(judging.refusal_of(error), request_id(request))
+            return _refused(Refusal.of(error), request_id(request))
         return JSONResponse({"ready": True})
 
     async def ready(self, request: Request, name: str, version: str = "") -> Response:
@@ -103,7 +103,7 @@ class _Infer:
             door.count(setting, [Cancelled.code], received)
             return Response(status_code=Cancelled.status)
         except Exception as error:
-            refusal = judging.refusal_of(error)
+            refusal = Refusal.of(error)
             door.count(setting, [refusal.code], received)
             return _refused(refusal, id)
         door.count(setting, [one.code for one in outcomes], received)
@@ -122,7 +122,7 @@ class _Infer:
         try:
             self._door.check_ready()
         except (Draining, Unavailable) as error:
-            return _refused(judging.refusal_of(error), request_id(request))
+            return _refused(Refusal.of(error), request_id(request))
         served = self._door.backend.served
         if name not in (NAME, served.name) or version not in ("", served.version):
             text = f"there is no such model: it is {served.name}, or {NAME}, version {served.version}"

@@ -1,48 +1,29 @@
-"""Errors as every client gets them: JSON with a stable code, and nothing of what it sent."""
+"""Refusals as bytes, and as ASGI applications."""
 
 from __future__ import annotations
 
 import http
 import json
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
-from metastable.errors import RequestError
+from metastable.serving import refusals
 from metastable.serving.door import identity
 from metastable.serving.door.identity import Headers
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """An answer that is an error; also an ASGI application that gives it.
-
-    Attributes:
-        retry_after: seconds, rounded up for the header; None where trying again would not help.
-        fields: further header fields, their names in small letters.
-    """
-
-    status: int
-    code: str
-    message: str
-    retry_after: float | None = None
-    fields: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def of(cls, error: RequestError, *fields: tuple[str, str]) -> Refusal:
-        return cls(error.status, error.code, str(error), error.retry_after, fields)
+class Refusal(refusals.Refusal):
+    """A refusal that the server's shell gives by itself; also an ASGI application that gives it."""
 
     def body(self, request_id: str | None) -> bytes:
-        error = {"code": self.code, "message": self.message}
-        return json.dumps({"error": error, "request_id": request_id}).encode()
+        return json.dumps(self.content(request_id)).encode()
 
-    def headers(self, body: bytes) -> Headers:
-        given = [("content-type", "application/json"), ("content-length", str(len(body))), *self.fields]
-        if self.retry_after is not None:
-            given.append(("retry-after", str(max(1, math.ceil(self.retry_after)))))
-        return [(name.encode(), value.encode()) for name, value in given]
+    def given(self, body: bytes) -> Headers:
+        """Header fields with those of the body."""
+        of_body = [("content-type", "application/json"), ("content-length", str(len(body)))]
+        pairs = [*of_body, *self.headers.items()]
+        return [(name.lower().encode(), value.encode()) for name, value in pairs]
 
     def wire(self, more: Iterable[tuple[bytes, bytes]], request_id: str | None, head_only: bool) -> bytes:
         """The whole answer as bytes, for a connection that is closed after it.
@@ -51,12 +32,12 @@ class Refusal:
         """
         body = self.body(request_id)
         lines = [f"HTTP/1.1 {self.status} {http.HTTPStatus(self.status).phrase}".encode()]
-        every = [*more, *self.headers(body), (b"connection", b"close")]
+        every = [*more, *self.given(body), (b"connection", b"close")]
         lines += [name + b": " + value for name, value in every]
         return b"\r\n".join(lines) + b"\r\n\r\n" + (b"" if head_only else body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = self.body(scope["state"].get("request_id"))
-        headers = [*self.headers(body), *identity.echo(scope["state"])]
+        headers = [*self.given(body), *identity.echo(scope["state"])]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 
 from metastable.errors import InvalidOption
 from metastable.serving import options
-from metastable.serving.judging import Refusal
+from metastable.serving.refusals import Refusal
 
 
 def request_id(request: Request) -> str:
@@ -33,4 +33,4 @@ def headers_of(request: Request) -> list[tuple[str, str]]:
 
 def refused(refusal: Refusal, id: str | None) -> Response:
     """A refusal as JSON."""
-    return JSONResponse(refusal.body(id), refusal.status, refusal.headers)
+    return JSONResponse(refusal.content(id), refusal.status, refusal.headers)

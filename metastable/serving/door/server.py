@@ -30,11 +30,11 @@ from metastable.errors import SettingsError
 from metastable.serving.door import shell, sockets
 from metastable.serving.door.access import Keys
 from metastable.serving.door.clients import Proxies
-from metastable.serving.door.faults import report
 from metastable.serving.door.gate import Gate
 from metastable.serving.door.limits import Limits
 from metastable.serving.door.protocol import DoorProtocol
 from metastable.serving.door.stopping import Stop
+from metastable.serving.faults import report
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 TICK = 0.05

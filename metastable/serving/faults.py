@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 
-_LOG = logging.getLogger("metastable.serving.door")
+_LOG = logging.getLogger("metastable.serving")
 
 
 def report(what: str, error: BaseException | None) -> None:
