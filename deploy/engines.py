@@ -17,13 +17,13 @@ def fill(parser: argparse.ArgumentParser) -> None:
     add("--bundle", help="folder of what is served, or a shipped bundle's name; no archive is read")
     add("--runner", help="what runs the networks (default: that of the archive, or auto)")
     add("--threads", type=int, help="of the runner (default: one a core)")
-    add("--allow-seed", action="store_const", const=True, help="let clients fix the chains' noise: unsafe")
+    add("--allow-seeds", action="store_const", const=True, help="let clients fix the chains' noise: unsafe")
     add("--keys", type=Path, help="file of name:key lines; who has none of them is not answered")
     add("--proxy", action="append", help="address of a proxy whose X-Forwarded-For is believed")
     add("--origin", action="append", help="origin whose pages browsers may let ask (CORS)")
 
 
-GIVEN = ("bundle", "runner", "threads", "allow_seed", "keys", "proxy", "origin")
+GIVEN = ("bundle", "runner", "threads", "allow_seeds", "keys", "proxy", "origin")
 """Names of `fill`'s options."""
 
 

@@ -23,9 +23,6 @@ from typing import Any
 import httpx
 import torch
 import yaml
-from metastable.serving.door.access import Keys, needs_key
-from metastable.serving.door.clients import Proxies
-from metastable.serving.door.stopping import Stop
 
 from deploy.run_folder import Refused
 from metastable import bundle as bundles
@@ -37,8 +34,11 @@ from metastable.errors import MetastableError
 from metastable.serving.backends.local import Local
 from metastable.serving.configuration import Configuration
 from metastable.serving.door import server
+from metastable.serving.door.access import Keys, needs_key
 from metastable.serving.door.app import build
+from metastable.serving.door.clients import Proxies
 from metastable.serving.door.intake import Intake
+from metastable.serving.door.stopping import Stop
 from metastable.serving.metrics import Metrics
 
 CONFIG = "model-config.yaml"
@@ -123,11 +123,8 @@ class _Checked:
 @contextlib.contextmanager
 def _opened(chosen: argparse.Namespace) -> Iterator[tuple[Bundle, Artifacts, Configuration]]:
     """The bundle, what was exported of it, and how it is to run."""
-    given = {
-        name: value
-        for name in ("runner", "threads", "allow_seed")
-        if (value := getattr(chosen, name)) is not None
-    }
+    named = {"runner": chosen.runner, "threads": chosen.threads, "allow_seed": chosen.allow_seeds}
+    given = {name: value for name, value in named.items() if value is not None}
     if chosen.bundle is not None:
         yield bundles.load(shipped.path(chosen.bundle)), {}, Configuration.of(_PHOTOGRAPH | given)
         return

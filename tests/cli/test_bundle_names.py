@@ -13,6 +13,7 @@ from metastable.cli.completion import every
 OWN = {
     "metastable ask",  # without PyTorch until it needs it
     "metastable purify",
+    "metastable serve",
     "metastable evaluate denoising",
     "metastable train harden",  # the configuration of a run keeps what was written
     "metastable train purified",
