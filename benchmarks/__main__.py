@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import agreement, contenders, decide, gradients, load, price, resend, steps
+from benchmarks import agreement, contenders, decide, door, gradients, load, price, resend, steps
 from benchmarks.gpu import __main__ as gpu
 from metastable import bundle, console, datasets
 from metastable.bundle import shipped
@@ -96,6 +96,14 @@ def _picture(args: argparse.Namespace) -> Path | None:
 
 def run_resend(args: argparse.Namespace) -> dict[str, Any]:
     return resend.measure(args.bundle, args.image, args.work, together=args.together, rounds=args.rounds)
+
+
+def run_door(args: argparse.Namespace) -> dict[str, Any]:
+    loaded = bundle.load(args.bundle)
+    runner = contenders.make(loaded, (args.runner,), torch.empty(0, *loaded.shape))[args.runner]
+    image = args.image.read_bytes()
+    numbers = {"pairs": args.pairs, "rounds": args.rounds, "at_once": args.at_once}
+    return door.measure(loaded, runner, image, args.setting, **numbers)
 
 
 def run_gradients(args: argparse.Namespace) -> dict[str, Any]:
@@ -192,6 +200,14 @@ def fill(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--work", type=Path, default=Path("runs/resend"), help="folder of the server")
     one.add_argument("--together", type=int, default=8, help="requests at once")
     one.add_argument("--rounds", type=int, default=5, help="turns of every body")
+
+    one = add("door", "what HTTP adds to an answer, and takes of the answers a second", run_door)
+    one.add_argument("--image", type=Path, default=Path("samples/cat.png"), help="what is asked")
+    one.add_argument("--runner", default="torch", help="what runs the networks")
+    one.add_argument("--setting", default="fast", help="of the answers")
+    one.add_argument("--pairs", type=cli.from_one, default=100, help="answers each way, in turns")
+    one.add_argument("--rounds", type=cli.from_one, default=7, help="of so many answers each way at once")
+    one.add_argument("--at-once", type=cli.from_one, default=8, help="answers under way in a round")
 
     one = add(
         "steps",

@@ -1,0 +1,148 @@
+"""What HTTP adds: the door beside the same backend asked without it, in turns, in one process.
+
+The client is in this process too, on a thread of its own, so its own time counts as the door's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import statistics
+import threading
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import httpx
+from tqdm import tqdm
+
+from metastable.bundle import Bundle
+from metastable.engine.runners import Runner
+from metastable.errors import MetastableError
+from metastable.images import ImageLimits
+from metastable.serving.backends.base import Backend
+from metastable.serving.backends.local import Local
+from metastable.serving.door import server
+from metastable.serving.door.answering import Answerer
+from metastable.serving.door.app import build
+from metastable.serving.door.decoding import Decoder
+from metastable.serving.door.intake import Intake
+from metastable.serving.door.stopping import Stop
+from metastable.serving.metrics import Metrics
+from metastable.serving.options import RequestOptions
+
+
+@contextlib.contextmanager
+def _listening(backend: Backend, metrics: Metrics) -> Iterator[tuple[str, asyncio.AbstractEventLoop]]:
+    stop, ready = Stop(), Future[tuple[str, asyncio.AbstractEventLoop]]()
+
+    def told(url: str) -> None:
+        ready.set_result((url, asyncio.get_running_loop()))
+
+    app = build(backend, Intake(), stop, metrics)
+    arguments = {"stop": stop, "port": 0, "on_ready": told}
+    thread = threading.Thread(target=server.run, args=(app,), kwargs=arguments)
+    thread.start()
+    try:
+        yield ready.result(60)
+    finally:
+        stop.ask(grace=False)
+        thread.join()
+
+
+def measure(
+    bundle: Bundle, runner: Runner, image: bytes, setting: str, *, pairs: int, rounds: int, at_once: int
+) -> dict[str, Any]:
+    """Milliseconds that HTTP adds to an answer, and its share of the answers a second at saturation.
+
+    Args:
+        pairs: answers one after the other, each way, in turns.
+        rounds: of `pairs` answers each way with `at_once` under way.
+    """
+    if setting not in bundle.settings.names:
+        raise MetastableError(f"--setting must be one of {', '.join(bundle.settings.names)}")
+    metrics = Metrics(settings=bundle.settings.names)
+    backend = Local(bundle, runner, metrics)
+    with _listening(backend, metrics) as (url, loop):
+        there = _There(backend, loop, image, RequestOptions(setting, 3, None, None))
+        with httpx.Client(trust_env=False, timeout=300) as client:
+            address = f"{url}/classify?setting={setting}"
+
+            def over_http() -> float:
+                return _timed(lambda: client.post(address, content=image).raise_for_status())
+
+            for ask in (there.one, over_http):
+                ask()
+            one = [(there.one(), over_http()) for _ in tqdm(range(pairs), desc="pairs")]
+        many = [
+            (there.many(pairs, at_once), asyncio.run(_many(address, image, pairs, at_once)))
+            for _ in tqdm(range(rounds), desc="rounds")
+        ]
+    added = [1e3 * (http - direct) for direct, http in one]
+    return {
+        "setting": setting,
+        "pairs": pairs,
+        "ms_direct": round(1e3 * statistics.median(direct for direct, _ in one), 3),
+        "ms_added": round(statistics.median(added), 3),
+        "ms_added_quartiles": [round(value, 3) for value in statistics.quantiles(added)[::2]],
+        "at_once": at_once,
+        "throughput": round(statistics.median(direct / http for direct, http in many), 4),
+        "throughputs": [round(direct / http, 4) for direct, http in many],
+    }
+
+
+class _There:
+    """The backend without HTTP, asked on the loop that it belongs to; seconds."""
+
+    def __init__(
+        self, backend: Local, loop: asyncio.AbstractEventLoop, image: bytes, options: RequestOptions
+    ) -> None:
+        self._loop, self._image, self._options = loop, image, options
+        self._answerer = Answerer(backend, Decoder(ImageLimits(), threads=2))
+
+    def one(self) -> float:
+        return asyncio.run_coroutine_threadsafe(self._timed(), self._loop).result()
+
+    def many(self, count: int, at_once: int) -> float:
+        return asyncio.run_coroutine_threadsafe(_crowd(self._one, count, at_once), self._loop).result()
+
+    async def _timed(self) -> float:
+        started = time.perf_counter()
+        await self._one()
+        return time.perf_counter() - started
+
+    async def _one(self) -> None:
+        found = await self._answerer.one(uuid.uuid4().hex, self._image, self._options, time.monotonic())
+        if found.refusal is not None:
+            raise MetastableError(f"an answer was refused: {found.refusal.message}")
+
+
+async def _many(url: str, image: bytes, count: int, at_once: int) -> float:
+    limits = httpx.Limits(max_connections=at_once)
+    async with httpx.AsyncClient(trust_env=False, timeout=300, limits=limits) as client:
+
+        async def one() -> None:
+            (await client.post(url, content=image)).raise_for_status()
+
+        return await _crowd(one, count, at_once)
+
+
+async def _crowd(ask: Callable[[], Awaitable[None]], count: int, at_once: int) -> float:
+    """Seconds of `count` questions with so many under way."""
+    left = iter(range(count))
+
+    async def worker() -> None:
+        for _ in left:
+            await ask()
+
+    started = time.perf_counter()
+    await asyncio.gather(*(worker() for _ in range(at_once)))
+    return time.perf_counter() - started
+
+
+def _timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
