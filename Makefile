@@ -19,10 +19,10 @@ serve: $(READY) $(ARCHIVE)
 	@$(COMMAND) serve --archive $(ARCHIVE) --sample samples/cat.png $(ARGS)
 
 test: $(READY)
-	@$(ONE_THREAD) $(PY) -m pytest $(ARGS)
+	@$(ONE_THREAD) $(PY) -m pytest -n auto --dist loadgroup $(ARGS)
 
 quick: $(READY)
-	@$(ONE_THREAD) $(PY) -m pytest -m fast -n auto --dist worksteal $(ARGS)
+	@$(ONE_THREAD) $(PY) -m pytest -m fast -n auto --dist loadgroup $(ARGS)
 
 check: $(READY)
 	@$(VENV)/bin/ruff check .

@@ -42,6 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid} is marked {' and '.join(found)}: leave one of them")
         if not found:
             item.add_marker("fast")
+        # A worker of pytest-xdist takes whole files, for their fixtures; one takes all servers, one by one.
+        item.add_marker(pytest.mark.xdist_group("server" if found == ["server"] else item.path.as_posix()))
 
 
 @pytest.hookimpl(tryfirst=True)  # before fixtures start anything

@@ -110,9 +110,9 @@ responseTimeout: 120
 def build_archive(folder: Path, initialize: str = "pass") -> Path:
     """A .mar with a tiny handler that runs `initialize` first."""
     (folder / "packing").mkdir()
-    for name in ("handlers/metrics.py", "metastable/errors.py"):  # what the handler imports
+    for name in ("metastable/serving/metrics.py", "metastable/errors.py"):  # what the handler imports
         copy = folder / "extra" / name
-        copy.parent.mkdir(parents=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(REPOSITORY / name, copy)
         (copy.parent / "__init__.py").touch()
     (folder / "tiny.py").write_text(HANDLER.format(initialize=initialize))
