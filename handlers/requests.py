@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from handlers.door import Claim
 from metastable.engine.admission import Permit
 from metastable.engine.inspection import Raw
+from metastable.errors import MetastableError, RequestError
 from metastable.images import DecodedImage
 from metastable.serving.options import RequestOptions
 
@@ -31,12 +35,16 @@ class Response:
 
 @dataclass(frozen=True)
 class New:
-    """A request whose options are read, and whose turn has not come."""
+    """A request whose options are read, and whose turn has not come.
+
+    `received` is when the door sent it, if one did.
+    """
 
     id: str
     data: bytes
     options: RequestOptions
     received: float
+    claim: Claim
 
     @property
     def deadline(self) -> float | None:
@@ -52,8 +60,18 @@ class Held:
     id: str
     options: RequestOptions
     permit: Permit
+    job: str | None
     image: DecodedImage
     received: float
     deadline: float | None
     seconds: dict[str, float]
     raw: Raw = field(init=False)  # from `_inspect`, before anything else is done with it
+
+
+def refused(id: str, error: MetastableError) -> Response:
+    """A JSON error; its message is shown to the client."""
+    headers = {}
+    if isinstance(error, RequestError) and error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    body = {"error": {"code": error.code, "message": str(error)}, "request_id": id}
+    return Response(error.status, json.dumps(body), headers)
