@@ -68,6 +68,7 @@ class Supervised:
         self.left: list[int] = []
         """Processes that could not be killed."""
         self._keeper: asyncio.Task[None] | None = None
+        self._clearing: asyncio.Task[list[int]] | None = None
 
     async def __aenter__(self) -> Supervised:
         self._control.mkdir(mode=0o700, exist_ok=True)
@@ -85,6 +86,8 @@ class Supervised:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
+        if self._clearing is not None:  # it may have been under way already, and is not to be cut short
+            self.left = await self._clearing
 
     async def until_ready(self, timeout: float) -> None:
         """Return when it predicts; Failed if it ended, cannot load the model, or takes longer."""
@@ -121,7 +124,8 @@ class Supervised:
         try:
             return await self._until_it_fails(group)
         finally:
-            self.left = await asyncio.shield(asyncio.to_thread(group.stop, self._at_once))
+            self._clearing = asyncio.create_task(asyncio.to_thread(group.stop, self._at_once))
+            self.left = await asyncio.shield(self._clearing)
 
     async def _until_it_fails(self, group: ServerGroup) -> tuple[str, bool]:
         """What went wrong, and whether it had been ready for STEADY seconds."""
