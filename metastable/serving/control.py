@@ -67,4 +67,5 @@ def _all(kind: type[MetastableError]) -> Iterator[type[MetastableError]]:
         yield from _all(narrower)
 
 
-_KINDS = {kind.code: kind for kind in _all(MetastableError)}
+# Classes that share their parent's code are not for clients to tell apart.
+_KINDS = {kind.code: kind for kind in _all(MetastableError) if "code" in vars(kind)}

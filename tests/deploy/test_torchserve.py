@@ -214,7 +214,7 @@ def test_the_real_one_answers_lets_go_and_comes_back(tmp_path: Path) -> None:
                 assert (await ask("none")).body["class"] == "cat"
 
     asyncio.run(main())
-    assert said == ["TorchServe ended by itself: starting it again in 1 s"]
+    assert said == ["TorchServe ended by itself: starting it again in 1 s"], run.log_tail()
     run.close()
     children = [one for one in psutil.Process(os.getpid()).children(recursive=True) if "java" in one.name()]
     assert children == []
