@@ -26,8 +26,12 @@ from metastable.serving.control import JOB_HEADER, PERMIT_HEADER, SENT_HEADER, d
 from metastable.serving.options import Allowed
 from metastable.settings import Setting
 
-KEPT = 30.0
-"""Seconds that a permit waits for its request, and that the name of one given up is remembered."""
+KEPT = 60.0
+"""Seconds that a permit waits for its request, and that the name of one given up is remembered.
+
+Longer than the work that may wait before it, 30 s.  The door gives back what it does not use: this is for
+what it forgets.
+"""
 LONGEST_WAIT = 600.0  # seconds that a request may have been under way before it came here
 
 

@@ -132,7 +132,7 @@ class TorchServe:
         for worker in self._workers.values():
             worker.close()
         self._workers.clear()
-        await self._exchange.close()
+        self._exchange.close()
 
     # --- one prediction ------------------------------------------------------------------------
 

@@ -74,6 +74,7 @@ class FakeTorchServe:
     def __init__(self) -> None:
         self.behaviour: Behaviour = answers
         self.seen: list[tuple[dict[str, str], bytes]] = []
+        self.raw: bytes | None = None  # what it sends in the place of an answer, before it leaves
         self.inside = self.most_inside = 0
         self._connections: set[asyncio.Task[Any]] = set()
         self._server: asyncio.Server | None = None
@@ -114,6 +115,9 @@ class FakeTorchServe:
         finally:
             self.inside -= 1
         if answer is None:
+            return False
+        if self.raw is not None:
+            writer.write(self.raw)
             return False
         status, more, data = answer
         head = [

@@ -287,3 +287,45 @@ def test_closing_finishes_what_it_has_time_for(tmp_path: Path, drain: float) -> 
             go.set()
 
     asyncio.run(main())
+
+
+def test_connections_are_kept_and_those_that_ended_are_not(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as world:
+            idle = world.backend._exchange._idle
+            await ask(world)
+            kept = list(idle)
+            await ask(world)
+            assert idle == kept
+            await asyncio.gather(*(ask(world) for _ in range(3)))
+            assert len(idle) <= 3
+            # One that the other side closed meanwhile is not used again, and nobody notices.
+            await world.server.stop()
+            await world.listen()
+            await world.until(lambda: not any(one.reusable() for one in idle))
+            await ask(world)
+            assert len(idle) == 1
+            # Nor is one that says so.
+            world.server.behaviour = says(422, OURS, connection="close")
+            with pytest.raises(Overloaded):
+                await ask(world)
+            assert idle == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nshort"]
+)
+def test_what_is_no_http_is_unavailable(tmp_path: Path, garbage: bytes) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as world:
+            await world.server.stop()
+            (tmp_path / "inference.sock").unlink(missing_ok=True)
+            world.server.raw = garbage
+            await world.listen()
+            with pytest.raises(Unavailable):
+                await ask(world)
+            assert world.backend._exchange._idle == []
+
+    asyncio.run(main())
