@@ -30,7 +30,8 @@ from PIL import Image
 from metastable.errors import MetastableError
 
 SOCKET_PATH_LIMIT = 100  # bytes; Linux allows 107, macOS 103
-_LONGEST_SOCKET_NAME = "/management.sock"
+_LONGEST_SOCKET_NAME = "/control/4194304.sock"
+_MOST_BEHIND_THE_DOOR = 64 * 2**20  # bytes of a request: the door has bounded it, these are exact pixels
 
 
 class Refused(MetastableError):
@@ -39,10 +40,13 @@ class Refused(MetastableError):
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the server listens: one IPv4 address, the rest is always on loopback."""
+    """Where TorchServe listens; its own metrics are always on loopback.
 
-    host: str
-    port: int
+    Attributes:
+        inference: `http://`, an IPv4 address and a port; or `unix:` and a path that the door alone reaches.
+    """
+
+    inference: str
     torchserve_metrics_port: int
 
 
@@ -115,13 +119,15 @@ class RunFolder:
         """Write the copy of the template that TorchServe reads."""
         store = archive.parent
         values = {
-            "inference_address": f"http://{addresses.host}:{addresses.port}",
+            "inference_address": addresses.inference,
             "management_address": f"unix:{self.scratch}/management.sock",
             "metrics_address": f"http://127.0.0.1:{addresses.torchserve_metrics_port}",
             "model_store": str(store),
             "load_models": f"metastable={archive.name}",
             "allowed_urls": allowed_urls(store),
         }
+        if addresses.inference.startswith("unix:"):
+            values["max_request_size"] = str(_MOST_BEHIND_THE_DOOR)
         self.config.write_text(effective(template.read_text(encoding="utf-8"), values), encoding="utf-8")
 
     def sample(self, given: Path | None) -> Path:

@@ -29,11 +29,11 @@ from deploy import engines, java
 from deploy.process import ServerGroup
 from deploy.readiness import Failed, Prober
 from deploy.run_folder import Addresses, Refused, RunFolder
+from deploy.starting import FAILED_LOADS, start
 from metastable import console
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROGRESS_SECONDS = 5.0
-FAILED_LOADS = 5  # a worker that died so often while loading will not recover
 
 
 class StopRequests:
@@ -117,39 +117,6 @@ def check_ports(wanted: Sequence[tuple[str, str, int]]) -> None:
                 raise Refused(f"port {port} on {host} {why}: choose another with {flag}") from None
 
 
-def worker_environment(run: RunFolder, java_home: Path, metrics_port: int) -> dict[str, str]:
-    """The environment of the JVM and the workers.
-
-    TS_... is dropped: TS_CONFIG_FILE would silently win over the configuration written here.
-    So is PYTHONPATH: TorchServe puts it before the archive, whose own library is the one to serve.
-    """
-    dropped = ("TS_", "PYTHONPATH")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    return kept | {
-        "JAVA_HOME": str(java_home),
-        "LOG_LOCATION": str(run.logs),
-        "METRICS_LOCATION": str(run.logs),
-        "TEMP": str(run.scratch),
-        "TMPDIR": str(run.scratch),
-        "PROMETHEUS_MULTIPROC_DIR": str(run.metrics),
-        "METASTABLE_METRICS_PORT": str(metrics_port),
-        "METASTABLE_RUNNER_CACHE": str(run.runner_cache),
-    }
-
-
-def start(run: RunFolder, archive: Path, java_home: Path, metrics_port: int) -> ServerGroup:
-    """Start TorchServe on the configuration in the run folder."""
-    arguments = ["--start", "--foreground", "--no-config-snapshots"]
-    arguments += ["--ts-config", str(run.config), "--model-store", str(archive.parent)]
-    arguments += ["--log-config", str(Path(__file__).with_name("log4j2.xml"))]
-    return ServerGroup(
-        arguments,
-        folder=run.root,
-        environment=worker_environment(run, java_home, metrics_port),
-        console=run.logs / "console.log",
-    )
-
-
 def wait_until_ready(
     group: ServerGroup, run: RunFolder, prober: Prober, timeout: float, stop: StopRequests
 ) -> bool:
@@ -215,7 +182,7 @@ def serve(chosen: argparse.Namespace) -> int:
     run = RunFolder(chosen.run_dir)
     try:
         sample = run.sample(chosen.sample)
-        addresses = Addresses(chosen.host, chosen.port, chosen.torchserve_metrics_port)
+        addresses = Addresses(f"http://{chosen.host}:{chosen.port}", chosen.torchserve_metrics_port)
         run.write_config(REPOSITORY / "config.properties", chosen.archive, addresses)
         if stop.wait(0):
             say("stopped before the server was started")

@@ -10,7 +10,9 @@ has not been answered (see handlers.continuous).
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,16 +21,22 @@ from typing import Any
 import torch
 
 from handlers import continuous
+from handlers.control import Control
 from handlers.requests import Request, Response
 from handlers.runner import runner_for
 from handlers.service import Service
 from metastable import bundle
 from metastable.engine.runners import artifacts
 from metastable.errors import PHRASES
+from metastable.images import ImageLimits
+from metastable.serving import control
 from metastable.serving.configuration import Configuration
 from metastable.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
+
+QUEUE = 64  # job_queue_size of config.properties, which holds where the archive names none
+EXACT_HEADER = 256  # bytes of a .npy file before its samples, and more
 
 
 class MetastableHandler:
@@ -36,6 +44,7 @@ class MetastableHandler:
 
     def __init__(self) -> None:
         self._service: Service | None = None
+        self._control: Control | None = None
         self._continuous = False
 
     def initialize(self, context: Any) -> None:
@@ -57,11 +66,13 @@ class MetastableHandler:
             metrics,
             runner_for(loaded, exported, chosen.runner, threads),
             allow_seed=chosen.allow_seed,
-            limits=chosen.image_limits,
+            limits=_limits(chosen.image_limits, loaded.shape),
             engine_limits=chosen.engine_limits,
         )
         if self._continuous:
             continuous.install()
+        if sockets := os.environ.get(control.FOLDER):
+            self._control = Control(Path(sockets), self._service.open(int(config.get("jobQueueSize", QUEUE))))
         if port := os.environ.get("METASTABLE_METRICS_PORT"):
             metrics.serve(int(port))
 
@@ -73,6 +84,17 @@ class MetastableHandler:
         ]
         responses = (self._service.step if self._continuous else self._service.answer)(requests)
         return [None if r is None else _send(context, i, r) for i, r in enumerate(responses)]
+
+
+def _limits(limits: ImageLimits, shape: tuple[int, int, int]) -> ImageLimits:
+    """Behind the door, which has decoded the image, its exact pixels are never too many."""
+    if control.FOLDER not in os.environ:
+        return limits
+    return dataclasses.replace(
+        limits,
+        max_bytes=max(limits.max_bytes, EXACT_HEADER + 4 * math.prod(shape)),
+        max_pixels=max(limits.max_pixels, math.prod(shape[1:])),
+    )
 
 
 def _headers(context: Any, index: int) -> dict[str, str]:

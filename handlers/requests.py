@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from handlers.door import Claim
 from metastable.engine.admission import Permit
 from metastable.engine.inspection import Raw
 from metastable.images import DecodedImage
@@ -31,12 +32,16 @@ class Response:
 
 @dataclass(frozen=True)
 class New:
-    """A request whose options are read, and whose turn has not come."""
+    """A request whose options are read, and whose turn has not come.
+
+    `received` is when the door sent it, if one did.
+    """
 
     id: str
     data: bytes
     options: RequestOptions
     received: float
+    claim: Claim
 
     @property
     def deadline(self) -> float | None:
@@ -52,6 +57,7 @@ class Held:
     id: str
     options: RequestOptions
     permit: Permit
+    job: str | None
     image: DecodedImage
     received: float
     deadline: float | None

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from handlers.door import Claim, Door
 from handlers.requests import Held, New, Request, Response
 from metastable.bundle import Bundle
 from metastable.engine import assembly
@@ -25,7 +26,7 @@ from metastable.engine.engine import LATE, EngineLimits
 from metastable.engine.inspection import Inspector
 from metastable.engine.job import Answer, Job
 from metastable.engine.runners import Runner
-from metastable.errors import Cancelled, DeadlineExceeded, MetastableError
+from metastable.errors import Cancelled, DeadlineExceeded, MetastableError, RequestError
 from metastable.images import ImageLimits, decode
 from metastable.pixels import at_most
 from metastable.serving import judging
@@ -36,6 +37,7 @@ from metastable.serving.refusals import Refusal
 from metastable.settings import Setting
 
 ARRIVALS = 0.1  # seconds of a step that new requests may take; the rest wait for the next one
+GIVEN_UP = "the request was given up"
 LOOKS, LOOK_PIXELS = 32, 2**15
 """Images that are looked at together, and their pixels in all, if it is more than one."""
 
@@ -85,7 +87,17 @@ class Service:
         )
         self._new: dict[str, New] = {}
         self._held: dict[str, Held] = {}
+        self._door: Door | None = None
         metrics.model(bundle.name, bundle.version, bundle.digest)
+
+    def open(self, window: int) -> Door:
+        """What it keeps for the door, whose headers count from now on: nobody else may reach the service.
+
+        Args:
+            window: requests that TorchServe may hold, those in its queue among them.
+        """
+        self._door = Door(self._engine, self._bundle, self._policy, self._runner.name, window)
+        return self._door
 
     def step(self, requests: Sequence[Request]) -> list[Response | None]:
         """One segment of work: a response for every request that has ended, in order, else None.
@@ -98,6 +110,7 @@ class Service:
         self._let_go({request.id for request in requests})
         known = self._held.keys() | self._new.keys()
         responses = self._read([r for r in requests if r.id not in known], received)
+        responses |= self._give_up()
         responses |= self._admit_new(received + ARRIVALS)
         self._engine.advance()
         for outcome in self._engine.collect():
@@ -124,18 +137,36 @@ class Service:
         for gone in set(self._held) - here:
             self._engine.cancel(gone)
         for gone in set(self._new) - here:
-            new = self._new.pop(gone)
-            self._refuse(new.id, new.options.setting, new.received, Cancelled("the request was given up"))
+            self._drop(self._new[gone], Cancelled(GIVEN_UP))
+
+    def _give_up(self) -> dict[str, Response]:
+        """End what the door gave up, but TorchServe still waits for; the responses to those that are new."""
+        responses: dict[str, Response] = {}
+        gone = self._door.given_up() if self._door is not None else frozenset[str]()
+        for held in self._held.values() if gone else ():
+            if held.job in gone:
+                self._engine.cancel(held.id)
+        for new in [new for new in self._new.values() if gone and new.claim.job in gone]:
+            responses[new.id] = self._drop(new, Cancelled(GIVEN_UP))
+        return responses
+
+    def _drop(self, new: New, error: RequestError) -> Response:
+        """The response to a request that ends before its image is decoded."""
+        del self._new[new.id]
+        new.claim.release()
+        return self._refuse(new.id, new.options.setting, new.received, error)
 
     def _read(self, requests: Sequence[Request], received: float) -> dict[str, Response]:
         """Read the options of requests that are new; the responses to those that are at fault."""
         responses = {}
         for request in requests:
+            claim = Claim(request.headers) if self._door is None else self._door.claim(request.headers)
             try:
                 data, fields = options_module.split_body(request.row)
-                chosen = options_module.parse(request.headers, fields, self._policy)
-                self._new[request.id] = New(request.id, data, chosen, received)
+                chosen = options_module.parse(claim.headers, fields, self._policy)
+                self._new[request.id] = New(request.id, data, chosen, received - claim.waited, claim)
             except Exception as error:
+                claim.release()
                 responses[request.id] = self._refuse(request.id, "none given", received, error)
         return responses
 
@@ -143,16 +174,13 @@ class Service:
         """Admit new requests until `ends`, at least one; the responses to those that end with that."""
         responses = {}
         for late in [new for new in self._new.values() if new.deadline and new.deadline <= self._clock()]:
-            del self._new[late.id]
-            responses[late.id] = self._refuse(
-                late.id, late.options.setting, late.received, DeadlineExceeded(LATE)
-            )
+            responses[late.id] = self._drop(late, DeadlineExceeded(LATE))
         while self._new:
             held: list[Held] = []
             while self._new and len(held) < self._looks:
                 new = self._new.pop(next(iter(self._new)))
                 try:
-                    held.append(self._decode(new, self._engine.admit(self._setting(new.options))))
+                    held.append(self._decode(new, self._permit(new)))
                 except Exception as error:
                     responses[new.id] = self._refuse(new.id, new.options.setting, new.received, error)
                 if self._clock() >= ends:
@@ -185,6 +213,11 @@ class Service:
                 responses[held.id] = self._refuse(held.id, held.options.setting, held.received, error)
         return responses
 
+    def _permit(self, new: New) -> Permit:
+        """The one that the door got for it, if it is for this setting, else another one."""
+        setting = self._setting(new.options)
+        return new.claim.permit_for(setting) or self._engine.admit(setting)
+
     def _setting(self, options: RequestOptions) -> Setting:
         return self._bundle.settings[options.setting]
 
@@ -203,7 +236,7 @@ class Service:
             permit.release()
             raise
         decoding = {"decode": self._clock() - started}
-        return Held(new.id, new.options, permit, image, new.received, new.deadline, decoding)
+        return Held(new.id, new.options, permit, new.claim.job, image, new.received, new.deadline, decoding)
 
     def _inspect(self, new: list[Held]) -> None:
         started = self._clock()

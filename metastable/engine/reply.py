@@ -50,13 +50,18 @@ def reply(bundle: Bundle, verdict: Verdict, *, top_k: int, image: DecodedImage) 
                 "flagged": verdict.shifted,
             },
         },
-        "image": {
-            "format": image.format,
-            "original_size": list(image.original_size),
-            "resized": image.resized,
-            "notes": list(image.notes),
-        },
+        "image": of_image(image),
         "model": {"name": bundle.name, "version": bundle.version, "digest": bundle.digest},
+    }
+
+
+def of_image(image: DecodedImage) -> dict[str, Any]:
+    """What is said of what was sent."""
+    return {
+        "format": image.format,
+        "original_size": list(image.original_size),
+        "resized": image.resized,
+        "notes": list(image.notes),
     }
 
 

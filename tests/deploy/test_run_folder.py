@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[2]
 def written_config(tmp_path: Path, host: str = "127.0.0.1") -> tuple[str, dict[str, str], RunFolder]:
     run = RunFolder(tmp_path / "run")
     archive = tmp_path / "store" / "metastable.mar"
-    run.write_config(REPOSITORY / "config.properties", archive, Addresses(host, 18080, 18082))
+    run.write_config(REPOSITORY / "config.properties", archive, Addresses(f"http://{host}:18080", 18082))
     text = run.config.read_text()
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     return text, dict(line.split("=", 1) for line in lines), run
