@@ -126,7 +126,7 @@ def _opened(chosen: argparse.Namespace) -> Iterator[tuple[Bundle, Artifacts, Con
     named = {"runner": chosen.runner, "threads": chosen.threads, "allow_seed": chosen.allow_seeds}
     given = {name: value for name, value in named.items() if value is not None}
     if chosen.bundle is not None:
-        yield bundles.load(shipped.path(chosen.bundle)), {}, Configuration.of(_PHOTOGRAPH | given)
+        yield bundles.load(shipped.folder(chosen.bundle)), {}, Configuration.of(_PHOTOGRAPH | given)
         return
     with tempfile.TemporaryDirectory(prefix="metastable-") as place:
         folder = Path(place)

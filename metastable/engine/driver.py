@@ -130,7 +130,7 @@ class Driver:
                 self._engine.cancel(id)
             self._engine.advance()
             self._deliver()
-            if draining and not self._engine.held:
+            if draining and not self._engine.held and not self._calls:
                 return
 
     def _call(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from metastable.images.limits import ImageLimits, check_size
 from metastable.images.raster import Raster
 
 _MAX_SCANS = 50  # a progressive JPEG has about 10; each is a pass over all pixels for a few bytes of file
+_MAX_SEGMENTS, _MAX_CHUNKS = 10_000, 100_000
+# A marker with a body: no filler, no stuffed byte, no restart.
+_SEGMENT = re.compile(rb"(?s)\xff([^\x00\x01\xff\xd0-\xd8])")
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _JPEG_KEPT = {*_SOF, 0xC4, 0xCC, 0xDB, 0xDD, 0xE0, 0xEE}  # frame, tables, restarts, JFIF, Adobe
 # EXIF orientation: steps along rows and columns, after swapping the axes if it is above 4.
@@ -98,7 +102,9 @@ def _parse_png(data: bytes, limits: ImageLimits) -> _File:
 def _png_chunks(data: bytes) -> dict[bytes, bytes]:
     """The first chunk of each kind up to IEND, and all IDATs; struct.error or ValueError if damaged."""
     at, chunks, pixels = 8, dict[bytes, bytes](), list[bytes]()
-    while b"IEND" not in chunks:
+    for _ in range(_MAX_CHUNKS):
+        if b"IEND" in chunks:
+            return {**chunks, b"IDAT": b"".join(pixels)}
         length, name = struct.unpack_from(">I4s", data, at)
         chunk = data[at : at + 12 + length]
         # Pillow checks no checksum of pixels, so a damaged image would pass for another one.
@@ -109,16 +115,17 @@ def _png_chunks(data: bytes) -> dict[bytes, bytes]:
         if name == b"IDAT":
             pixels.append(chunk)
         at += len(chunk)
-    return {**chunks, b"IDAT": b"".join(pixels)}
+    raise ValueError("more chunks than any picture has")
 
 
 def _parse_jpeg(data: bytes, limits: ImageLimits) -> _File:
     kept, size, exif, at = [b"\xff\xd8"], None, b"", 2
-    while True:
-        at = data.index(b"\xff", at) + 1
+    for _ in range(_MAX_SEGMENTS):
+        found = _SEGMENT.search(data, at)
+        if found is None:
+            raise ValueError("no scan")
+        at = found.start(1)
         marker = data[at]
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:  # filler, or a marker without a body
-            continue
         if marker == 0xDA:
             break
         end = at + 1 + int(struct.unpack_from(">H", data, at + 1)[0])
@@ -132,6 +139,8 @@ def _parse_jpeg(data: bytes, limits: ImageLimits) -> _File:
         if marker in _JPEG_KEPT:
             kept.append(data[at - 1 : end])
         at = end
+    else:
+        raise ValueError("more segments than any picture has")
     if size is None:
         raise ValueError("no frame")
     if data.count(b"\xff\xda", at - 1) > _MAX_SCANS:

@@ -18,7 +18,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -130,9 +130,18 @@ class Metrics:
 
     def engine(self, requests: int, backlog: float, chains: int) -> None:
         """A segment ran with this many requests held; seconds of work and chains are left."""
-        self._batch.observe(requests)
+        self.batch(requests)
         self._backlog.set(backlog)
         self._slots.set(chains)
+
+    def batch(self, requests: int) -> None:
+        """So many requests are held."""
+        self._batch.observe(requests)
+
+    def follow(self, backlog: Callable[[], float], chains: Callable[[], float]) -> None:
+        """Ask for these two whenever they are read; of a process that shares its metrics with no other."""
+        self._backlog.set_function(backlog)
+        self._slots.set_function(chains)
 
     def verdict(self, counted: Counted) -> None:
         """One verdict was given.  Adding 0 makes a series exist, so that a rate can be taken before."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from metastable.errors import InvalidImage, RequestError, TooLarge
-from metastable.images import ImageLimits, decode
+from metastable.images import ImageLimits, decode, pixels_of
 from tests.image_files import (
     FILES,
     PNG_MAGIC,
@@ -119,6 +119,23 @@ def test_many_tiny_pixel_chunks() -> None:
     length = struct.unpack_from(">I", whole, at)[0]
     pieces = [chunk(b"IDAT", whole[at + 8 + i : at + 9 + i]) for i in range(length)]
     assert torch.equal(decode(whole[:at] + b"".join(pieces) + chunk(b"IEND", b"")).pixels, expected(RGB))
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff" * 20_000_000, b"\xff\xe1\x00\x02" * 4_000_000], ids=["filler", "segments"]
+)
+def test_a_jpeg_of_headers_alone_is_refused_by_those(data: bytes) -> None:
+    assert pixels_of(b"\xff\xd8" + data) == 0
+    limits = ImageLimits(max_bytes=30_000_000)
+    with pytest.raises(InvalidImage):
+        decode(b"\xff\xd8" + data, limits=limits)
+
+
+def test_a_png_of_chunks_alone_is_refused() -> None:
+    whole = FILES["png"]
+    empty = chunk(b"teXt", b"")
+    with pytest.raises(InvalidImage):
+        decode(whole[:33] + empty * 100_000 + whole[33:])
 
 
 def test_very_long_image() -> None:

@@ -80,6 +80,7 @@ class Local:
             runner.name,
         )
         metrics.model(bundle.name, bundle.version, bundle.digest)
+        metrics.follow(lambda: self._engine.backlog, lambda: self._engine.chains.used)
 
     @property
     def ready(self) -> bool:
@@ -110,7 +111,7 @@ class Local:
             runner=self.served.runner,
             metrics=self._metrics,
         )
-        self._metrics.engine(self._engine.held, self._engine.backlog, self._engine.chains.used)
+        self._metrics.batch(self._engine.held)
         return Judged(body, {"anomaly": looked} | answer.seconds)
 
     async def close(self, drain: float) -> None:

@@ -21,7 +21,7 @@ from metastable.serving.door.clients import Counts, Proxies
 from metastable.serving.door.identity import Headers, field
 from metastable.serving.door.refusals import Refusal
 
-FREE = ("/livez", "/readyz")
+FREE = ("/livez", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready")
 """Paths that answer everybody at any time."""
 SHORTEST = 32
 """Characters of a key at least."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Answerer:
         """The outcome of an image; never raises for what it contains.
 
         Args:
-            id: of the request that the image came in, and unique.
+            id: of the request that the image came in, as the client is told it.
             received: when that began, on `time.monotonic`: what it waited counts.
         """
         try:
@@ -70,7 +71,9 @@ class Answerer:
             started = time.monotonic()
             image = await self._decoder(data, self._backend.served, deadline)
             seconds = {"decode": time.monotonic() - started}
-            judged = await self._backend.ask(Question(id, image, options, deadline), room)
+            # Two clients may have named their requests alike: the engine's name for one is ours alone.
+            question = Question(secrets.token_hex(16), image, options, deadline)
+            judged = await self._backend.ask(question, room)
         seconds |= judged.seconds
         seconds["total"] = time.monotonic() - received
         return judged.body | {"request_id": id, "timings_ms": judging.milliseconds(seconds)}

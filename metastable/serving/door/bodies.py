@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from metastable.errors import MalformedRequest, Overloaded, TooLarge, UnsupportedImage
 
 ENCODINGS = ("gzip", "deflate", "identity")
-_PIECE = 2**18
+_PIECE = 2**16
+_MEMBERS = 1000
 
 
 class Budget:
@@ -79,20 +80,23 @@ def plain(body: bytes, encoding: str, share: Share, limit: int) -> bytes:
         raise UnsupportedImage(f"the Content-Encoding is not supported: use {' or '.join(ENCODINGS)}")
     if encoding == "identity":
         return body
-    found, rest = bytearray(), body
+    found, at, members = bytearray(), 0, 0
     try:
-        while rest:
+        while at < len(body):
+            if (members := members + 1) > _MEMBERS:
+                raise MalformedRequest(f"the body has more than {_MEMBERS} {encoding} streams: send one")
             reader = zlib.decompressobj(wbits=31 if encoding == "gzip" else 15)
             while not reader.eof:
-                piece = reader.decompress(rest, _PIECE)
-                if not piece and not reader.unconsumed_tail and not reader.eof:
+                given = reader.unconsumed_tail or body[at : at + _PIECE]
+                if not given:
                     raise zlib.error("truncated")
+                at += 0 if reader.unconsumed_tail else len(given)
+                piece = reader.decompress(given, _PIECE)
                 share.take(len(piece))
                 found += piece
                 if len(found) > limit:
                     raise _too_large(limit)
-                rest = reader.unconsumed_tail
-            rest = reader.unused_data  # gzip files may follow one another
+            at -= len(reader.unused_data)  # gzip files may follow one another
     except zlib.error:
         raise MalformedRequest(f"the body is no whole {encoding} stream: send it again") from None
     return bytes(found)

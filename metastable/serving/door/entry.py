@@ -19,6 +19,7 @@ from metastable.serving.door.answering import Answerer, Outcome, while_there
 from metastable.serving.door.bodies import Budget
 from metastable.serving.door.decoding import Decoder
 from metastable.serving.door.intake import Intake
+from metastable.serving.door.requests import once
 from metastable.serving.metrics import Metrics
 from metastable.serving.options import Allowed, RequestOptions
 from metastable.serving.refusals import Refusal
@@ -49,6 +50,7 @@ class Door:
         self.budget = Budget(intake.bodies)
         self.decoder = Decoder(intake.image, threads=intake.threads)
         self.answerer = Answerer(backend, self.decoder)
+        self._unpacking = asyncio.Lock()
 
     @property
     def allowed(self) -> Allowed:
@@ -95,8 +97,18 @@ class Door:
         limit, headers = self.intake.body, request.headers
         bodies.check_length(headers.get("content-length"), limit)
         body = await bodies.read(request.stream(), share, limit)
-        encoding = headers.get("content-encoding", "")
-        return await aside(body, lambda: bodies.plain(body, encoding, share, limit))
+        encoding = ", ".join(headers.getlist("content-encoding"))
+        return await self.aside(body, lambda: bodies.plain(body, encoding, share, limit))
+
+    async def aside(self, body: bytes, work: Callable[[], T]) -> T:
+        """What `work` on a body returns or raises: of a large one in a thread, one after the other.
+
+        JSON in memory takes many times its bytes.
+        """
+        if len(body) < _ASIDE:
+            return work()
+        async with self._unpacking:
+            return await asyncio.to_thread(work)
 
     def count(self, setting: str, codes: Sequence[str], received: float) -> None:
         """Note what became of the images of a request: `ok`, or the code of an error."""
@@ -104,8 +116,9 @@ class Door:
             self.metrics.request(setting, code, time.monotonic() - received)
 
     async def _parts(self, request: Request, share: bodies.Share) -> parts.Parts:
-        body, kind = await self.body(request, share), request.headers.get("content-type", "")
-        return await aside(body, lambda: parts.of_body(body, kind, self.intake.images))
+        body = await self.body(request, share)
+        kind = once(request, "content-type")
+        return await self.aside(body, lambda: parts.of_body(body, kind, self.intake.images))
 
     def _options(self, request: Request, found: parts.Parts) -> RequestOptions:
         return options.parse(requests.headers_of(request), found.options, self.allowed)
@@ -116,11 +129,6 @@ class Door:
         if found.several:
             return await self.answerer.several(id, found.images, chosen, received)
         return [await self.answerer.one(id, found.images[0], chosen, received)]
-
-
-async def aside(body: bytes, work: Callable[[], T]) -> T:
-    """What `work` on a body returns or raises: of a large one in a thread."""
-    return work() if len(body) < _ASIDE else await asyncio.to_thread(work)
 
 
 def _sent(outcomes: list[Outcome], *, several: bool, id: str) -> Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import time
 from typing import Any
@@ -16,7 +15,7 @@ from metastable.serving import options
 from metastable.serving.door import schemas, tensors
 from metastable.serving.door.answering import while_there
 from metastable.serving.door.entry import Door
-from metastable.serving.door.requests import headers_of, request_id
+from metastable.serving.door.requests import headers_of, once, request_id
 from metastable.serving.refusals import Refusal
 from metastable.version import __version__
 
@@ -92,7 +91,7 @@ class _Infer:
                 setting = early.setting
                 door.backend.check_room(setting)
                 body = await door.body(request, share)
-                asked, files = await asyncio.to_thread(self._read, request, body)
+                asked, files = await door.aside(body, lambda: self._read(request, body))
                 tensors.check_outputs(asked)
                 given = tensors.options_in(asked)
                 chosen = options.parse(headers_of(request), given, door.allowed)
@@ -114,7 +113,7 @@ class _Infer:
         return JSONResponse(found)
 
     def _read(self, request: Request, body: bytes) -> tuple[tensors.InferenceRequest, list[bytes]]:
-        asked, binary = tensors.read(body, request.headers.get(HEADER))
+        asked, binary = tensors.read(body, once(request, HEADER) or None)
         return asked, tensors.files(asked, binary, self._door.backend.served, self._door.intake.images)
 
     def _unknown(self, request: Request, name: str, version: str) -> Response | None:

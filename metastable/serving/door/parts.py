@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
+import logging
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from python_multipart.exceptions import FormParserError
@@ -14,7 +16,11 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from metastable.errors import InvalidOption, MalformedRequest, TooLarge
 from metastable.serving.options import IMAGE_FIELDS, MAX_DEADLINE_MS, MAX_SEED, NAMES
 
+# It warns of damaged forms, a line for each, with bytes of the client.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+
 SEVERAL = "images"
+_NO_OBJECT = "the body is no JSON object: send one, or the bytes of an image as they are"
 _MOST_PARTS = 64
 _MOST_TEXT = 100
 
@@ -35,7 +41,7 @@ class Parts:
 class ClassifyBody(BaseModel):
     """One image, or several, in base64, with the options of all of them."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     image: str | None = Field(None, description="base64 of a PNG, JPEG, WebP or .npy file")
     images: Annotated[list[str], Field(min_length=1)] | None = Field(None, description="several of them")
@@ -58,24 +64,41 @@ def of_body(body: bytes, content_type: str, most: int) -> Parts:
     if kind == b"multipart/form-data":
         parts = _of_form(body, parameters.get(b"boundary", b""))
     elif kind == b"application/json":
-        parts = _of_json(body)
+        parts = _of_json(body, most)
     else:
         if not body:
             raise MalformedRequest("the body is empty: send the bytes of a PNG, JPEG, WebP or .npy file")
         parts = Parts([body], several=False)
     if len(parts.images) > most:
-        raise TooLarge(f"there are {len(parts.images)} images in the request: send at most {most}")
+        raise _too_many(len(parts.images), most)
     return parts
 
 
-def _of_json(body: bytes) -> Parts:
+def _too_many(count: int, most: int) -> TooLarge:
+    return TooLarge(f"there are {count} images in the request: send at most {most}")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; MalformedRequest for a name that is there twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise MalformedRequest("the JSON has a name twice: send each once")
+    return found
+
+
+def _of_json(body: bytes, most: int) -> Parts:
     try:
-        found = ClassifyBody.model_validate_json(body)
+        # Pydantic's own reader of JSON takes the last of two equal names.
+        found = ClassifyBody.model_validate(json.loads(body, object_pairs_hook=_once))
     except ValidationError as error:
         raise _explained(error) from None
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, a number of thousands of digits
+        raise MalformedRequest(_NO_OBJECT) from None
     if (found.image is None) == (found.images is None):
         raise MalformedRequest("the JSON must have either `image` or `images`, in base64")
     given = [found.image] if found.images is None else found.images
+    if len(given) > most:
+        raise _too_many(len(given), most)
     options = {name: str(value) for name in NAMES if (value := getattr(found, name)) is not None}
     return Parts([_bytes_of(one) for one in given if one is not None], found.images is not None, options)
 
@@ -92,7 +115,7 @@ def _explained(error: ValidationError) -> MalformedRequest | InvalidOption:
     fault = error.errors(include_input=False, include_url=False, include_context=False)[0]
     where = next((str(one) for one in fault["loc"] if one in (*NAMES, "image", SEVERAL)), None)
     if fault["type"] == "json_invalid" or (where is None and fault["type"] != "extra_forbidden"):
-        return MalformedRequest("the body is no JSON object: send one, or the bytes of an image as they are")
+        return MalformedRequest(_NO_OBJECT)
     if where is None:
         return InvalidOption(f"the JSON has an unknown field: use image, {SEVERAL} and {', '.join(NAMES)}")
     if where in NAMES:
@@ -189,7 +212,10 @@ class _Fields:
         self._value += data[start:stop]
 
     def _header_end(self) -> None:
-        self._headers[self._name.lower()] = self._value
+        name = self._name.lower()
+        if name in self._headers:
+            raise MalformedRequest("a part of the form has a header twice")
+        self._headers[name] = self._value
         self._name = self._value = b""
 
     def _end(self) -> None:

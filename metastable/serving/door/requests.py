@@ -7,7 +7,7 @@ import uuid
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
-from metastable.errors import InvalidOption
+from metastable.errors import InvalidOption, MalformedRequest
 from metastable.serving import options
 from metastable.serving.refusals import Refusal
 
@@ -16,6 +16,14 @@ def request_id(request: Request) -> str:
     """That which the shell accepted or made; a fresh one without a shell."""
     known = request.scope.get("state", {}).get("request_id")
     return known if isinstance(known, str) else uuid.uuid4().hex
+
+
+def once(request: Request, name: str) -> str:
+    """The value of a header that may be there once; MalformedRequest where it is there more often."""
+    found = request.headers.getlist(name)
+    if len(found) > 1:
+        raise MalformedRequest(f"the header {name} is there {len(found)} times: send it once")
+    return found[0] if found else ""
 
 
 def headers_of(request: Request) -> list[tuple[str, str]]:

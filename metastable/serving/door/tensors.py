@@ -35,7 +35,8 @@ OUTPUTS = {
     "decided": ("BOOL", "whether the chains settle the label"),
     "chains": ("INT32", "that the answer is from"),
 }
-MOST_JSON = 2**26
+MOST_JSON = 4_000_000
+"""Bytes: as numbers in memory JSON takes some thirty times as much."""
 
 
 class Loose(BaseModel):
@@ -154,8 +155,12 @@ def files(asked: InferenceRequest, binary: bytes, served: Served, most: int) -> 
     """
     [given] = asked.inputs
     count = given.shape[0]
-    if not 1 <= count <= most:
-        raise TooLarge(f"an input of {count} images: send from 1 to {most} at once")
+    if given.name != "image":
+        raise MalformedRequest("the input must be called image")
+    if count < 1:
+        raise MalformedRequest("the first number of the shape must be that of the images, from 1")
+    if count > most:
+        raise TooLarge(f"there are {count} images in the request: send at most {most}")
     wanted = ", ".join(map(str, served.shape))
     if given.datatype == BYTES:
         if len(given.shape) != 1:
@@ -176,20 +181,26 @@ def _array(given: Input, binary: bytes) -> np.ndarray:
     if (bytes_there := _binary_size(given, binary)) is not None:
         if bytes_there != size * kind.itemsize:
             raise MalformedRequest(f"the tensor has {bytes_there} bytes, not those of its shape and datatype")
-        found = np.frombuffer(binary[:bytes_there], kind).reshape(given.shape)
-        return found if given.datatype == "UINT8" else found.astype(np.float32)
-    flat = np.asarray(_flat(given.data or [], size), dtype=object)
+        found = np.frombuffer(binary, kind).reshape(given.shape)
+        return found if given.datatype == "UINT8" else _single(found)
+    flat = _flat(given.data or [], size)
     try:
-        if flat.size != size:
+        if len(flat) != size or not all(type(one) in (int, float) for one in flat):
             raise ValueError
-        exact = flat.astype(np.float64)
-    except (TypeError, ValueError, OverflowError):
+        exact = np.array(flat, np.float64)
+    except (ValueError, OverflowError):
         raise MalformedRequest("the data are no numbers, or not as many as the shape says") from None
     if given.datatype == "UINT8":
         if not ((exact >= 0) & (exact <= 255) & (exact == np.floor(exact))).all():
             raise MalformedRequest("data of UINT8 must be whole numbers from 0 to 255")
         return exact.astype(np.uint8).reshape(given.shape)
-    return exact.astype(np.float32).reshape(given.shape)
+    return _single(exact).reshape(given.shape)
+
+
+def _single(found: np.ndarray) -> np.ndarray:
+    """As float32; what is beyond becomes infinite, and is refused with all that is not in [0, 1]."""
+    with np.errstate(over="ignore"):
+        return found.astype(np.float32)
 
 
 def _flat(data: list[Any], most: int) -> list[Any]:
@@ -214,8 +225,8 @@ def _binary_size(given: Input, binary: bytes) -> int | None:
         if given.data is None:
             raise MalformedRequest("the input has no data")
         return None
-    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(binary):
-        raise MalformedRequest("binary_data_size is no size within the body")
+    if type(size) is not int or size != len(binary):
+        raise MalformedRequest(f"binary_data_size must be that of what follows the JSON, {len(binary)}")
     return size
 
 

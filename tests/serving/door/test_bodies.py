@@ -48,6 +48,15 @@ def test_a_damaged_body_is_refused_or_whole(encoding: str, body: bytes, at: int,
     assert found == body or encoding == "gzip"  # a header of gzip has bytes that mean nothing
 
 
+def test_many_empty_streams_are_refused() -> None:
+    """Each costs more than its twenty bytes."""
+    body = gzip.compress(b"") * 1000
+    with Budget(100).share() as share:
+        assert bodies.plain(body, "gzip", share, 6) == b""
+        with pytest.raises(MalformedRequest, match="more than 1000 gzip streams"):
+            bodies.plain(gzip.compress(b"") * 400_000, "gzip", share, 6)
+
+
 @pytest.mark.parametrize("encoding", ["br", "gzip, gzip", "x", "gzip;q=1"])
 def test_other_encodings_are_refused(encoding: str) -> None:
     with Budget(10).share() as share, pytest.raises(UnsupportedImage, match="gzip or deflate or identity"):

@@ -325,6 +325,38 @@ def test_a_client_that_leaves_takes_its_chains_with_it(served: Running) -> None:
     assert same(post(served, content=png(), headers=FIXED))
 
 
+def test_requests_that_are_named_alike_are_two(served: Running) -> None:
+    """Also where one is called what an image of another would be."""
+    names = ["same", "same", "same", "same.0"]
+    with ThreadPoolExecutor(len(names)) as pool:
+        answers = list(
+            pool.map(lambda name: post(served, content=png(), headers=FIXED | {"X-Request-Id": name}), names)
+        )
+    assert [one.json()["request_id"] for one in answers] == names
+    assert all(same(one) == same(answers[0]) for one in answers)
+
+
+@pytest.mark.parametrize("name", ["Content-Type", "Content-Encoding"])
+def test_a_header_that_is_there_twice_is_refused(name: str, served: Running) -> None:
+    value = {"Content-Type": "image/png", "Content-Encoding": "gzip"}[name]
+    answer = post(served, content=gzip.compress(png()), headers=[(name, value)] * 2)
+    assert answer.status_code in (400, 415)
+
+
+def test_what_waits_is_told_when_it_is_asked_for(served: Running) -> None:
+    going_on = threading.Event()
+    held = served.backend._driver.call(lambda: going_on.wait(PATIENCE))
+    with ThreadPoolExecutor(1) as pool:
+        under_way = pool.submit(post, served, content=png(), headers=FIXED)
+        while not served.backend._looks._waiting:
+            going_on.wait(0.01)
+        assert served.count("backlog_seconds") > 0
+        going_on.set()
+        held.result(PATIENCE)
+        assert same(under_way.result(PATIENCE))
+    assert served.count("backlog_seconds") == 0
+
+
 def test_a_deadline_counts_what_was_waited(served: Running) -> None:
     stop = threading.Event()
     held = served.backend._driver.call(lambda: stop.wait(PATIENCE))

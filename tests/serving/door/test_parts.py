@@ -80,6 +80,32 @@ def test_damaged_json_is_refused(body: bytes) -> None:
         parts.of_body(body, "application/json; charset=utf-8", 4)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"image": "AA==", "image": "AQ=="}',
+        '{"image": "AA==", "setting": "a", "setting": "b"}',
+        '{"image": "AA==", "top_k": true}',
+        '{"image": "AA==", "top_k": "3"}',
+        '{"image": "AA==", "top_k": 3.0}',
+        '{"image": "AA==", "seed": ' + "9" * 5000 + "}",
+        '{"image": "\\ud800"}',
+        '{"image": NaN}',
+    ],
+)
+def test_json_that_others_read_otherwise_is_refused(text: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parts.of_body(text.encode(), "application/json", 1)
+    assert caught.value.status in (400, 422)
+    assert len(str(caught.value)) < 200
+
+
+def test_a_part_has_one_disposition() -> None:
+    line = b'Content-Disposition: form-data; name="image"\r\n'
+    with pytest.raises(MalformedRequest, match="header twice"):
+        parts.of_body(b"--b\r\n" + line + line + b"\r\nx\r\n--b--\r\n", FORM.format("b"), 1)
+
+
 def test_deep_json_is_refused() -> None:
     with pytest.raises(MalformedRequest, match="no JSON object"):
         parts.of_body(b"[" * 1_000_000, "application/json", 4)
