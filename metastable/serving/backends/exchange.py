@@ -21,8 +21,8 @@ from metastable.serving.control import JOB_HEADER, PERMIT_HEADER, SENT_HEADER, e
 from metastable.serving.options import MAX_DEADLINE_MS
 
 SECONDS = ("anomaly", "queue", "purify", "classify")
-BACK_IN = 3.0
-"""Seconds until a worker that was killed answers again, about."""
+BACK_IN = 20.0
+"""Seconds until a worker that was killed answers again, about, until one has been seen to."""
 _PIECE = 65_536
 _ITS_OWN = "the model server failed at this request and recovers: try again"
 _PASSING = frozenset({404, 429, 500, 502, 503, 507})

@@ -63,6 +63,10 @@ class TorchServe:
         self._under_way: set[asyncio.Task[dict[str, Any]]] = set()
         self._sent: set[str] = set()  # jobs that TorchServe has
         self._trouble = ""
+        self._lost, self._took = (
+            time.monotonic(),
+            BACK_IN,
+        )  # when it was last ready; how long it was not, last time
         self._watch: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> TorchServe:
@@ -143,9 +147,11 @@ class TorchServe:
             self._sent.add(job)
             try:
                 return await self._exchange.predict(body, named)
-            except Unavailable:
+            except Unavailable as error:
                 # Another worker may answer the next one; where there is none, only a proof can tell.
-                self._proved = self._proved and len(self._alive()) > 1
+                if len(self._alive()) <= 1:
+                    self._lose()
+                    error.retry_after = self._back_in()
                 raise
             finally:
                 self._sent.discard(job)
@@ -159,6 +165,10 @@ class TorchServe:
         for worker in self._alive():
             worker.tell("cancel", job=job)
 
+    def _back_in(self) -> float:
+        """Seconds until it will probably be ready, going by the last time."""
+        return max(1.0, self._took - (time.monotonic() - self._lost))
+
     def _alive(self) -> list[Channel]:
         return [one for one in self._workers.values() if one.alive]
 
@@ -170,7 +180,7 @@ class TorchServe:
         if self._closing:
             raise Draining(STOPPING)
         if not self.ready:
-            raise Unavailable(STARTING, BACK_IN)
+            raise Unavailable(STARTING, self._back_in())
         return sorted(self._alive(), key=lambda one: one.backlog)
 
     # --- looking at the workers ----------------------------------------------------------------
@@ -211,7 +221,11 @@ class TorchServe:
                 self._room_inside = asyncio.Semaphore(window)
         await asyncio.gather(*(one.look() for one in self._workers.values()), return_exceptions=True)
         if not self._workers:
-            self._proved = False
+            self._lose()
+
+    def _lose(self) -> None:
+        if self._proved:
+            self._proved, self._lost = False, time.monotonic()
 
     async def _prove(self) -> None:
         """Ready is who has made a prediction: of a grey image, by the cheapest setting."""
@@ -222,7 +236,7 @@ class TorchServe:
         question = Question("proof", image, options, time.monotonic() + PROOF)
         with contextlib.suppress(Overloaded):  # it predicts for others
             await self._predict(question, "proof", None)
-        self._proved = True
+        self._proved, self._took = True, time.monotonic() - self._lost
 
 
 class _Room:

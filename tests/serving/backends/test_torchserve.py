@@ -82,11 +82,11 @@ OURS = {"error": {"code": "overloaded", "message": "later"}, "request_id": "x"}
 @pytest.mark.parametrize(
     ("behaviour", "kind", "after"),
     [
-        (resets, Unavailable, 3.0),
-        (torchserves(500), Unavailable, 3.0),
-        (torchserves(507), Unavailable, 3.0),
-        (torchserves(503), Unavailable, 3.0),
-        (torchserves(404), Unavailable, 3.0),
+        (resets, Unavailable, 30.0),
+        (torchserves(500), Unavailable, 30.0),
+        (torchserves(507), Unavailable, 30.0),
+        (torchserves(503), Unavailable, 30.0),
+        (torchserves(404), Unavailable, 30.0),
         (says(503, OURS, Retry_After="7"), Overloaded, 7.0),
         (says(504, {"error": {"code": "deadline_exceeded", "message": "late"}}), DeadlineExceeded, None),
         (says(422, {"error": {"code": "invalid_option", "message": "no"}}), InvalidOption, None),
@@ -103,10 +103,11 @@ def test_what_goes_wrong_becomes_one_of_our_errors(
     async def main() -> None:
         async with running(tmp_path) as world:
             world.server.behaviour = behaviour
+            world.backend._took = 30.0  # the last time that it was not ready
             with pytest.raises(kind) as failed:
                 await ask(world)
             assert type(failed.value) is kind
-            assert getattr(failed.value, "retry_after", None) == after
+            assert getattr(failed.value, "retry_after", None) == pytest.approx(after, abs=5.0)
 
     asyncio.run(main())
 
@@ -127,6 +128,29 @@ def test_a_broken_answer_is_not_ready_until_a_prediction_works(tmp_path: Path) -
             world.server.behaviour = says(200, VERDICT)
             await world.until(lambda: world.backend.ready)
             await ask(world)
+
+    asyncio.run(main())
+
+
+def test_clients_are_told_to_come_back_when_the_last_time_says(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as world:
+            backend = world.backend
+            world.server.behaviour = resets
+            backend._took = 40.0
+            with pytest.raises(Unavailable):
+                await ask(world)
+            backend._lost -= 30.0  # half a minute later
+            with pytest.raises(Unavailable) as refused:
+                await backend.admit("fast")
+            assert refused.value.retry_after == pytest.approx(10.0, abs=5.0)
+            backend._lost -= 30.0  # and it takes longer this time
+            with pytest.raises(Unavailable) as refused:
+                await backend.admit("fast")
+            assert refused.value.retry_after == 1.0
+            world.server.behaviour = says(200, VERDICT)
+            await world.until(lambda: backend.ready)
+            assert 60.0 < backend._took < 120.0
 
     asyncio.run(main())
 
