@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import agreement, contenders, decide, door, gradients, load, price, resend, steps
+from benchmarks import agreement, contenders, decide, door, fuzz, gradients, load, price, resend, steps
 from benchmarks.gpu import __main__ as gpu
 from metastable import bundle, console, datasets
 from metastable.bundle import shipped
@@ -104,6 +104,12 @@ def run_door(args: argparse.Namespace) -> dict[str, Any]:
     image = args.image.read_bytes()
     numbers = {"pairs": args.pairs, "rounds": args.rounds, "at_once": args.at_once}
     return door.measure(loaded, runner, image, args.setting, **numbers)
+
+
+def run_fuzz(args: argparse.Namespace) -> dict[str, Any]:
+    ports = (args.port, args.metrics_port)
+    image = args.image.read_bytes()
+    return fuzz.measure(args.bundle, image, args.work, count=args.n, seed=args.seed, ports=ports)
 
 
 def run_gradients(args: argparse.Namespace) -> dict[str, Any]:
@@ -208,6 +214,14 @@ def fill(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--pairs", type=cli.from_one, default=100, help="answers each way, in turns")
     one.add_argument("--rounds", type=cli.from_one, default=7, help="of so many answers each way at once")
     one.add_argument("--at-once", type=cli.from_one, default=8, help="answers under way in a round")
+
+    one = add("fuzz", "mutated requests against the door: answers, hangs, memory", run_fuzz)
+    one.add_argument("--image", type=Path, default=Path("samples/cat.png"), help="what valid requests ask")
+    one.add_argument("--n", type=cli.from_one, default=100_000, help="requests")
+    one.add_argument("--seed", type=console.seed, default=0, help="of the mutations")
+    one.add_argument("--work", type=Path, default=Path("runs/fuzz"), help="folder for those that went wrong")
+    one.add_argument("--port", type=int, default=8090, help="of the server")
+    one.add_argument("--metrics-port", type=int, default=8093, help="of the server")
 
     one = add(
         "steps",
