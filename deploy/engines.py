@@ -15,6 +15,8 @@ def fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="what answers")
     add = parser.add_argument_group("with --engine local").add_argument
     add("--bundle", help="folder of what is served, or a shipped bundle's name; no archive is read")
+    add("--max-bytes", type=int, help="of an image (default: 16 million, whatever the archive says)")
+    add("--max-pixels", type=int, help="of an image (default: 50 million)")
     add("--runner", help="what runs the networks (default: that of the archive, or auto)")
     add("--threads", type=int, help="of the runner (default: one a core)")
     add("--allow-seeds", action="store_const", const=True, help="let clients fix the chains' noise: unsafe")
@@ -23,15 +25,22 @@ def fill(parser: argparse.ArgumentParser) -> None:
     add("--origin", action="append", help="origin whose pages browsers may let ask (CORS)")
 
 
-GIVEN = ("bundle", "runner", "threads", "allow_seeds", "keys", "proxy", "origin")
+GIVEN = ("bundle", "max_bytes", "max_pixels", "runner", "threads", "allow_seeds", "keys", "proxy", "origin")
 """Names of `fill`'s options."""
 
 
-def check(chosen: argparse.Namespace) -> None:
-    """Refused for an option of another engine than the chosen one."""
-    if chosen.engine == "local":
-        return
-    for name in GIVEN:
-        if getattr(chosen, name) is not None:
+OTHERS = ("torchserve_metrics_port", "allow_remote", "run_dir", "ready_timeout")
+"""Names of options that mean something to TorchServe alone."""
+
+
+def check(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Refused for an option of another engine than the chosen one, or of an archive beside a bundle."""
+    local = chosen.engine == "local"
+    idle = OTHERS if local else GIVEN
+    if local and chosen.bundle is not None:
+        idle = (*idle, "archive")
+    for name in idle:
+        if getattr(chosen, name) != parser.get_default(name):
             flag = "--" + name.replace("_", "-")
-            raise Refused(f"{flag} does nothing here: it belongs to --engine local")
+            where = "with --bundle" if name == "archive" else f"with --engine {chosen.engine}"
+            raise Refused(f"{flag} does nothing {where}: leave it out")

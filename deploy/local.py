@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import shlex
 import tempfile
 import threading
 import time
@@ -43,15 +44,16 @@ from metastable.serving.metrics import Metrics
 
 CONFIG = "model-config.yaml"
 DRAIN_SECONDS = 30.0
+PHOTOGRAPH: dict[str, Any] = {"max_bytes": 16_000_000, "max_pixels": 50_000_000}
+"""Limits of an image: a phone's photographs."""
 _MOST_CONFIG = 100_000
-_PHOTOGRAPH = {"max_bytes": 16_000_000, "max_pixels": 50_000_000}
 
 
-def serve(chosen: argparse.Namespace, sample: bytes) -> int:
+def serve(chosen: argparse.Namespace, sample: Path) -> int:
     """The whole life of one server; the exit status.
 
     Args:
-        sample: an image, for `--check`.
+        sample: an image, for `--check` and the line that says how to ask.
 
     Raises Refused, and MetastableError for a bundle or a configuration that cannot be served.
     """
@@ -73,17 +75,23 @@ def serve(chosen: argparse.Namespace, sample: bytes) -> int:
     )
     metrics.serve(chosen.metrics_port)
     stop, checked = Stop(), _Checked()
+    body = configuration.max_bytes * 3 // 2  # in base64, and some room
     intake = Intake(
-        body=configuration.max_bytes * 3 // 2, image=configuration.image_limits, threads=os.cpu_count() or 1
+        body=body,
+        bodies=max(Intake.bodies, 4 * body),
+        image=configuration.image_limits,
+        threads=os.cpu_count() or 1,
     )
 
     def ready(url: str) -> None:
         print(f"ready after {time.monotonic() - begun:.1f} s: {url}/classify", flush=True)
-        print(f"  try it:   curl -s --data-binary @samples/cat.png {url}/classify", flush=True)
+        print(f"  try it:   curl -s --data-binary @{shlex.quote(str(sample))} {url}/classify", flush=True)
         print(f"  metrics:  http://127.0.0.1:{chosen.metrics_port}/metrics", flush=True)
         print(f"  stop:     Ctrl-C here, or kill {os.getpid()}", flush=True)
         if chosen.check:
-            threading.Thread(target=checked.ask, args=(url, sample, keys is not None, stop)).start()
+            threading.Thread(
+                target=checked.ask, args=(url, sample.read_bytes(), keys is not None, stop)
+            ).start()
 
     status = server.run(
         build(backend, intake, stop, metrics, drain_seconds=DRAIN_SECONDS),
@@ -124,9 +132,11 @@ class _Checked:
 def _opened(chosen: argparse.Namespace) -> Iterator[tuple[Bundle, Artifacts, Configuration]]:
     """The bundle, what was exported of it, and how it is to run."""
     named = {"runner": chosen.runner, "threads": chosen.threads, "allow_seed": chosen.allow_seeds}
-    given = {name: value for name, value in named.items() if value is not None}
+    # An archive's limits of an image are what TorchServe's HTTP side can bear.
+    limits = {name: getattr(chosen, name) for name in ("max_bytes", "max_pixels")}
+    given = PHOTOGRAPH | {name: value for name, value in (named | limits).items() if value is not None}
     if chosen.bundle is not None:
-        yield bundles.load(shipped.folder(chosen.bundle)), {}, Configuration.of(_PHOTOGRAPH | given)
+        yield bundles.load(shipped.folder(chosen.bundle)), {}, Configuration.of(given)
         return
     with tempfile.TemporaryDirectory(prefix="metastable-") as place:
         folder = Path(place)

@@ -72,7 +72,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
     add("--ready-timeout", type=float, default=180.0, help="seconds until the first prediction")
     add("--check", action="store_true", help="start, predict once, stop")
     engines.fill(parser)
-    parser.set_defaults(run=serve, tells=True)
+    parser.set_defaults(run=serve, tells=True, parser=parser)
 
 
 def check_archive(archive: Path) -> Path:
@@ -162,16 +162,18 @@ def announce(url: str, sample: Path, run: RunFolder, metrics_port: int, seconds:
 
 def serve(chosen: argparse.Namespace) -> int:
     """The whole life of one server, after its command line was read; the exit status."""
-    engines.check(chosen)
+    engines.check(chosen, chosen.parser)
     ports = [("--port", chosen.host, chosen.port), ("--metrics-port", "127.0.0.1", chosen.metrics_port)]
     if chosen.engine == "local":
         if chosen.bundle is None:
             chosen.archive = check_archive(chosen.archive)
         check_ports(ports)
-        sample = Path("samples/cat.png") if chosen.sample is None else chosen.sample
+        sample = REPOSITORY / "samples" / "cat.png" if chosen.sample is None else chosen.sample
+        if not sample.is_file():
+            raise Refused(f"{sample} is missing: name an image with --sample")
         from deploy import local  # with PyTorch, which TorchServe's launcher does without
 
-        return local.serve(chosen, sample.read_bytes())
+        return local.serve(chosen, sample)
     chosen.archive = check_archive(chosen.archive)
     chosen.host = check_host(chosen.host, chosen.allow_remote)
     check_ports([*ports, ("--torchserve-metrics-port", "127.0.0.1", chosen.torchserve_metrics_port)])

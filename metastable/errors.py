@@ -46,6 +46,11 @@ class RequestError(MetastableError):
     status = 400
     retry_after: float | None = None
 
+    def __init__(self, message: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message)
+        if retry_after is not None:  # else that of the class
+            self.retry_after = retry_after
+
 
 class MalformedRequest(RequestError):
     code = "malformed_request"
@@ -82,10 +87,7 @@ class Overloaded(RequestError):
 
     code = "overloaded"
     status = 503
-
-    def __init__(self, message: str, retry_after: float) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+    retry_after = 1.0
 
 
 class Draining(RequestError):
@@ -99,10 +101,7 @@ class Unavailable(RequestError):
 
     code = "unavailable"
     status = 503
-
-    def __init__(self, message: str, retry_after: float = 3.0) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+    retry_after = 3.0
 
 
 class TooMany(RequestError):
@@ -110,10 +109,7 @@ class TooMany(RequestError):
 
     code = "too_many"
     status = 429
-
-    def __init__(self, message: str, retry_after: float = 1.0) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+    retry_after = 1.0
 
 
 class TooSlow(RequestError):

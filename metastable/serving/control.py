@@ -20,7 +20,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from metastable.errors import MetastableError, Overloaded, RequestError, TooMany, Unavailable
+from metastable.errors import MetastableError, RequestError
 from metastable.images import Fit
 from metastable.serving.backends.base import Served
 
@@ -56,9 +56,7 @@ def refusal(error: MetastableError) -> dict[str, Any]:
 def error_of(code: str, message: str, retry_after: float | None) -> MetastableError:
     """The inverse of `refusal`; MetastableError itself where no class has this code."""
     kind = _KINDS.get(code, MetastableError)
-    if issubclass(kind, Overloaded | Unavailable | TooMany):
-        return kind(message, 1.0 if retry_after is None else retry_after)
-    return kind(message)
+    return kind(message, retry_after) if issubclass(kind, RequestError) else kind(message)
 
 
 def _all(kind: type[MetastableError]) -> Iterator[type[MetastableError]]:

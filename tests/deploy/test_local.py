@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -28,8 +29,20 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_options_of_this_engine_are_refused_beside_another(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--bundle does nothing here" in refused(capsys, "--bundle", "cifar10")
-    assert "--allow-seeds does nothing here" in refused(capsys, "--allow-seeds")
+    assert "--bundle does nothing with --engine torchserve" in refused(capsys, "--bundle", "cifar10")
+    assert "--allow-seeds does nothing with --engine torchserve" in refused(capsys, "--allow-seeds")
+
+
+def test_options_of_torchserve_are_refused_beside_this_engine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    local = ["--engine", "local", "--bundle", "cifar10"]
+    for idle in (["--allow-remote"], ["--run-dir", "x"], ["--ready-timeout", "3"]):
+        assert f"{idle[0]} does nothing with --engine local" in refused(capsys, *local, *idle)
+    assert "--archive does nothing with --bundle" in refused(capsys, *local, "--archive", "x.mar")
+    missing = str(tmp_path / "no.png")
+    assert "no.png is missing: name an image" in refused(capsys, *local, "--sample", missing)
+    assert "max_pixels must be" in refused(capsys, *local, "--max-pixels", "0")
 
 
 def test_other_machines_need_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,15 +66,15 @@ def test_what_cannot_be_served_is_refused(
 
 
 @contextmanager
-def started(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def started(*arguments: str, cwd: Path = REPOSITORY) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server as a process, and its address."""
     assert launched.allowed
     port = free_port()
     command = [sys.executable, "-m", "deploy.serve", "--engine", "local", "--port", str(port)]
     command += ["--metrics-port", str(free_port()), *arguments]
-    process = subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(command, cwd=cwd, env=environment, text=True, **both)
     try:
         yield process, f"http://127.0.0.1:{port}"
     finally:
@@ -108,7 +121,8 @@ def test_an_archive_is_checked_behind_a_key(tiny_folder: Path, tmp_path: Path) -
             url + "/classify", content=png(), headers=known, trust_env=False, timeout=PATIENCE
         )
         assert answer.status_code == 200
-    with started("--archive", str(archive), "--threads", "1", "--check") as (process, _):
+    # From a folder that is no checkout.
+    with started("--archive", str(archive), "--threads", "1", "--check", cwd=tmp_path) as (process, _):
         out, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, out
         assert "check: 200" in out
