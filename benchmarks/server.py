@@ -62,7 +62,7 @@ def serving(bundle: Path, folder: Path, changes: Mapping[str, str]) -> Iterator[
                 break
         else:
             raise MetastableError("the server did not start:\n" + "".join(output))
-        yield f"http://127.0.0.1:{ports[0]}/predictions/metastable"
+        yield f"http://127.0.0.1:{ports[0]}/classify"
     finally:
         launcher.send_signal(signal.SIGTERM)
         launcher.communicate()

@@ -109,9 +109,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def fill(parser: argparse.ArgumentParser) -> None:
     """Make the parser that of the demonstration."""
     parser.description = __doc__
-    parser.add_argument(
-        "--url", default="http://127.0.0.1:8080/predictions/metastable", help="where the server predicts"
-    )
+    parser.add_argument("--url", default="http://127.0.0.1:8080", help="where the server predicts")
     parser.add_argument(
         "--bundle", type=shipped.path, default=Path("model_store/cifar10"), help="what is attacked"
     )

@@ -11,32 +11,35 @@ ENGINES = ("torchserve", "local")
 
 
 def fill(parser: argparse.ArgumentParser) -> None:
-    """`--engine`, and the options of `local` alone, which are None where they are not given."""
+    """`--engine`, the options of the door, and those of one engine alone."""
     parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="what answers")
-    add = parser.add_argument_group("with --engine local").add_argument
-    add("--bundle", help="folder of what is served, or a shipped bundle's name; no archive is read")
-    add("--max-bytes", type=int, help="of an image (default: 16 million, whatever the archive says)")
+    add = parser.add_argument_group("of the door").add_argument
+    add("--max-bytes", type=int, help="of an image (default: 16 million)")
     add("--max-pixels", type=int, help="of an image (default: 50 million)")
-    add("--runner", help="what runs the networks (default: that of the archive, or auto)")
-    add("--threads", type=int, help="of the runner (default: one a core)")
-    add("--allow-seeds", action="store_const", const=True, help="let clients fix the chains' noise: unsafe")
     add("--keys", type=Path, help="file of name:key lines; who has none of them is not answered")
     add("--proxy", action="append", help="address of a proxy whose X-Forwarded-For is believed")
     add("--origin", action="append", help="origin whose pages browsers may let ask (CORS)")
+    add = parser.add_argument_group("with --engine local").add_argument
+    add("--bundle", help="folder of what is served, or a shipped bundle's name; no archive is read")
+    add("--runner", help="what runs the networks (default: that of the archive, or auto)")
+    add("--threads", type=int, help="of the runner (default: one a core)")
+    add("--allow-seeds", action="store_const", const=True, help="let clients fix the chains' noise: unsafe")
+    add = parser.add_argument_group("with --engine torchserve").add_argument
+    add("--torchserve-metrics-port", type=int, default=8082, help="port of TorchServe's own metrics")
+    add("--run-dir", type=Path, default=Path(".run"), help="folder of logs and temporary files")
+    add("--ready-timeout", type=float, default=180.0, help="seconds until the first prediction")
 
 
-GIVEN = ("bundle", "max_bytes", "max_pixels", "runner", "threads", "allow_seeds", "keys", "proxy", "origin")
-"""Names of `fill`'s options."""
-
-
-OTHERS = ("torchserve_metrics_port", "allow_remote", "run_dir", "ready_timeout")
-"""Names of options that mean something to TorchServe alone."""
+LOCAL = ("bundle", "runner", "threads", "allow_seeds")
+"""Names of options that mean something to an engine in this process alone."""
+TORCHSERVE = ("torchserve_metrics_port", "run_dir", "ready_timeout")
+"""Names of those that mean something to TorchServe alone."""
 
 
 def check(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Refused for an option of another engine than the chosen one, or of an archive beside a bundle."""
     local = chosen.engine == "local"
-    idle = OTHERS if local else GIVEN
+    idle = TORCHSERVE if local else LOCAL
     if local and chosen.bundle is not None:
         idle = (*idle, "archive")
     for name in idle:

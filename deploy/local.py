@@ -12,55 +12,33 @@ import argparse
 import contextlib
 import dataclasses
 import os
-import shlex
-import tempfile
-import threading
-import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import torch
-import yaml
 
-from deploy.run_folder import Refused
+from deploy import archive
+from deploy.front import PHOTOGRAPH, Behind, Front
 from metastable import bundle as bundles
 from metastable.bundle import Bundle, shipped
 from metastable.engine import assembly
 from metastable.engine.runners import artifacts
 from metastable.engine.runners.artifacts import Artifacts
-from metastable.errors import MetastableError
 from metastable.serving.backends.local import Local
 from metastable.serving.configuration import Configuration
-from metastable.serving.door import server
-from metastable.serving.door.access import Keys, needs_key
-from metastable.serving.door.app import build
-from metastable.serving.door.clients import Proxies
-from metastable.serving.door.intake import Intake
 from metastable.serving.door.stopping import Stop
 from metastable.serving.metrics import Metrics
 
-CONFIG = "model-config.yaml"
-DRAIN_SECONDS = 30.0
-PHOTOGRAPH: dict[str, Any] = {"max_bytes": 16_000_000, "max_pixels": 50_000_000}
-"""Limits of an image: a phone's photographs."""
-_MOST_CONFIG = 100_000
 
-
-def serve(chosen: argparse.Namespace, sample: Path) -> int:
+def serve(chosen: argparse.Namespace, sample: Path, stop: Stop) -> int:
     """The whole life of one server; the exit status.
 
     Args:
-        sample: an image, for `--check` and the line that says how to ask.
+        sample, stop: as of `Front`.
 
     Raises Refused, and MetastableError for a bundle or a configuration that cannot be served.
     """
-    keys = None if chosen.keys is None else Keys.read(chosen.keys)
-    if keys is None and needs_key(chosen.host):
-        raise Refused(f"--host {chosen.host} lets other machines in: name a file of keys with --keys")
-    begun = time.monotonic()
+    front = Front(chosen, sample, stop)
     with _opened(chosen) as (loaded, exported, configuration):
         threads = configuration.threads or os.cpu_count() or 1
         torch.set_num_threads(threads)
@@ -73,59 +51,9 @@ def serve(chosen: argparse.Namespace, sample: Path) -> int:
         allow_seed=configuration.allow_seed,
         limits=configuration.engine_limits,
     )
-    metrics.serve(chosen.metrics_port)
-    stop, checked = Stop(), _Checked()
-    body = configuration.max_bytes * 3 // 2  # in base64, and some room
-    intake = Intake(
-        body=body,
-        bodies=max(Intake.bodies, 4 * body),
-        image=configuration.image_limits,
-        threads=os.cpu_count() or 1,
-    )
-
-    def ready(url: str) -> None:
-        print(f"ready after {time.monotonic() - begun:.1f} s: {url}/classify", flush=True)
-        print(f"  try it:   curl -s --data-binary @{shlex.quote(str(sample))} {url}/classify", flush=True)
-        print(f"  metrics:  http://127.0.0.1:{chosen.metrics_port}/metrics", flush=True)
-        print(f"  stop:     Ctrl-C here, or kill {os.getpid()}", flush=True)
-        if chosen.check:
-            threading.Thread(
-                target=checked.ask, args=(url, sample.read_bytes(), keys is not None, stop)
-            ).start()
-
-    status = server.run(
-        build(backend, intake, stop, metrics, drain_seconds=DRAIN_SECONDS),
-        stop=stop,
-        host=chosen.host,
-        port=chosen.port,
-        keys=keys,
-        proxies=Proxies(chosen.proxy or ()),
-        origins=chosen.origin or (),
-        on_ready=ready,
-        drain_seconds=DRAIN_SECONDS,
-    )
+    status = front.serve(Behind(backend, configuration.image_limits), metrics)
     print("stopped", flush=True)
-    return status if not chosen.check or checked.fine else 1
-
-
-class _Checked:
-    """One prediction by a client, and the end."""
-
-    def __init__(self) -> None:
-        self.fine = False
-
-    def ask(self, url: str, sample: bytes, locked: bool, stop: Stop) -> None:
-        try:
-            if locked:
-                answer = httpx.get(f"{url}/readyz", timeout=60, trust_env=False)
-            else:
-                answer = httpx.post(f"{url}/classify", content=sample, timeout=60, trust_env=False)
-            self.fine = answer.status_code == 200
-            print(f"check: {answer.status_code} {' '.join(answer.text.split())}", flush=True)
-        except httpx.HTTPError as error:
-            print(f"check: no answer: {type(error).__name__}", flush=True)
-        finally:
-            stop.ask(grace=False)
+    return status
 
 
 @contextlib.contextmanager
@@ -138,22 +66,8 @@ def _opened(chosen: argparse.Namespace) -> Iterator[tuple[Bundle, Artifacts, Con
     if chosen.bundle is not None:
         yield bundles.load(shipped.folder(chosen.bundle)), {}, Configuration.of(given)
         return
-    with tempfile.TemporaryDirectory(prefix="metastable-") as place:
-        folder = Path(place)
-        try:
-            with zipfile.ZipFile(chosen.archive) as archive:
-                archive.extractall(folder)
-        except (OSError, zipfile.BadZipFile, EOFError) as error:
-            raise Refused(f"{chosen.archive} is no archive: {error}") from None
-        configuration = Configuration.of(_handler(folder / CONFIG))
-        loaded = bundles.load(folder / bundles.ARCHIVE_FOLDER)
+    with archive.unpacked(chosen.archive) as folder:
+        configuration = Configuration.of(archive.configuration(folder).get("handler"))
+        loaded = bundles.load(archive.bundle_folder(folder))
         exported = artifacts.read(folder / bundles.ARTIFACTS_FOLDER)
         yield loaded, exported, dataclasses.replace(configuration, **given)
-
-
-def _handler(path: Path) -> Any:
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")[:_MOST_CONFIG])
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise MetastableError(f"the archive's {CONFIG} cannot be read: {error}") from None
-    return found.get("handler") if isinstance(found, dict) else None

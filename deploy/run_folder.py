@@ -1,9 +1,8 @@
 """The folder that one running server owns: configuration, logs, temporary files.
 
     .run/config.properties   what TorchServe really reads
-    .run/sample.png          the image of the first prediction, unless one is given
     .run/logs/               new at each start, kept afterwards
-    .run/metrics/            counters of the workers, removed at the stop
+    .run/metrics/            counters of door and workers, removed at the stop
     .run/runner.json         the runner that `auto` found fastest for a bundle
     .run/tmp/                sockets and unpacked archive, removed at the stop
 
@@ -20,12 +19,8 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
-
-import numpy as np
-from PIL import Image
 
 from metastable.errors import MetastableError
 
@@ -38,16 +33,8 @@ class Refused(MetastableError):
     """The server cannot be started as asked; the message is one line that says what to do."""
 
 
-@dataclass(frozen=True)
-class Addresses:
-    """Where TorchServe listens; its own metrics are always on loopback.
-
-    Attributes:
-        inference: `http://`, an IPv4 address and a port; or `unix:` and a path that the door alone reaches.
-    """
-
-    inference: str
-    torchserve_metrics_port: int
+class Failed(Exception):
+    """The server was started and then failed; the message says how."""
 
 
 def effective(template: str, values: Mapping[str, str]) -> str:
@@ -95,10 +82,8 @@ class RunFolder:
         self.metrics = self.root / "metrics"
         self.runner_cache = self.root / "runner.json"
         self.config = self.root / "config.properties"
-        self.key_file = self.root / "key_file.json"
         self._check()
         self._lock = self._take()
-        self.key_file.unlink(missing_ok=True)
         # Files of dead workers go with the folder: their numbers would be counted again.
         self.scratch = self.root / "tmp"
         for folder in (self.logs, self.metrics, self.scratch):
@@ -112,34 +97,27 @@ class RunFolder:
         """Remove what was temporary; logs and configuration stay to be read."""
         for folder in (self.scratch, self.metrics):
             shutil.rmtree(folder, ignore_errors=True)
-        self.key_file.unlink(missing_ok=True)
         self._lock.close()
 
-    def write_config(self, template: Path, archive: Path, addresses: Addresses) -> None:
-        """Write the copy of the template that TorchServe reads."""
+    def write_config(self, template: Path, archive: Path, socket: Path, metrics_port: int) -> None:
+        """Write the copy of the template that TorchServe reads.
+
+        Args:
+            socket: where it takes requests; the door alone reaches it.
+            metrics_port: of its own metrics, on loopback.
+        """
         store = archive.parent
         values = {
-            "inference_address": addresses.inference,
+            "inference_address": f"unix:{socket}",
             "management_address": f"unix:{self.scratch}/management.sock",
-            "metrics_address": f"http://127.0.0.1:{addresses.torchserve_metrics_port}",
+            "metrics_address": f"http://127.0.0.1:{metrics_port}",
             "model_store": str(store),
             "load_models": f"metastable={archive.name}",
             "allowed_urls": allowed_urls(store),
+            "max_request_size": str(_MOST_BEHIND_THE_DOOR),
+            "disable_token_authorization": "true",  # the door has no token, and asks for keys itself
         }
-        if addresses.inference.startswith("unix:"):
-            values["max_request_size"] = str(_MOST_BEHIND_THE_DOOR)
         self.config.write_text(effective(template.read_text(encoding="utf-8"), values), encoding="utf-8")
-
-    def sample(self, given: Path | None) -> Path:
-        """The image for the first prediction: the one given, else a colour gradient written here."""
-        if given is not None:
-            if not given.is_file():
-                raise Refused(f"{given} is missing: name an image with --sample")
-            return given.resolve()
-        path = self.root / "sample.png"
-        x, y = np.meshgrid(np.arange(32), np.arange(32))
-        Image.fromarray(np.stack([8 * x, 8 * y, 4 * (x + y)], axis=-1).astype(np.uint8)).save(path)
-        return path
 
     def log_tail(self, lines: int = 25) -> str:
         """The last lines of each log that has any."""

@@ -1,6 +1,6 @@
 """TorchServe as the door's backend: started, watched, started again.
 
-    async with Supervised(run, archive, java_home, metrics_port=8083, torchserve_metrics_port=8082) as one:
+    async with Supervised(run, archive, java_home, torchserve_metrics_port=8082) as one:
         await one.until_ready(180)     # or Failed says why not
         one.backend                    # which says how it stands from here on
         await one.backend.close(10)    # finish what is under way, within 10 seconds
@@ -17,11 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from prometheus_client import multiprocess
+
 from deploy.process import ServerGroup
-from deploy.readiness import Failed
-from deploy.run_folder import Addresses, RunFolder
+from deploy.run_folder import Failed, RunFolder
 from deploy.starting import FAILED_LOADS, start
 from metastable.serving.backends.torchserve import TorchServe
+from metastable.serving.control import PATTERN
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "config.properties"
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
@@ -29,6 +31,12 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 STEADY = 60.0
 """Seconds of readiness after which the pauses begin anew."""
 LOOK = 0.2
+PROGRESS = 5.0
+"""Seconds between two lines that say that it is still being waited for."""
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 class Supervised:
@@ -37,7 +45,7 @@ class Supervised:
     Args:
         run: the folder, taken; who made it closes it.
         archive: an absolute path.
-        metrics_port: of the workers' metrics, and `torchserve_metrics_port` of TorchServe's own.
+        torchserve_metrics_port: of TorchServe's own metrics.
         patience: seconds without readiness after which TorchServe is ended and started again: it stops
             trying to load a model after a while.
         say: what happens, in one line.
@@ -51,15 +59,14 @@ class Supervised:
         archive: Path,
         java_home: Path,
         *,
-        metrics_port: int,
         torchserve_metrics_port: int,
         patience: float = 180.0,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = _say,
         at_once: Callable[[], bool] = lambda: False,
-        launch: Callable[[RunFolder, Path, Path, int, Path | None], ServerGroup] = start,
+        launch: Callable[[RunFolder, Path, Path, Path], ServerGroup] = start,
     ) -> None:
         self._run, self._archive, self._java_home = run, archive, java_home
-        self._ports = metrics_port, torchserve_metrics_port
+        self._metrics_port = torchserve_metrics_port
         self._patience = patience
         self._say, self._at_once, self._launch = say, at_once, launch
         self._socket, self._control = run.scratch / "inference.sock", run.scratch / "control"
@@ -69,11 +76,11 @@ class Supervised:
         """Processes that could not be killed."""
         self._keeper: asyncio.Task[None] | None = None
         self._clearing: asyncio.Task[list[int]] | None = None
+        self._workers: set[str] = set()  # names of sockets, which are pids
 
     async def __aenter__(self) -> Supervised:
         self._control.mkdir(mode=0o700, exist_ok=True)
-        addresses = Addresses(f"unix:{self._socket}", self._ports[1])
-        self._run.write_config(TEMPLATE, self._archive, addresses)
+        self._run.write_config(TEMPLATE, self._archive, self._socket, self._metrics_port)
         self._keeper = asyncio.create_task(self._keep())
         await self.backend.__aenter__()
         return self
@@ -91,16 +98,20 @@ class Supervised:
 
     async def until_ready(self, timeout: float) -> None:
         """Return when it predicts; Failed if it ended, cannot load the model, or takes longer."""
-        ends = time.monotonic() + timeout
+        begun, told = time.monotonic(), 0.0
         while not self.backend.ready:
+            waited = time.monotonic() - begun
             if self._keeper is not None and self._keeper.done():
                 await self._keeper
             if self.starts > 1:
                 raise Failed("the server ended by itself while starting")
             if (died := self._run.failed_loads()) >= FAILED_LOADS:
                 raise Failed(f"the model cannot be loaded: its worker died {died} times")
-            if time.monotonic() >= ends:
+            if waited >= timeout:
                 raise Failed(f"no prediction within {timeout:g} s: see --ready-timeout")
+            if waited >= told + PROGRESS:
+                told = waited
+                self._say(f"waiting for the first prediction: {waited:.0f} s")
             await asyncio.sleep(LOOK / 2)
 
     async def _keep(self) -> None:
@@ -116,9 +127,10 @@ class Supervised:
         """Start it, and clear it away when it fails; what `_until_it_fails` says."""
         for old in (self._socket, *self._control.glob("*")):  # of one that was killed
             old.unlink(missing_ok=True)
+        self._bury()
         self.starts += 1
         try:
-            group = self._launch(self._run, self._archive, self._java_home, self._ports[0], self._control)
+            group = self._launch(self._run, self._archive, self._java_home, self._control)
         except OSError as error:
             return f"cannot be started ({error.strerror})", False
         try:
@@ -133,9 +145,17 @@ class Supervised:
         ready: float | None = None
         while group.running():
             await asyncio.sleep(LOOK)
+            self._bury()
             now = time.monotonic()
             if self.backend.ready:
                 unready, ready = now, now if ready is None else ready
             elif now - unready > self._patience:
                 return f"made no prediction for {self._patience:g} s", False
         return "ended by itself", ready is not None and time.monotonic() - ready > STEADY
+
+    def _bury(self) -> None:
+        """What workers that have gone had under way counts no more."""
+        here = {path.stem for path in self._control.glob(PATTERN)}
+        for pid in self._workers - here:
+            multiprocess.mark_process_dead(int(pid), str(self._run.metrics))  # type: ignore[no-untyped-call]
+        self._workers = here

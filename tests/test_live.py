@@ -48,7 +48,7 @@ def client(server: Launched) -> Iterator[httpx.Client]:
 
 def predict(client: httpx.Client, body: bytes, **headers: str) -> httpx.Response:
     named = {"X-Metastable-" + k.replace("_", "-"): v for k, v in headers.items()}
-    return client.post("/predictions/metastable", content=body, headers=OCTETS | named)
+    return client.post("/classify", content=body, headers=OCTETS | named)
 
 
 @pytest.mark.timeout(3 * PATIENCE)
@@ -81,9 +81,7 @@ def test_trained_weights_know_the_samples(client: httpx.Client, shipped: Path) -
 
 
 def test_forms_headers_and_exact_pixels(client: httpx.Client) -> None:
-    form = client.post(
-        "/predictions/metastable", files={"image": ("x.png", CAT)}, data={"setting": "none", "top_k": "2"}
-    )
+    form = client.post("/classify", files={"image": ("x.png", CAT)}, data={"setting": "none", "top_k": "2"})
     assert form.status_code == 200
     assert len(form.json()["top"]) == 2
     buffer = io.BytesIO()
@@ -144,7 +142,7 @@ def test_logs_hold_no_image_and_no_client_text(server: Launched, client: httpx.C
 @pytest.mark.timeout(3 * PATIENCE)
 def test_the_demo_runs_against_it(server: Launched, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "demo", "--images", "cat,ship", "--steps", "5", "--setting", "fast"]
-    command += ["--url", f"http://127.0.0.1:{server.ports[0]}/predictions/metastable"]
+    command += ["--url", f"http://127.0.0.1:{server.ports[0]}/classify"]
     command += ["--picture", str(tmp_path / "demo.png")]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
@@ -173,7 +171,7 @@ def test_ask_asks_it(server: Launched, client: httpx.Client) -> None:
 
 def test_the_demo_without_a_server_says_what_to_do() -> None:
     command = [sys.executable, "-m", "demo", "--images", "cat", "--steps", "1"]
-    command += ["--url", "http://127.0.0.1:9/predictions/metastable"]
+    command += ["--url", "http://127.0.0.1:9/classify"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 2
     assert "run `make serve` first" in done.stderr

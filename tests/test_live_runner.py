@@ -22,7 +22,7 @@ def test_a_server_on_quantised_graphs_knows_the_cat(tmp_path: Path) -> None:
     with launched(tmp_path, archive, "--sample", str(sample)) as server:
         server.until_ready()
         reply = httpx.post(
-            f"http://127.0.0.1:{server.ports[0]}/predictions/metastable",
+            f"http://127.0.0.1:{server.ports[0]}/classify",
             content=sample.read_bytes(),
             headers={"Content-Type": "application/octet-stream"},
             trust_env=False,

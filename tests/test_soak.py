@@ -42,7 +42,7 @@ def test_every_one_of_2000_requests_has_its_own_answer(tiny_folder: Path, tmp_pa
                     if rng.random() < 0.1:
                         headers["X-Metastable-Deadline-Ms"] = "1"
                     reply = session.post(
-                        f"http://127.0.0.1:{server.ports[0]}/predictions/metastable",
+                        f"http://127.0.0.1:{server.ports[0]}/classify",
                         content=bad if rng.random() < 0.1 else good,
                         headers=headers,
                     )

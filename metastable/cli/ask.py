@@ -13,7 +13,6 @@ exit status is then 1.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,7 +53,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--setting", help="of the answer (default: that of the server or bundle)")
     parser.add_argument("--top-k", type=int, default=3, help="classes that are listed")
     parser.add_argument("--deadline-ms", type=int, help="of a server: give up after so many milliseconds")
-    parser.add_argument("--key-file", type=Path, help="of a server that asks for a key: .run/key_file.json")
+    parser.add_argument("--key-file", type=Path, help="file with the key, for a server that asks for one")
     parser.add_argument(
         "--bundle",
         default="model_store/cifar10",
@@ -115,11 +114,12 @@ def _of_server(args: argparse.Namespace, asked: Asked, images: list[Image]) -> t
 
 
 def key_in(file: Path) -> str:
-    """The inference key of a file that the server wrote; MetastableError if it holds none."""
+    """The key of a file with one line, KEY or name:KEY; MetastableError if it is no such file."""
     try:
-        return str(json.loads(file.read_text(encoding="utf-8"))["inference"]["key"])
-    except (ValueError, KeyError, TypeError):
-        raise MetastableError(f"{file} is no key file of a server") from None
+        [line] = file.read_text(encoding="ascii").splitlines()
+    except ValueError:
+        raise MetastableError(f"{file} must hold one line, the key or name:key") from None
+    return line.rpartition(":")[2].strip()
 
 
 def _of_this_process(args: argparse.Namespace, asked: Asked) -> Verdicts:

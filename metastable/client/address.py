@@ -10,8 +10,8 @@ import httpx
 from metastable.errors import MetastableError
 
 HERE = "http://127.0.0.1:8080"
-PATH = "/predictions/metastable"
-"""Of predictions, where an address has no path: the door has it, and so has TorchServe alone."""
+PATH = "/classify"
+"""Of predictions, where an address has no path."""
 _KNOWN = re.compile(r"/(?:classify|predictions/[^/]+(?:/[^/]+)?)/?$")
 
 

@@ -202,9 +202,10 @@ def test_this_process_walks_a_folder_too(
     assert f"error: {photos / 'a.png'}: The image format is not supported" in capsys.readouterr().err
 
 
-def test_a_key_is_read_from_the_servers_file(tmp_path: Path) -> None:
-    (tmp_path / "good").write_text('{"inference": {"key": "abc"}}')
-    (tmp_path / "bad").write_text("[]")
-    assert ask.key_in(tmp_path / "good") == "abc"
-    with pytest.raises(MetastableError, match="bad is no key file"):
+def test_a_key_is_read_from_a_file_of_one_line(tmp_path: Path) -> None:
+    for text in ("abc", "abc\n", "me:abc\n", "me: abc"):
+        (tmp_path / "good").write_text(text)
+        assert ask.key_in(tmp_path / "good") == "abc"
+    (tmp_path / "bad").write_text("one\ntwo\n")
+    with pytest.raises(MetastableError, match="bad must hold one line"):
         ask.key_in(tmp_path / "bad")

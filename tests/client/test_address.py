@@ -35,8 +35,8 @@ def test_no_text_raises_anything_else(text: str) -> None:
 @pytest.mark.parametrize(
     ("url", "predictions", "ready"),
     [
-        ("http://a:1", "http://a:1/predictions/metastable", "http://a:1/readyz"),
-        ("http://a:1/", "http://a:1/predictions/metastable", "http://a:1/readyz"),
+        ("http://a:1", "http://a:1/classify", "http://a:1/readyz"),
+        ("http://a:1/", "http://a:1/classify", "http://a:1/readyz"),
         ("http://a/classify", "http://a/classify", "http://a/readyz"),
         ("http://a/in/classify", "http://a/in/classify", "http://a/in/readyz"),
         ("http://a/in/predictions/m/2.0", "http://a/in/predictions/m/2.0", "http://a/in/readyz"),

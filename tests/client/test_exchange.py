@@ -85,7 +85,7 @@ def test_the_request_is_as_documented() -> None:
         trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         client.classify(b"image", request_id="mine", traceparent=trace, **options)  # type: ignore[arg-type]
         [request] = served.seen
-    assert (request.method, request.path, request.body) == ("POST", "/predictions/metastable", b"image")
+    assert (request.method, request.path, request.body) == ("POST", "/classify", b"image")
     expected = {
         "authorization": "Bearer the-key",
         "content-type": "application/octet-stream",
@@ -118,7 +118,7 @@ def test_connections_are_kept_and_one_that_was_closed_is_no_failure() -> None:
 
 def test_a_redirect_is_not_followed_and_gets_no_key() -> None:
     with serving(GOOD) as other:
-        there = f"Location: {other.url}/predictions/metastable\r\n"
+        there = f"Location: {other.url}/classify\r\n"
         with (
             serving(Act(reply("307 Temporary Redirect", b"", there))) as served,
             Client(served.url, "the-key") as client,
@@ -171,7 +171,7 @@ def test_proxies_of_the_environment_are_for_others(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         with Client("http://metastable.invalid", retries=0) as client:
             assert client.classify(b"image").label == 3
-        assert proxy.seen[0].path == "http://metastable.invalid/predictions/metastable"
+        assert proxy.seen[0].path == "http://metastable.invalid/classify"
 
 
 def test_a_file_is_sent_as_it_is_and_an_array_as_npy(root: Path) -> None:

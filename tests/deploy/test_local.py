@@ -37,7 +37,7 @@ def test_options_of_torchserve_are_refused_beside_this_engine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     local = ["--engine", "local", "--bundle", "cifar10"]
-    for idle in (["--allow-remote"], ["--run-dir", "x"], ["--ready-timeout", "3"]):
+    for idle in (["--torchserve-metrics-port", "1"], ["--run-dir", "x"], ["--ready-timeout", "3"]):
         assert f"{idle[0]} does nothing with --engine local" in refused(capsys, *local, *idle)
     assert "--archive does nothing with --bundle" in refused(capsys, *local, "--archive", "x.mar")
     missing = str(tmp_path / "no.png")
@@ -103,7 +103,7 @@ def test_a_bundle_is_served_until_a_signal(ask: signal.Signals, tiny_folder: Pat
         process.send_signal(ask)
         rest, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, rest
-        assert rest == "stopped\n"
+        assert rest == "stopping\nstopped\n"
 
 
 @pytest.mark.server

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.run_folder import Addresses, Refused, RunFolder, allowed_urls, effective, escape
+from deploy.run_folder import Refused, RunFolder, allowed_urls, effective, escape
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -15,10 +15,10 @@ REPOSITORY = Path(__file__).parents[2]
 # --- the effective configuration ---------------------------------------------------------------
 
 
-def written_config(tmp_path: Path, host: str = "127.0.0.1") -> tuple[str, dict[str, str], RunFolder]:
+def written_config(tmp_path: Path) -> tuple[str, dict[str, str], RunFolder]:
     run = RunFolder(tmp_path / "run")
     archive = tmp_path / "store" / "metastable.mar"
-    run.write_config(REPOSITORY / "config.properties", archive, Addresses(f"http://{host}:18080", 18082))
+    run.write_config(REPOSITORY / "config.properties", archive, run.scratch / "inference.sock", 18082)
     text = run.config.read_text()
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     return text, dict(line.split("=", 1) for line in lines), run
@@ -27,7 +27,7 @@ def written_config(tmp_path: Path, host: str = "127.0.0.1") -> tuple[str, dict[s
 def test_the_configuration_is_absolute_and_on_loopback(tmp_path: Path) -> None:
     text, config, run = written_config(tmp_path)
     run.close()
-    assert config["inference_address"] == "http://127.0.0.1:18080"
+    assert config["inference_address"] == f"unix:{run.scratch}/inference.sock"
     assert config["metrics_address"] == "http://127.0.0.1:18082"
     assert config["management_address"].startswith("unix:/")
     assert config["model_store"] == str(tmp_path / "store")

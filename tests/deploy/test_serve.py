@@ -1,21 +1,24 @@
 """The launcher: what it refuses, and whole lives of a server with a tiny model."""
 
-import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from deploy import serve
 from deploy.run_folder import Refused
-from tests.launched import PATIENCE, REPOSITORY, free_port, launched
+from export import mar
+from tests.launched import PATIENCE, REPOSITORY, Launched, free_port, launched
 
 # --- what is refused ---------------------------------------------------------------------------
 
@@ -56,20 +59,6 @@ def test_an_impossible_port_is_refused(port: int) -> None:
         serve.check_ports([("--port", "127.0.0.1", port)])
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.4"])
-def test_a_reachable_host_needs_allow_remote(host: str) -> None:
-    with pytest.raises(Refused, match="--allow-remote"):
-        serve.check_host(host, allow_remote=False)
-    assert serve.check_host(host, allow_remote=True) == host
-
-
-def test_only_an_ipv4_address_is_a_host() -> None:
-    assert serve.check_host("localhost", allow_remote=False) == "127.0.0.1"
-    for wrong in ("", "::1", "example.org", "127.0.0.1\nload_models=all"):
-        with pytest.raises(Refused, match="IPv4"):
-            serve.check_host(wrong, allow_remote=True)
-
-
 @pytest.mark.parametrize("name", ["a,b.mar", "a b.mar", "a=b.mar", "model.zip"])
 def test_a_name_that_torchserve_would_misread_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
@@ -77,85 +66,104 @@ def test_a_name_that_torchserve_would_misread_is_refused(tmp_path: Path, name: s
         serve.check_archive(tmp_path / name)
 
 
+def refused(*arguments: str) -> str:
+    """In a process of its own, which makes prometheus_client one of several."""
+    command = [sys.executable, "-m", "deploy.serve", *arguments, *ports_of(3)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_several_workers_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    archive = packed(tiny_folder, tmp_path, "maxWorkers: 1", "maxWorkers: 2")
+    message = refused("--archive", str(archive), "--run-dir", str(tmp_path / "run"))
+    assert "wants several workers: make minWorkers and maxWorkers 1" in message
+    assert not (tmp_path / "run" / "tmp").exists()
+
+
+def test_other_machines_need_keys(tiny_archive: Path, tmp_path: Path) -> None:
+    where = ["--archive", str(tiny_archive), "--run-dir", str(tmp_path / "run"), "--host", "0.0.0.0"]
+    assert "name a file of keys with --keys" in refused(*where)
+
+
 # --- whole lives -------------------------------------------------------------------------------
 
-HANDLER = """
-import json
-import os
 
-from metastable.serving.metrics import Metrics
-
-class Tiny:
-    def initialize(self, context):
-        {initialize}
-        self.metrics = Metrics(settings=["none"])
-        self.metrics.serve(int(os.environ["METASTABLE_METRICS_PORT"]))
-
-    def handle(self, data, context):
-        self.metrics.request("none", "ok", 0.001)
-        context.set_response_content_type(0, "application/json")
-        names = [name for name in os.environ if name.startswith("METASTABLE_")]
-        return [json.dumps({{"bytes": len(data[0]["body"]), "names": names}})]
-"""
-
-MODEL_CONFIG = """
-minWorkers: 2
-maxWorkers: 2
-batchSize: 1
-maxBatchDelay: 1
-responseTimeout: 120
-"""
+def ports_of(count: int) -> list[str]:
+    flags = ("--port", "--metrics-port", "--torchserve-metrics-port")[:count]
+    return [word for flag in flags for word in (flag, str(free_port()))]
 
 
-def build_archive(folder: Path, initialize: str = "pass") -> Path:
-    """A .mar with a tiny handler that runs `initialize` first."""
-    (folder / "packing").mkdir()
-    for name in ("metastable/serving/metrics.py", "metastable/errors.py"):  # what the handler imports
-        copy = folder / "extra" / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(REPOSITORY / name, copy)
-        (copy.parent / "__init__.py").touch()
-    (folder / "tiny.py").write_text(HANDLER.format(initialize=initialize))
-    (folder / "model-config.yaml").write_text(MODEL_CONFIG)
-    command = [str(Path(sys.executable).with_name("torch-model-archiver")), "--model-name", "metastable"]
-    command += ["--version", "1", "--handler", "tiny.py", "--config-file", "model-config.yaml"]
-    command += ["--extra-files", "extra"]
-    # The archiver empties a folder in TMPDIR: it gets one of its own.
-    environment = os.environ | {"TMPDIR": str(folder / "packing")}
-    subprocess.run(command, check=True, cwd=folder, env=environment, timeout=PATIENCE)
-    return folder / "metastable.mar"
+@pytest.fixture(scope="module")
+def tiny_archive(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tiny_folder, tmp_path_factory.mktemp("packed"))
 
 
-def by_the_printed_curl_line(output: str) -> httpx.Response:
-    """Do with httpx what the `try it` line does with curl."""
+def packed(bundle: Path, folder: Path, *change: str) -> Path:
+    """An archive of a bundle, with `change` (old, new) made in its configuration."""
+    config, archive = folder / "model-config.yaml", folder / "metastable.mar"
+    text = (REPOSITORY / "model-config.yaml").read_text()
+    if change:
+        assert change[0] in text
+        text = text.replace(*change)
+    config.write_text(text)
+    mar.build(bundle, config, archive)
+    return archive
+
+
+def by_the_printed_curl_line(output: str, *, key: str = "wrong") -> httpx.Response:
+    """Do with httpx what the `try it` line does with curl, whose content type is that of a form."""
     line = next(line for line in output.splitlines() if "try it:" in line)
     words = shlex.split(line.split("try it:")[1])
-    name, value = words[words.index("-H") + 1].split(": ")
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    if "-H" in words:
+        name, value = words[words.index("-H") + 1].replace("KEY", key).split(": ")
+        headers[name] = value
     file = Path(words[words.index("--data-binary") + 1].removeprefix("@"))
     return httpx.post(
-        words[-1], content=file.read_bytes(), headers={name: value}, trust_env=False, timeout=PATIENCE
+        words[-1], content=file.read_bytes(), headers=headers, trust_env=False, timeout=PATIENCE
     )
+
+
+def until(seen: Callable[[], bool]) -> None:
+    ends = time.monotonic() + PATIENCE
+    while not seen():
+        assert time.monotonic() < ends
+        time.sleep(0.1)
 
 
 @pytest.mark.server
 @pytest.mark.timeout(4 * PATIENCE)
-def test_a_server_starts_answers_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    with launched(tmp_path, build_archive(tmp_path)) as server:
+def test_a_server_starts_answers_and_leaves_nothing_behind(tiny_archive: Path, tmp_path: Path) -> None:
+    keys, key = tmp_path / "keys", "k" * 40
+    keys.write_text(f"me:{key}\n")
+    keys.chmod(0o600)
+    with launched(tmp_path, tiny_archive, "--keys", str(keys)) as server:
+        url = f"http://127.0.0.1:{server.ports[0]}"
+        # It answers before anything stands behind it.
+        until(lambda: reachable(url))
         output = server.until_ready()
-        assert len(server.started) >= 4  # guard, JVM, two workers
-        answer = by_the_printed_curl_line(output)
+        assert len(server.started) >= 3  # guard, JVM, worker
+        assert by_the_printed_curl_line(output).status_code == 401
+        answer = by_the_printed_curl_line(output, key=key)
         assert answer.status_code == 200
-        assert answer.json()["bytes"] == (server.run_folder / "sample.png").stat().st_size
-        assert answer.json()["names"] == ["METASTABLE_METRICS_PORT", "METASTABLE_RUNNER_CACHE"]  # no secret
+        assert answer.json()["model"]["name"] == "tiny"
 
         metrics = httpx.get(f"http://127.0.0.1:{server.ports[1]}/metrics", trust_env=False).text
-        assert 'metastable_requests_total{outcome="ok",setting="none"} 2.0' in metrics  # probe, curl
+        assert re.search(r"^metastable_requests_total{.*outcome=\"ok\".*} 1.0$", metrics, re.M)
+        assert re.search(r"^metastable_chains_count{.*} 1.0$", metrics, re.M)  # which the worker counts
 
+        names = worker_of(server).environ()
+        assert "METASTABLE_SECRET" not in names
         scratch = server.scratch()
-        assert (scratch / "management.sock").stat().st_mode & 0o077 == 0
+        for name in ("management.sock", "inference.sock"):
+            assert (scratch / name).stat().st_mode & 0o077 == 0
+        assert listening(server) == {server.ports[2], *others(server)}
         server.process.send_signal(signal.SIGTERM)
         status, rest = server.finish()
         assert status == 0
+        assert "stopping" in rest
         assert "nothing is left running" in rest
         assert server.alive() == []
         assert not scratch.exists()
@@ -163,43 +171,86 @@ def test_a_server_starts_answers_and_leaves_nothing_behind(tmp_path: Path) -> No
         serve.check_ports([("--port", "127.0.0.1", port) for port in server.ports])  # all free again
 
 
+def reachable(url: str) -> bool:
+    """Whether it lives; then it says that it is not ready, and a client when to come again."""
+    try:
+        alive = httpx.get(f"{url}/livez", trust_env=False)
+    except httpx.ConnectError:
+        return False
+    assert alive.status_code == 200
+    refused = httpx.get(f"{url}/readyz", trust_env=False)
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "unavailable"
+    assert int(refused.headers["retry-after"]) >= 1
+    return True
+
+
+def worker_of(server: Launched) -> psutil.Process:
+    [worker] = [one for one in server.started if "model_service_worker" in " ".join(one.cmdline())]
+    return worker
+
+
+def listening(server: Launched) -> set[int]:
+    """TCP ports of TorchServe's processes that anybody on this machine reaches."""
+    return {
+        one.laddr.port
+        for process in server.started
+        for one in process.net_connections("tcp")
+        if one.status == psutil.CONN_LISTEN
+    }
+
+
+def others(server: Launched) -> set[int]:
+    """Those of gRPC, which cannot be turned off; of which nobody is told the numbers."""
+    return {port for port in listening(server) if port > 30000 and port not in server.ports[:2]}
+
+
 @pytest.mark.server
 @pytest.mark.timeout(4 * PATIENCE)
-def test_check_predicts_once_and_ends(tmp_path: Path) -> None:
-    with launched(tmp_path, build_archive(tmp_path), "--check") as server:
+def test_check_predicts_once_and_ends(tiny_archive: Path, tmp_path: Path) -> None:
+    with launched(tmp_path, tiny_archive, "--check") as server:
         status, output = server.finish()
-    assert status == 0
-    assert 'check: predicted {"bytes":' in output
+    assert status == 0, output
+    assert 'check: 200 {"label":' in output
 
 
 @pytest.mark.server
 @pytest.mark.timeout(4 * PATIENCE)
-def test_a_model_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
-    archive = build_archive(tmp_path, initialize='raise ValueError("the weights are damaged")')
+def test_a_model_that_cannot_be_loaded_is_reported(tiny_archive: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "broken.mar"
+    with zipfile.ZipFile(tiny_archive) as good, zipfile.ZipFile(archive, "w") as bad:
+        for name in good.namelist():  # it wants a runner, and lacks what that runs
+            bad.writestr(name, good.read(name).replace(b"runner: auto", b"runner: openvino-int8"))
     with launched(tmp_path, archive) as server:
         status, output = server.finish()
     assert status == 1
     assert "error: the model cannot be loaded" in output
-    assert "ValueError: the weights are damaged" in output
+    assert "openvino-int8" in output.partition("error: the model cannot be loaded")[2]
 
 
 @pytest.mark.server
 @pytest.mark.timeout(4 * PATIENCE)
-def test_a_server_that_dies_is_reported_and_cleared_away(tmp_path: Path) -> None:
-    with launched(tmp_path, build_archive(tmp_path)) as server:
-        server.until_ready()
+def test_a_server_that_dies_is_started_again(tiny_archive: Path, tmp_path: Path) -> None:
+    with launched(tmp_path, tiny_archive) as server:
+        output = server.until_ready()
+        url = f"http://127.0.0.1:{server.ports[0]}"
         jvm = next(process for process in server.started if "java" in process.name())
         jvm.kill()
-        status, output = server.finish()
-        assert status == 1
-        assert "error: the server ended by itself" in output
+        until(lambda: httpx.get(f"{url}/readyz", trust_env=False).status_code == 503)
+        assert server.process.poll() is None
+        until(lambda: httpx.get(f"{url}/readyz", trust_env=False).status_code == 200)
+        assert by_the_printed_curl_line(output).status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        status, rest = server.finish()
+        assert status == 0
+        assert "TorchServe ended by itself: starting it again in 1 s" in rest
         assert server.alive() == []
 
 
 @pytest.mark.server
 @pytest.mark.timeout(4 * PATIENCE)
-def test_a_killed_launcher_takes_the_server_with_it(tmp_path: Path) -> None:
-    with launched(tmp_path, build_archive(tmp_path)) as server:
+def test_a_killed_launcher_takes_the_server_with_it(tiny_archive: Path, tmp_path: Path) -> None:
+    with launched(tmp_path, tiny_archive) as server:
         server.until_ready()
         server.process.kill()
         server.finish()

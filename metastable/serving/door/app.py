@@ -9,7 +9,7 @@ JSON with base64; `/v2/...` is the Open Inference Protocol.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -32,7 +32,13 @@ NAMES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def build(
-    backend: Backend, intake: Intake, status: Status, metrics: Metrics, *, drain_seconds: float = 10.0
+    backend: Backend,
+    intake: Intake,
+    status: Status,
+    metrics: Metrics,
+    *,
+    drain_seconds: float = 10.0,
+    around: AbstractAsyncContextManager[Any] | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -41,14 +47,16 @@ def build(
         status: of the server's shell.
         metrics: counts every request.
         drain_seconds: that the backend has for what is under way at the end.
+        around: entered before the backend is asked for anything, left after it has been closed.
     """
     door = Door(backend, intake, status, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        door.decoder.close()
-        await backend.close(drain_seconds)
+        async with around or nullcontext():
+            yield
+            door.decoder.close()
+            await backend.close(drain_seconds)
 
     off: dict[str, Any] = {"docs_url": None, "redoc_url": None, "redirect_slashes": False}
     app = FastAPI(title="Metastable", version=__version__, lifespan=lifespan, **off)
