@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from metastable.engine.timeline import Timeline
 from metastable.images import DecodedImage, Fit
 from metastable.serving.options import RequestOptions
 
@@ -41,6 +42,21 @@ class Served:
     runner: str
 
 
+class Follow(NamedTuple):
+    """How the way of one image is followed.
+
+    Attributes:
+        traceparent: the W3C trace context of its work, for others that do some of it; None for none.
+        timeline: where it is noted when what was done, on `time.monotonic`; None for nowhere.
+    """
+
+    traceparent: str | None = None
+    timeline: Timeline | None = None
+
+
+UNFOLLOWED = Follow()
+
+
 @dataclass(frozen=True, eq=False)
 class Question:
     """One image that was decoded, with the options that came with it.
@@ -54,6 +70,7 @@ class Question:
     image: DecodedImage
     options: RequestOptions
     deadline: float | None
+    follow: Follow = UNFOLLOWED
 
 
 @dataclass(frozen=True)
