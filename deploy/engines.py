@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from deploy.run_folder import Refused
+from metastable.serving import logs
 
 ENGINES = ("torchserve", "local")
 
@@ -21,11 +22,17 @@ def fill(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, help="of the runner (default: one a core)")
     add("--allow-seeds", action="store_const", const=True, help="let clients fix the chains' noise: unsafe")
     add("--keys", type=Path, help="file of name:key lines; who has none of them is not answered")
+    add("--log-format", choices=logs.FORMATS, default="text", help="of the log: for people or machines")
+    add("--log-level", choices=logs.LEVELS, default="info", help="SIGUSR1 and SIGUSR2 change it later")
+    add("--log-file", type=Path, help="where the log is appended (default: stderr)")
     add("--proxy", action="append", help="address of a proxy whose X-Forwarded-For is believed")
     add("--origin", action="append", help="origin whose pages browsers may let ask (CORS)")
 
 
-GIVEN = ("bundle", "max_bytes", "max_pixels", "runner", "threads", "allow_seeds", "keys", "proxy", "origin")
+GIVEN = (
+    *("bundle", "max_bytes", "max_pixels", "runner", "threads", "allow_seeds", "keys", "proxy", "origin"),
+    *("log_format", "log_level", "log_file"),
+)
 """Names of `fill`'s options."""
 
 

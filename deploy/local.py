@@ -25,6 +25,7 @@ import httpx
 import torch
 import yaml
 
+from deploy import observing
 from deploy.run_folder import Refused
 from metastable import bundle as bundles
 from metastable.bundle import Bundle, shipped
@@ -39,6 +40,7 @@ from metastable.serving.door.access import Keys, needs_key
 from metastable.serving.door.app import build
 from metastable.serving.door.clients import Proxies
 from metastable.serving.door.intake import Intake
+from metastable.serving.door.observing import Observer
 from metastable.serving.door.stopping import Stop
 from metastable.serving.metrics import Metrics
 
@@ -57,6 +59,11 @@ def serve(chosen: argparse.Namespace, sample: Path) -> int:
 
     Raises Refused, and MetastableError for a bundle or a configuration that cannot be served.
     """
+    with observing.opened(chosen) as observer:
+        return _serve(chosen, sample, observer)
+
+
+def _serve(chosen: argparse.Namespace, sample: Path, observer: Observer) -> int:
     keys = None if chosen.keys is None else Keys.read(chosen.keys)
     if keys is None and needs_key(chosen.host):
         raise Refused(f"--host {chosen.host} lets other machines in: name a file of keys with --keys")
@@ -101,6 +108,7 @@ def serve(chosen: argparse.Namespace, sample: Path) -> int:
         keys=keys,
         proxies=Proxies(chosen.proxy or ()),
         origins=chosen.origin or (),
+        observer=observer,
         on_ready=ready,
         drain_seconds=DRAIN_SECONDS,
     )
