@@ -49,7 +49,7 @@ def _place(file: Path | None) -> Path | int:
 def _tracing() -> Tracing | None:
     """None too where the environment asks for what is not there: clusters set its variables for everybody."""
     try:
-        return Tracing.configured(os.environ)
+        return Tracing.configured()
     except MetastableError as error:
         log.warning("no traces are sent: %s", error)
         return None

@@ -1,6 +1,6 @@
 """Spans of OpenTelemetry, made of what was noted of a request once it has been answered.
 
-    tracing = Tracing.configured(os.environ)     # None unless the environment names where spans go
+    tracing = Tracing.configured()     # None unless the environment names where spans go
 
 Only the sampled requests cost anything: a client that sends `traceparent` has decided that for its own, and
 the sampler that the environment names decides it for others.
@@ -8,9 +8,9 @@ the sampler that the environment names decides it for others.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
@@ -46,11 +46,12 @@ class Tracing:
         self._epoch = time.time_ns() - time.monotonic_ns()
 
     @classmethod
-    def configured(cls, environment: Mapping[str, str]) -> Tracing | None:
+    def configured(cls) -> Tracing | None:
         """With the exporter that the standard variables of OpenTelemetry describe; None where they name none.
 
         Raises MissingPackage without the extra `tracing`, SettingsError for another protocol than SPOKEN.
         """
+        environment = os.environ  # where OpenTelemetry itself looks, too
         given = {name: environment.get(name, "").strip() for name in (*ENDPOINTS, *PROTOCOLS)}
         if not any(given[name] for name in ENDPOINTS):
             return None
@@ -137,7 +138,8 @@ class Trace:
             method: of a known name.
         """
         span, status = self.span, account.status
-        span.update_name(method if account.route is None else f"{method} {account.route}")
+        verb = "HTTP" if method == "other" else method  # as OpenTelemetry's conventions have it
+        span.update_name(verb if account.route is None else f"{verb} {account.route}")
         found = {
             "http.request.method": method if method != "other" else "_OTHER",
             "http.route": account.route,

@@ -9,6 +9,9 @@ Cancelling the task that awaits `ask` gives the chains up and their room back.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -52,6 +55,16 @@ class Follow(NamedTuple):
 
     traceparent: str | None = None
     timeline: Timeline | None = None
+
+    @contextmanager
+    def during(self, stage: str) -> Iterator[None]:
+        """Note what this takes as a stage, also where it raises."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            if self.timeline is not None:
+                self.timeline.add(stage, began, time.monotonic())
 
 
 UNFOLLOWED = Follow()

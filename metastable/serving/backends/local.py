@@ -96,10 +96,8 @@ class Local:
         assert isinstance(room, _Kept), "the room is of another backend"
         # Until the engine has the job, leaving this gives the permit back.
         async with room:
-            timeline, began = question.follow.timeline, time.monotonic()
-            raw, looked = await self._look(question)
-            if timeline is not None:
-                timeline.add("look", began, time.monotonic())
+            with question.follow.during("look"):
+                raw, looked = await self._look(question)
             job = judging.job_of(
                 self._bundle,
                 question.id,
@@ -107,7 +105,7 @@ class Local:
                 question.options,
                 raw,
                 question.deadline,
-                timeline,
+                question.follow.timeline,
             )
             room.permit.charge(looked)
             answer = await self._driver.answer(job, room.permit)

@@ -103,15 +103,15 @@ class TorchServe:
     async def ask(self, question: Question, room: Room) -> Judged:
         assert isinstance(room, _Room), "a room is of the backend that gave it"
         room.taken = True
-        began, timeline = time.monotonic(), question.follow.timeline
         job = secrets.token_hex(8)
         exchange = asyncio.create_task(self._predict(question, job, room.token))
         self._under_way.add(exchange)
         exchange.add_done_callback(self._under_way.discard)
         exchange.add_done_callback(_looked_at)
         try:
-            async with asyncio.timeout(_left(question.deadline)):
-                said = await asyncio.shield(exchange)
+            with question.follow.during("worker"):
+                async with asyncio.timeout(_left(question.deadline)):
+                    said = await asyncio.shield(exchange)
         except TimeoutError:
             self._give_up(exchange, job, room)
             raise DeadlineExceeded(LATE) from None
@@ -122,8 +122,6 @@ class TorchServe:
                 raise Draining(STOPPING) from None
             raise
         finally:
-            if timeline is not None:
-                timeline.add("worker", began, time.monotonic())
             if len(self._workers) > 1:  # another one may have had the request
                 room.release()
         return judged(said, question.image)

@@ -77,15 +77,13 @@ class Answerer:
     ) -> dict[str, Any]:
         limit = options.deadline_ms
         deadline = None if limit is None else received + 1e-3 * limit
-        asked = time.monotonic()
-        async with await self._backend.admit(options.setting) as room:
+        with follow.during("admit"):
+            admitted = await self._backend.admit(options.setting)
+        async with admitted as room:
             started = time.monotonic()
-            image = await self._decoder(data, self._backend.served, deadline)
-            decoded = time.monotonic()
-            if follow.timeline is not None:
-                follow.timeline.add("admit", asked, started)
-                follow.timeline.add("decode", started, decoded)
-            seconds = {"decode": decoded - started}
+            with follow.during("decode"):
+                image = await self._decoder(data, self._backend.served, deadline)
+            seconds = {"decode": time.monotonic() - started}
             # Two clients may have named their requests alike: the engine's name for one is ours alone.
             question = Question(secrets.token_hex(16), image, options, deadline, follow)
             judged = await self._backend.ask(question, room)

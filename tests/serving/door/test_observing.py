@@ -18,6 +18,8 @@ from tests.serving.door.running import PATIENCE, Running, running
 from tests.serving.door.served import Client
 from tests.serving.door.written import MARK, Log, logging_to
 
+pytestmark = pytest.mark.slow
+
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TRACE = f"00-{TRACE_ID}-b7ad6b7169203331-00"
 
