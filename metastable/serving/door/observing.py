@@ -46,14 +46,14 @@ class Observer:
         return account
 
     def end(self, scope: Scope, account: Account) -> None:
-        """Tell what was noted; never raises."""
+        """Tell what was noted, once there is nothing to add."""
         ended = time.monotonic()
         if account.code is None:
             account.code = "ok" if (account.status or 500) < 400 else "other"
         route = scope.get("route")
-        account.route = None if route is None else str(getattr(route, "path", None))
+        account.route = getattr(route, "path", None)
         method = scope["method"] if scope["method"] in METHODS else "other"
-        level = logging.DEBUG if scope["path"] in FREE else level_of(account.code, account.status)
+        level = logging.DEBUG if scope["path"] in FREE else level_of(account.status)
         if log.isEnabledFor(level):
             request_id = scope["state"].get("request_id")
             log.log(level, "request", extra={"fields": line(account, method, request_id, ended)})
@@ -62,7 +62,7 @@ class Observer:
 
     def refused(self, status: int, code: str) -> None:
         """Tell of what was refused before it was a request."""
-        log.log(level_of(code, status), "refused", extra={"fields": {"status": status, "code": code}})
+        log.log(level_of(status), "refused", extra={"fields": {"status": status, "code": code}})
 
 
 class Observed:
@@ -99,7 +99,7 @@ class Observed:
             self.observer.end(scope, account)
 
 
-def level_of(code: str, status: int | None) -> int:
+def level_of(status: int | None) -> int:
     """Of the line about an answer: an error is a fault of the server, a warning what it could not take."""
     if status is None or status < 500:
         return logging.INFO
