@@ -73,13 +73,14 @@ def test_a_full_disk_costs_lines_and_says_so(tmp_path: Path) -> None:
     assert path.read_text() == "lines were lost\nkept\nand more\n"
 
 
-def test_a_closed_stderr_costs_lines_alone() -> None:
+@pytest.mark.parametrize("number", [None, 1_000_000], ids=["left by its reader", "not open"])
+def test_a_closed_stderr_costs_lines_alone(number: int | None) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    os.close(writing)
-    with logger(Target(writing)) as (log, lines):
+    with logger(Target(writing if number is None else number)) as (log, lines):
         log.info("lost")
         until(lambda: lines.lost == 1)
+    os.close(writing)
 
 
 def test_a_reader_that_does_not_read_holds_nobody_up() -> None:
