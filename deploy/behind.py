@@ -11,7 +11,7 @@ import argparse
 import time
 from pathlib import Path
 
-from deploy import archive
+from deploy import archive, observing
 from deploy.front import PHOTOGRAPH, Behind, Front
 from deploy.java import Java
 from deploy.run_folder import Refused, RunFolder
@@ -33,7 +33,11 @@ def serve(chosen: argparse.Namespace, sample: Path, stop: Stop, run: RunFolder, 
 
     Raises Refused, and MetastableError for an archive that cannot be served.
     """
-    front = Front(chosen, sample, stop)
+    with observing.opened(chosen) as observer:
+        return _serve(Front(chosen, sample, stop, observer), chosen, run, java)
+
+
+def _serve(front: Front, chosen: argparse.Namespace, run: RunFolder, java: Java) -> int:
     limits, settings = _limits(chosen), _settings(chosen.archive)
     supervised = Supervised(
         run,

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from deploy.run_folder import Refused
+from metastable.serving import logs
 
 ENGINES = ("torchserve", "local")
 
@@ -17,6 +18,9 @@ def fill(parser: argparse.ArgumentParser) -> None:
     add("--max-bytes", type=int, help="of an image (default: 16 million)")
     add("--max-pixels", type=int, help="of an image (default: 50 million)")
     add("--keys", type=Path, help="file of name:key lines; who has none of them is not answered")
+    add("--log-format", choices=logs.FORMATS, default="text", help="of the log: for people or machines")
+    add("--log-level", choices=logs.LEVELS, default="info", help="SIGUSR1 and SIGUSR2 change it later")
+    add("--log-file", type=Path, help="where the log is appended (default: stderr)")
     add("--proxy", action="append", help="address of a proxy whose X-Forwarded-For is believed")
     add("--origin", action="append", help="origin whose pages browsers may let ask (CORS)")
     add = parser.add_argument_group("with --engine local").add_argument

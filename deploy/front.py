@@ -25,6 +25,7 @@ from metastable.serving.door.access import Keys, needs_key
 from metastable.serving.door.app import build
 from metastable.serving.door.clients import Proxies
 from metastable.serving.door.intake import Intake
+from metastable.serving.door.observing import Observer
 from metastable.serving.door.stopping import Stop
 from metastable.serving.metrics import Metrics
 
@@ -67,6 +68,7 @@ class Front:
         chosen: the command line of `deploy.serve`.
         sample: an image, for `--check` and the line that says how to ask.
         stop: it ends when this is asked for.
+        observer: its log and its traces.
 
     Raises Refused, and SettingsError for a file of keys that cannot be used.
     """
@@ -74,6 +76,7 @@ class Front:
     chosen: argparse.Namespace
     sample: Path
     stop: Stop
+    observer: Observer
     begun: float = field(default_factory=time.monotonic)
     fine: bool = False
     _failure: Failed | None = None
@@ -113,6 +116,7 @@ class Front:
             keys=self.keys,
             proxies=self.proxies,
             origins=self.chosen.origin or (),
+            observer=self.observer,
             on_ready=self._listening,
             drain_seconds=DRAIN_SECONDS,
         )

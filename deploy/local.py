@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from deploy import archive
+from deploy import archive, observing
 from deploy.front import PHOTOGRAPH, Behind, Front
 from metastable import bundle as bundles
 from metastable.bundle import Bundle, shipped
@@ -38,7 +38,11 @@ def serve(chosen: argparse.Namespace, sample: Path, stop: Stop) -> int:
 
     Raises Refused, and MetastableError for a bundle or a configuration that cannot be served.
     """
-    front = Front(chosen, sample, stop)
+    with observing.opened(chosen) as observer:
+        return _serve(Front(chosen, sample, stop, observer), chosen)
+
+
+def _serve(front: Front, chosen: argparse.Namespace) -> int:
     with _opened(chosen) as (loaded, exported, configuration):
         threads = configuration.threads or os.cpu_count() or 1
         torch.set_num_threads(threads)

@@ -75,7 +75,10 @@ class Chains:
     def begin(self, active: ActiveJob, count: int) -> list[int]:
         """Start the next `count` chains of a request; returns their slots."""
         if not active.begun:
-            active.seconds["queue"] = self._clock() - active.arrived
+            now = self._clock()
+            active.seconds["queue"] = now - active.arrived
+            if (timeline := active.job.timeline) is not None:
+                timeline.add("queue", active.arrived, now)
         slots = []
         for chain in range(active.begun, active.begun + count):
             slot = self._free.pop()
@@ -120,6 +123,8 @@ class Chains:
         self._packed[STEP].index_add_(0, there, moved.to(there.device))
         for owner, count in Counter(owners).items():
             owner.charge("purify", spent * count / size)
+            if (timeline := owner.job.timeline) is not None:
+                timeline.add("purify", started, started + spent, chains=count, steps=steps)
         finite = x.flatten(1).isfinite().all(1).cpu()
         over = finite & ((made + moved >= wanted) | (moved < steps))
         broken = [
@@ -153,6 +158,9 @@ class Chains:
                 broken.append(owner)
         for owner in self.owners(slots):
             gone = set(slots)
+            if (timeline := owner.job.timeline) is not None:
+                count = len(gone.intersection(owner.slots))
+                timeline.add("classify", started, started + spent, chains=count)
             owner.slots = [slot for slot in owner.slots if slot not in gone]
         self._give(slots)
         return broken

@@ -186,7 +186,10 @@ class Engine:
         self._policy.spent(self._clock() - started)
         for active in list(self._held.values()):
             if active.wanting == 0 and not active.slots:
+                began = self._clock()
                 self._end_round(active)
+                if (timeline := active.job.timeline) is not None:
+                    timeline.add("decide", began, self._clock())
         return True
 
     def _expire(self) -> None:

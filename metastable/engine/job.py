@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metastable.defense import Defended, as_averaged
 from metastable.engine.admission import Permit
+from metastable.engine.timeline import Timeline
 from metastable.errors import MetastableError
 from metastable.settings import Setting
 from metastable.stopping import Decision
@@ -26,6 +27,7 @@ class Job:
         seed: of its chains, in [0, 2^128); keep it secret.
         flagged: the anomaly flag of the image; it chooses the noise of `adp` and `noise`.
         deadline: on the engine's clock; None for no deadline.
+        timeline: where the engine notes when it did what for it; None for nowhere.
     """
 
     id: str
@@ -34,6 +36,7 @@ class Job:
     seed: int
     flagged: bool = False
     deadline: float | None = None
+    timeline: Timeline | None = None
 
 
 @dataclass(frozen=True, eq=False)

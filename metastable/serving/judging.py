@@ -12,6 +12,7 @@ from metastable.bundle import Bundle
 from metastable.engine.inspection import Raw
 from metastable.engine.job import Answer, Job
 from metastable.engine.reply import reply
+from metastable.engine.timeline import Timeline
 from metastable.engine.verdict import verdict_of
 from metastable.images import DecodedImage
 from metastable.serving.metrics import Counted, Metrics
@@ -19,7 +20,13 @@ from metastable.serving.options import RequestOptions
 
 
 def job_of(
-    bundle: Bundle, id: str, image: DecodedImage, options: RequestOptions, raw: Raw, deadline: float | None
+    bundle: Bundle,
+    id: str,
+    image: DecodedImage,
+    options: RequestOptions,
+    raw: Raw,
+    deadline: float | None,
+    timeline: Timeline | None = None,
 ) -> Job:
     """The job of an image that was looked at; `deadline` is on the engine's clock."""
     return Job(
@@ -29,6 +36,7 @@ def job_of(
         noise.secret_seed() if options.seed is None else options.seed,
         flagged=raw.flagged,
         deadline=deadline,
+        timeline=timeline,
     )
 
 

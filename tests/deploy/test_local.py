@@ -103,7 +103,10 @@ def test_a_bundle_is_served_until_a_signal(ask: signal.Signals, tiny_folder: Pat
         process.send_signal(ask)
         rest, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, rest
-        assert rest == "stopping\nstopped\n"
+        logged, *last = rest.splitlines()
+        assert " info request " in logged
+        assert " route=/classify status=200 " in logged
+        assert last == ["stopping", "stopped"]
 
 
 @pytest.mark.server

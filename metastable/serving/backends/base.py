@@ -9,10 +9,14 @@ Cancelling the task that awaits `ask` gives the chains up and their room back.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from metastable.engine.timeline import Timeline
 from metastable.images import DecodedImage, Fit
 from metastable.serving.options import RequestOptions
 
@@ -41,6 +45,31 @@ class Served:
     runner: str
 
 
+class Follow(NamedTuple):
+    """How the way of one image is followed.
+
+    Attributes:
+        traceparent: the W3C trace context of its work, for others that do some of it; None for none.
+        timeline: where it is noted when what was done, on `time.monotonic`; None for nowhere.
+    """
+
+    traceparent: str | None = None
+    timeline: Timeline | None = None
+
+    @contextmanager
+    def during(self, stage: str) -> Iterator[None]:
+        """Note what this takes as a stage, also where it raises."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            if self.timeline is not None:
+                self.timeline.add(stage, began, time.monotonic())
+
+
+UNFOLLOWED = Follow()
+
+
 @dataclass(frozen=True, eq=False)
 class Question:
     """One image that was decoded, with the options that came with it.
@@ -54,6 +83,7 @@ class Question:
     image: DecodedImage
     options: RequestOptions
     deadline: float | None
+    follow: Follow = UNFOLLOWED
 
 
 @dataclass(frozen=True)

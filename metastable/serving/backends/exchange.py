@@ -63,6 +63,8 @@ def headers(question: Question, job: str, token: str | None) -> dict[str, str]:
         found["X-Metastable-Seed"] = str(options.seed)
     if token is not None:
         found[PERMIT_HEADER] = token
+    if question.follow.traceparent is not None:
+        found["traceparent"] = question.follow.traceparent
     return found
 
 

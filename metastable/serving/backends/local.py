@@ -96,9 +96,16 @@ class Local:
         assert isinstance(room, _Kept), "the room is of another backend"
         # Until the engine has the job, leaving this gives the permit back.
         async with room:
-            raw, looked = await self._look(question)
+            with question.follow.during("look"):
+                raw, looked = await self._look(question)
             job = judging.job_of(
-                self._bundle, question.id, question.image, question.options, raw, question.deadline
+                self._bundle,
+                question.id,
+                question.image,
+                question.options,
+                raw,
+                question.deadline,
+                question.follow.timeline,
             )
             room.permit.charge(looked)
             answer = await self._driver.answer(job, room.permit)

@@ -109,8 +109,9 @@ class TorchServe:
         exchange.add_done_callback(self._under_way.discard)
         exchange.add_done_callback(_looked_at)
         try:
-            async with asyncio.timeout(_left(question.deadline)):
-                said = await asyncio.shield(exchange)
+            with question.follow.during("worker"):
+                async with asyncio.timeout(_left(question.deadline)):
+                    said = await asyncio.shield(exchange)
         except TimeoutError:
             self._give_up(exchange, job, room)
             raise DeadlineExceeded(LATE) from None

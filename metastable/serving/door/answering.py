@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from metastable.errors import Cancelled
 from metastable.serving import judging
-from metastable.serving.backends.base import Backend, Question
+from metastable.serving.backends.base import UNFOLLOWED, Backend, Follow, Question
 from metastable.serving.door.decoding import Decoder
 from metastable.serving.options import RequestOptions
 from metastable.serving.refusals import Refusal
@@ -44,35 +44,48 @@ class Answerer:
     def __init__(self, backend: Backend, decoder: Decoder) -> None:
         self._backend, self._decoder = backend, decoder
 
-    async def one(self, id: str, data: bytes, options: RequestOptions, received: float) -> Outcome:
+    async def one(
+        self, id: str, data: bytes, options: RequestOptions, received: float, follow: Follow = UNFOLLOWED
+    ) -> Outcome:
         """The outcome of an image; never raises for what it contains.
 
         Args:
             id: of the request that the image came in, as the client is told it.
             received: when that began, on `time.monotonic`: what it waited counts.
+            follow: how its way is followed.
         """
         try:
-            return Outcome(await self._judged(id, data, options, received))
+            return Outcome(await self._judged(id, data, options, received, follow))
         except Exception as error:
             refusal = Refusal.of(error)
             return Outcome(refusal.content(id), refusal)
 
     async def several(
-        self, id: str, images: Sequence[bytes], options: RequestOptions, received: float
+        self,
+        id: str,
+        images: Sequence[bytes],
+        options: RequestOptions,
+        received: float,
+        follow: Callable[[], Follow] = Follow,
     ) -> list[Outcome]:
-        """Each image's own outcome, in order."""
-        asked = [self.one(f"{id}.{i}", data, options, received) for i, data in enumerate(images)]
+        """Each image's own outcome, in order; `follow` says how the next one is followed."""
+        asked = [self.one(f"{id}.{i}", data, options, received, follow()) for i, data in enumerate(images)]
         return await asyncio.gather(*asked)
 
-    async def _judged(self, id: str, data: bytes, options: RequestOptions, received: float) -> dict[str, Any]:
+    async def _judged(
+        self, id: str, data: bytes, options: RequestOptions, received: float, follow: Follow
+    ) -> dict[str, Any]:
         limit = options.deadline_ms
         deadline = None if limit is None else received + 1e-3 * limit
-        async with await self._backend.admit(options.setting) as room:
+        with follow.during("admit"):
+            admitted = await self._backend.admit(options.setting)
+        async with admitted as room:
             started = time.monotonic()
-            image = await self._decoder(data, self._backend.served, deadline)
+            with follow.during("decode"):
+                image = await self._decoder(data, self._backend.served, deadline)
             seconds = {"decode": time.monotonic() - started}
             # Two clients may have named their requests alike: the engine's name for one is ours alone.
-            question = Question(secrets.token_hex(16), image, options, deadline)
+            question = Question(secrets.token_hex(16), image, options, deadline, follow)
             judged = await self._backend.ask(question, room)
         seconds |= judged.seconds
         seconds["total"] = time.monotonic() - received

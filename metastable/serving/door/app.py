@@ -23,7 +23,7 @@ from metastable.serving.backends.base import Backend
 from metastable.serving.door import inference, schemas
 from metastable.serving.door.entry import Door, Status
 from metastable.serving.door.intake import Intake
-from metastable.serving.door.requests import refused, request_id
+from metastable.serving.door.requests import refused
 from metastable.serving.metrics import Metrics
 from metastable.serving.refusals import Refusal
 from metastable.version import __version__
@@ -59,6 +59,10 @@ def build(
             await backend.close(drain_seconds)
 
     off: dict[str, Any] = {"docs_url": None, "redoc_url": None, "redirect_slashes": False}
+    # FastAPI's own spans would carry paths, queries and the texts of exceptions, which are a client's.
+    off["telemetry"] = dict.fromkeys(
+        ("tracing", "metrics", "logs", "operation_spans", "auto_configure"), False
+    )
     app = FastAPI(title="Metastable", version=__version__, lifespan=lifespan, **off)
     app.state.door = door
 
@@ -88,8 +92,11 @@ class _Heads:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}
-        await self._app(scope, receive, send)
+            inner = {**scope, "method": "GET"}
+            await self._app(inner, receive, send)
+            scope["route"] = inner.get("route")  # for whoever tells of the request
+        else:
+            await self._app(scope, receive, send)
 
 
 async def _live() -> dict[str, str]:
@@ -103,7 +110,7 @@ def _ready(door: Door) -> Callable[[Request], Awaitable[Response]]:
         try:
             door.check_ready()
         except (Draining, Unavailable) as error:
-            return refused(Refusal.of(error), request_id(request))
+            return refused(Refusal.of(error), request)
         return JSONResponse({"status": "ready"})
 
     return ready
@@ -120,13 +127,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
     code = NAMES.get(error.status_code, "http")
     fields = tuple((name.lower(), value) for name, value in (error.headers or {}).items())
     refusal = Refusal(error.status_code, code, text, fields=fields)
-    return refused(refusal, request_id(request))
+    return refused(refusal, request)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
     refusal = Refusal.of(MalformedRequest("the request does not have the form that /openapi.json says"))
-    return refused(refusal, request_id(request))
+    return refused(refusal, request)
 
 
 async def _fault(request: Request, error: Exception) -> Response:
-    return refused(Refusal.of(error), request_id(request))
+    return refused(Refusal.of(error), request)

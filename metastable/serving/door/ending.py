@@ -9,8 +9,10 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from metastable.serving.door import identity
+from metastable.serving.door.accounts import Account
 from metastable.serving.door.exchange import Exchange, Flow
 from metastable.serving.door.limits import Limits
+from metastable.serving.door.observing import Observer
 from metastable.serving.door.refusals import Refusal
 
 
@@ -25,9 +27,9 @@ class EndingProtocol(H11Protocol):
     cycle: Exchange | None  # type: ignore[assignment]
     flow: Flow
 
-    def __init__(self, *, limits: Limits, **given: Any) -> None:
+    def __init__(self, *, limits: Limits, observer: Observer | None = None, **given: Any) -> None:
         super().__init__(**given)
-        self.limits = limits
+        self.limits, self.observer = limits, observer
         self._received = bytearray()  # not yet given to h11
         self._deadline: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
@@ -112,6 +114,14 @@ class EndingProtocol(H11Protocol):
             if self.cycle.response_started:
                 return self._close()
             state, head_only = self.scope["state"], self.scope["method"] == "HEAD"
+        self._tell(refusal, state.get("account"))
         fields = [*self.server_state.default_headers, *identity.echo(state)]
         self.transport.write(refusal.wire(fields, state.get("request_id"), head_only))
         self._linger()
+
+    def _tell(self, refusal: Refusal, account: Account | None) -> None:
+        """Of a refusal that is not the application's: with the request that it ends, or by itself."""
+        if account is not None:
+            account.refuse(refusal.status, refusal.code)
+        elif self.observer is not None:
+            self.observer.refused(refusal.status, refusal.code)

@@ -14,7 +14,8 @@ from starlette.requests import ClientDisconnect
 from metastable.errors import Cancelled, Draining, Unavailable
 from metastable.serving import options
 from metastable.serving.backends.base import Backend
-from metastable.serving.door import bodies, parts, requests
+from metastable.serving.door import accounts, bodies, parts, requests
+from metastable.serving.door.accounts import Account
 from metastable.serving.door.answering import Answerer, Outcome, while_there
 from metastable.serving.door.bodies import Budget
 from metastable.serving.door.decoding import Decoder
@@ -66,7 +67,7 @@ class Door:
 
     async def classify(self, request: Request) -> Response:
         """One request, whatever its body's form."""
-        received, id = time.monotonic(), requests.request_id(request)
+        received, id, account = time.monotonic(), requests.request_id(request), accounts.of(request)
         setting = "none given"
         try:
             self.check_ready()
@@ -78,15 +79,16 @@ class Door:
                 found = await self._parts(request, share)
                 chosen = self._options(request, found)
                 setting = chosen.setting
-                outcomes = await while_there(request, self._outcomes(id, found, chosen, received))
+                outcomes = await while_there(request, self._outcomes(account, id, found, chosen, received))
         except (ClientDisconnect, Cancelled):
-            self.count(setting, [Cancelled.code], received)
+            self.count(request, setting, [Cancelled.code], received)
             return Response(status_code=Cancelled.status)
         except Exception as error:
             refusal = Refusal.of(error)
-            self.count(setting, [refusal.code], received)
-            return requests.refused(refusal, id)
-        self.count(setting, [one.code for one in outcomes], received)
+            self.count(request, setting, [refusal.code], received)
+            return requests.refused(refusal, request)
+        self.count(request, setting, [one.code for one in outcomes], received)
+        account.judged((one.code, one.body) for one in outcomes)
         return _sent(outcomes, several=found.several, id=id)
 
     async def body(self, request: Request, share: bodies.Share) -> bytes:
@@ -110,8 +112,9 @@ class Door:
         async with self._unpacking:
             return await asyncio.to_thread(work)
 
-    def count(self, setting: str, codes: Sequence[str], received: float) -> None:
+    def count(self, request: Request, setting: str, codes: Sequence[str], received: float) -> None:
         """Note what became of the images of a request: `ok`, or the code of an error."""
+        accounts.of(request).asked(setting, codes)
         for code in codes:
             self.metrics.request(setting, code, time.monotonic() - received)
 
@@ -124,11 +127,11 @@ class Door:
         return options.parse(requests.headers_of(request), found.options, self.allowed)
 
     async def _outcomes(
-        self, id: str, found: parts.Parts, chosen: RequestOptions, received: float
+        self, account: Account, id: str, found: parts.Parts, chosen: RequestOptions, received: float
     ) -> list[Outcome]:
         if found.several:
-            return await self.answerer.several(id, found.images, chosen, received)
-        return [await self.answerer.one(id, found.images[0], chosen, received)]
+            return await self.answerer.several(id, found.images, chosen, received, account.follow)
+        return [await self.answerer.one(id, found.images[0], chosen, received, account.follow())]
 
 
 def _sent(outcomes: list[Outcome], *, several: bool, id: str) -> Response:

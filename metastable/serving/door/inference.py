@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from metastable.errors import Cancelled, Draining, Unavailable
 from metastable.serving import options
-from metastable.serving.door import schemas, tensors
+from metastable.serving.door import accounts, schemas, tensors
 from metastable.serving.door.answering import while_there
 from metastable.serving.door.entry import Door
 from metastable.serving.door.requests import headers_of, once, request_id
@@ -65,7 +65,7 @@ class _Infer:
         try:
             self._door.check_ready()
         except (Draining, Unavailable) as error:
-            return _refused(Refusal.of(error), request_id(request))
+            return _refused(Refusal.of(error), request)
         return JSONResponse({"ready": True})
 
     async def ready(self, request: Request, name: str, version: str = "") -> Response:
@@ -81,6 +81,7 @@ class _Infer:
     async def infer(self, request: Request, name: str, version: str = "") -> Response:
         """Purify and classify images."""
         received, id, door = time.monotonic(), request_id(request), self._door
+        account = accounts.of(request)
         setting = "none given"
         if refused := self._unknown(request, name, version):
             return refused
@@ -97,18 +98,20 @@ class _Infer:
                 chosen = options.parse(headers_of(request), given, door.allowed)
                 setting = chosen.setting
                 chosen = dataclasses.replace(chosen, top_k=len(served.classes))
-                outcomes = await while_there(request, door.answerer.several(id, files, chosen, received))
+                asking = door.answerer.several(id, files, chosen, received, account.follow)
+                outcomes = await while_there(request, asking)
         except (ClientDisconnect, Cancelled):
-            door.count(setting, [Cancelled.code], received)
+            door.count(request, setting, [Cancelled.code], received)
             return Response(status_code=Cancelled.status)
         except Exception as error:
             refusal = Refusal.of(error)
-            door.count(setting, [refusal.code], received)
-            return _refused(refusal, id)
-        door.count(setting, [one.code for one in outcomes], received)
+            door.count(request, setting, [refusal.code], received)
+            return _refused(refusal, request)
+        door.count(request, setting, [one.code for one in outcomes], received)
+        account.judged((one.code, one.body) for one in outcomes)
         for outcome in outcomes:  # the protocol has no outcome for each image
             if outcome.refusal is not None:
-                return _refused(outcome.refusal, id)
+                return _refused(outcome.refusal, request)
         found = tensors.answer(asked, [one.body for one in outcomes], served, name, id)
         return JSONResponse(found)
 
@@ -121,15 +124,16 @@ class _Infer:
         try:
             self._door.check_ready()
         except (Draining, Unavailable) as error:
-            return _refused(Refusal.of(error), request_id(request))
+            return _refused(Refusal.of(error), request)
         served = self._door.backend.served
         if name not in (NAME, served.name) or version not in ("", served.version):
             text = f"there is no such model: it is {served.name}, or {NAME}, version {served.version}"
-            return _refused(Refusal(404, "not_found", text), request_id(request))
+            return _refused(Refusal(404, "not_found", text), request)
         return None
 
 
-def _refused(refusal: Refusal, id: str) -> Response:
+def _refused(refusal: Refusal, request: Request) -> Response:
     """As the protocol has errors, with our code beside it."""
-    body = {"error": refusal.message, "code": refusal.code, "request_id": id}
+    accounts.note(request.scope, refusal.code)
+    body = {"error": refusal.message, "code": refusal.code, "request_id": request_id(request)}
     return JSONResponse(body, refusal.status, refusal.headers)

@@ -13,6 +13,7 @@ from typing import Any, cast
 from urllib.parse import unquote
 
 import h11
+from starlette.types import ASGIApp
 
 from metastable.errors import MalformedRequest, TooSlow
 from metastable.serving.door import identity, targets
@@ -22,6 +23,7 @@ from metastable.serving.door.exchange import Exchange, Outlet
 from metastable.serving.door.gate import Gate
 from metastable.serving.door.half_closed import Watch
 from metastable.serving.door.limits import Limits
+from metastable.serving.door.observing import Observed
 from metastable.serving.door.refusals import Refusal
 from metastable.serving.door.stopping import Stop
 
@@ -61,6 +63,7 @@ class DoorProtocol(EndingProtocol):
             self._fresh = False  # its deadline stays
             self._arm(min(HEARING_SECONDS, self.limits.head_seconds), lambda: self._refuse(refusal))
         else:
+            self._tell(refusal, None)
             transport.write(refusal.wire(self.server_state.default_headers, None, False))
             self._close()
 
@@ -185,10 +188,13 @@ class DoorProtocol(EndingProtocol):
         )
         if not exchange.waiting_for_100_continue:
             self._begin_body()
-        app = cast(Any, self.app) if answer is None else identity.Named(answer)
+        app = cast(Any, self.app) if answer is None else self._observed(identity.Named(answer))
         task = self.loop.create_task(exchange.run_asgi(app))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+
+    def _observed(self, app: ASGIApp) -> ASGIApp:
+        return app if self.observer is None else Observed(app, self.observer)
 
     def _last(self) -> bool:
         more = cast(Exchange, self.cycle).more_body

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from starlette.types import Receive, Scope, Send
 
 from metastable.serving import refusals
-from metastable.serving.door import identity
+from metastable.serving.door import accounts, identity
 from metastable.serving.door.identity import Headers
 
 
@@ -37,6 +37,7 @@ class Refusal(refusals.Refusal):
         return b"\r\n".join(lines) + b"\r\n\r\n" + (b"" if head_only else body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        accounts.note(scope, self.code)
         body = self.body(scope["state"].get("request_id"))
         headers = [*self.given(body), *identity.echo(scope["state"])]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})

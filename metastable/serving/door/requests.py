@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 
 from metastable.errors import InvalidOption, MalformedRequest
 from metastable.serving import options
+from metastable.serving.door import accounts
 from metastable.serving.refusals import Refusal
 
 
@@ -39,6 +40,7 @@ def headers_of(request: Request) -> list[tuple[str, str]]:
     return given
 
 
-def refused(refusal: Refusal, id: str | None) -> Response:
-    """A refusal as JSON."""
-    return JSONResponse(refusal.content(id), refusal.status, refusal.headers)
+def refused(refusal: Refusal, request: Request) -> Response:
+    """A refusal as JSON; its code is noted."""
+    accounts.note(request.scope, refusal.code)
+    return JSONResponse(refusal.content(request_id(request)), refusal.status, refusal.headers)

@@ -32,6 +32,7 @@ from metastable.serving.door.access import Keys
 from metastable.serving.door.clients import Proxies
 from metastable.serving.door.gate import Gate
 from metastable.serving.door.limits import Limits
+from metastable.serving.door.observing import Observer
 from metastable.serving.door.protocol import DoorProtocol
 from metastable.serving.door.stopping import Stop
 from metastable.serving.faults import report
@@ -151,6 +152,7 @@ def run(
     keys: Keys | None = None,
     proxies: Proxies | None = None,
     origins: Sequence[str] = (),
+    observer: Observer | None = None,
     on_ready: Callable[[str], None] = lambda url: None,
     grace_seconds: float = 1.0,
     drain_seconds: float = 30.0,
@@ -158,6 +160,7 @@ def run(
     """Serve until a stop is asked for; the exit status, 0.
 
     `uds`: the path of a Unix socket, instead of host and port.  `port` 0 is a free one.
+    `observer`: is told of every request, and of what is refused before it is one.
     `on_ready`: called with `http://ADDRESS:PORT` or `unix:PATH` once connections are accepted.
 
     Raises SettingsError where the address cannot be used or the machine allows too few open files, and what
@@ -166,8 +169,11 @@ def run(
     limits, proxies = limits or Limits(), proxies or Proxies()
     sockets.allow_files(limits)
     with _handled(stop), sockets.bound(host, port, uds) as (listener, url):
-        kept = _Kept(shell.wrap(app, stop=stop, limits=limits, keys=keys, proxies=proxies, origins=origins))
-        protocol = functools.partial(DoorProtocol, limits=limits, gate=Gate(limits, proxies), stop=stop)
+        around = {"keys": keys, "proxies": proxies, "origins": origins, "observer": observer}
+        kept = _Kept(shell.wrap(app, stop=stop, limits=limits, **cast(Any, around)))
+        protocol = functools.partial(
+            DoorProtocol, limits=limits, gate=Gate(limits, proxies), stop=stop, observer=observer
+        )
         config = uvicorn.Config(
             cast(Any, kept),
             http=cast(Any, protocol),

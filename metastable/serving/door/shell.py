@@ -12,6 +12,7 @@ from metastable.serving.door.access import FREE, Access, Keys
 from metastable.serving.door.clients import Proxies
 from metastable.serving.door.identity import Named
 from metastable.serving.door.limits import Limits
+from metastable.serving.door.observing import Observed, Observer
 from metastable.serving.door.refusals import Refusal
 from metastable.serving.door.stopping import Stop
 
@@ -37,10 +38,12 @@ def wrap(
     keys: Keys | None = None,
     proxies: Proxies | None = None,
     origins: Sequence[str] = (),
+    observer: Observer | None = None,
 ) -> ASGIApp:
     """The application with all of it around.
 
     `origins`: of web pages whose scripts may ask, such as https://example.org; none without any.
+    `observer`: is told of every request.
     """
     app = Access(app, keys=keys, most=limits.client_requests, proxies=proxies or Proxies())
     app = Drained(app, stop)
@@ -52,4 +55,5 @@ def wrap(
             allow_headers=["*"],
             expose_headers=["X-Request-Id", "Retry-After"],
         )
-    return Named(app)
+    app = Named(app)
+    return app if observer is None else Observed(app, observer)

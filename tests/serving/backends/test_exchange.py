@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import time
@@ -18,7 +19,7 @@ from handlers.requests import Request
 from metastable.bundle import Bundle
 from metastable.errors import DeadlineExceeded
 from metastable.images import STRETCH, DecodedImage, Fit, decode
-from metastable.serving.backends.base import Question
+from metastable.serving.backends.base import Follow, Question
 from metastable.serving.backends.exchange import exact, headers, judged
 from metastable.serving.options import RequestOptions
 from tests.handlers.test_service import service
@@ -57,6 +58,14 @@ def test_no_time_left_is_not_sent() -> None:
     question = Question("q", image, RequestOptions("fast", 1, None, None), time.monotonic())
     with pytest.raises(DeadlineExceeded):
         headers(question, "job", None)
+
+
+def test_a_trace_goes_on_with_the_prediction() -> None:
+    image = DecodedImage(torch.zeros(3, 2, 2), "PNG", (2, 2), False, ())
+    question = Question("q", image, RequestOptions("fast", 1, None, None), None)
+    assert "traceparent" not in headers(question, "job", None)
+    followed = dataclasses.replace(question, follow=Follow("00-trace"))
+    assert headers(followed, "job", None)["traceparent"] == "00-trace"
 
 
 @pytest.mark.slow

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import time
 from pathlib import Path
 
 import pytest
 
+from metastable.engine.timeline import Timeline
 from metastable.errors import (
     DeadlineExceeded,
     Draining,
@@ -18,7 +21,7 @@ from metastable.errors import (
     Unavailable,
 )
 from metastable.serving.backends import torchserve
-from metastable.serving.backends.base import Judged
+from metastable.serving.backends.base import Follow, Judged
 from tests.serving.backends.fake_torchserve import (
     SERVED,
     VERDICT,
@@ -26,6 +29,7 @@ from tests.serving.backends.fake_torchserve import (
     Behaviour,
     FakeDoor,
     World,
+    answers,
     asked,
     resets,
     running,
@@ -108,6 +112,24 @@ def test_what_goes_wrong_becomes_one_of_our_errors(
                 await ask(world)
             assert type(failed.value) is kind
             assert getattr(failed.value, "retry_after", None) == pytest.approx(after, abs=5.0)
+
+    asyncio.run(main())
+
+
+def test_what_a_worker_takes_is_one_part_of_a_timeline(tmp_path: Path) -> None:
+    async def main() -> None:
+        timeline = Timeline()
+        async with running(tmp_path) as world:
+            for behaviour in (answers, resets):
+                world.server.behaviour = behaviour
+                question = dataclasses.replace(asked(), follow=Follow("00-trace", timeline))
+                with contextlib.suppress(Unavailable):
+                    async with await world.backend.admit("fast") as room:
+                        await world.backend.ask(question, room)
+            assert [headers["traceparent"] for headers, _ in world.server.seen[:2]] == 2 * ["00-trace"]
+        first, second = timeline.parts()
+        assert first.stage == second.stage == "worker"
+        assert first.began < first.ended <= second.began < second.ended
 
     asyncio.run(main())
 
