@@ -43,6 +43,7 @@ class Supervised:
         say: what happens, in one line.
         at_once: whether a stop is to wait no longer.
         launch: starts a group; it has the arguments of `start`.
+        restarted: called whenever it is started again.
     """
 
     def __init__(
@@ -57,11 +58,12 @@ class Supervised:
         say: Callable[[str], None] = print,
         at_once: Callable[[], bool] = lambda: False,
         launch: Callable[[RunFolder, Path, Path, int, Path | None], ServerGroup] = start,
+        restarted: Callable[[], None] = lambda: None,
     ) -> None:
         self._run, self._archive, self._java_home = run, archive, java_home
         self._ports = metrics_port, torchserve_metrics_port
         self._patience = patience
-        self._say, self._at_once, self._launch = say, at_once, launch
+        self._say, self._at_once, self._launch, self._restarted = say, at_once, launch, restarted
         self._socket, self._control = run.scratch / "inference.sock", run.scratch / "control"
         self.backend = TorchServe(self._socket, self._control)
         self.starts = 0
@@ -111,6 +113,7 @@ class Supervised:
             self._say(f"TorchServe {why}: starting it again in {pause:g} s")
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+            self._restarted()
 
     async def _one_life(self) -> tuple[str, bool]:
         """Start it, and clear it away when it fails; what `_until_it_fails` says."""

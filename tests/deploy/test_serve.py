@@ -149,7 +149,7 @@ def test_a_server_starts_answers_and_leaves_nothing_behind(tmp_path: Path) -> No
         assert answer.json()["names"] == ["METASTABLE_METRICS_PORT", "METASTABLE_RUNNER_CACHE"]  # no secret
 
         metrics = httpx.get(f"http://127.0.0.1:{server.ports[1]}/metrics", trust_env=False).text
-        assert 'metastable_requests_total{outcome="ok",setting="none"} 2.0' in metrics  # probe, curl
+        assert 'metastable_requests_total{arm="",outcome="ok",setting="none"} 2.0' in metrics  # probe, curl
 
         scratch = server.scratch()
         assert (scratch / "management.sock").stat().st_mode & 0o077 == 0
