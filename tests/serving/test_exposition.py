@@ -86,3 +86,34 @@ def test_workers_share_one_address_and_another_takes_over(tmp_path: Path) -> Non
         for worker in workers:
             worker.kill()
             worker.communicate()
+
+
+_EVERYTHING = """
+import sys
+from metastable.anomaly import Threshold
+from metastable.engine.job import Segment
+from metastable.serving.metrics import Counted, Metrics
+metrics = Metrics(settings=["fast"])
+found = Threshold(threshold=0.9, false_positive_rate=0.1, n=9, data={}, quantiles={"0.5": 0.5})
+metrics.model("cifar10", "1", "ab12", "torch")
+metrics.calibrated("score_norm", "", found)
+metrics.capacity(30.0, 1024)
+metrics.request("fast", "ok", 0.1)
+metrics.stage("queue", 0.1)
+metrics.segment(Segment(1, 2, 4, 0))
+rest = dict(label_changed=False, early=False, capped=False, late=False)
+metrics.verdict(Counted("fast", 1, 1.0, 0.3, 0.1, {"score_norm": 0.3}, frozenset(), **rest))
+def names(registry):
+    return {family.name for family in registry.collect() if family.samples}
+print(sorted(names(metrics.registry) ^ names(metrics.exposed())), len(names(metrics.exposed())))
+"""
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_where_processes_share_an_address(tmp_path: Path) -> None:
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", _EVERYTHING]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    missing, count = done.stdout.rsplit(maxsplit=1)
+    assert missing == "[]"
+    assert int(count) > 25
