@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from metastable import anomaly, benign, bundle, datasets
-from metastable.serving.metrics import SCORE_NORM
+from metastable.serving.metrics import SCORE_NORM, SHIFT, STAGES, STATISTICS
 from tests.launched import REPOSITORY
 from tests.serving.door.running import Running, running
 
@@ -74,6 +74,45 @@ def shares(served: Running) -> Callable[[str], Shares]:
         return below | {"flagged": flagged / N}
 
     return measured
+
+
+def test_an_answer_is_counted_once_in_everything_that_it_says(served: Running) -> None:
+    shift, fast = {"statistic": SHIFT}, {"setting": "fast"}
+
+    def counts() -> dict[str, float]:
+        flags = {one: served.count("anomaly_flags_total", **fast, statistic=one) for one in STATISTICS}
+        stages = {stage: served.count("stage_seconds_count", stage=stage) for stage in STAGES}
+        return (
+            flags
+            | stages
+            | {
+                "early": served.count("decided_early_total", **fast),
+                "changed": served.count("label_changed_total", **fast),
+                "capped": served.count("capped_total", **fast),
+                "chains": served.count("chains_sum", **fast),
+                "shift": served.count("anomaly_shift_sum", **fast),
+                "ranks": served.count("anomaly_rank_count", **shift),
+            }
+        )
+
+    before = counts()
+    sample = (REPOSITORY / "samples" / "cat.png").read_bytes()
+    answer = httpx.post(f"{served.url}/classify?setting=fast", content=sample, timeout=60, trust_env=False)
+    said = answer.json()
+    gained = {name: value - before[name] for name, value in counts().items()}
+    assert said["decided"]
+    assert said["chains"] < 24
+    assert gained == {
+        SCORE_NORM: float(said["anomaly"]["flagged"]),
+        SHIFT: float(said["anomaly"]["shift"]["flagged"]),
+        **dict.fromkeys(STAGES, 1.0),
+        "early": 1.0,
+        "changed": float(said["label"] != said["unpurified"]["label"]),
+        "capped": 0.0,
+        "chains": said["chains"],
+        "shift": pytest.approx(said["anomaly"]["shift"]["value"], abs=1e-5),
+        "ranks": 1.0,
+    }
 
 
 def test_images_like_the_calibrated_ones_show_no_drift(
