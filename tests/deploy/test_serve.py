@@ -110,7 +110,8 @@ responseTimeout: 120
 def build_archive(folder: Path, initialize: str = "pass") -> Path:
     """A .mar with a tiny handler that runs `initialize` first."""
     (folder / "packing").mkdir()
-    for name in ("metastable/serving/metrics.py", "metastable/errors.py"):  # what the handler imports
+    serving = ("serving/metrics.py", "serving/exposition.py")
+    for name in (f"metastable/{file}" for file in (*serving, "errors.py", "version.py")):  # what it imports
         copy = folder / "extra" / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(REPOSITORY / name, copy)

@@ -1,6 +1,7 @@
 """Metrics: bounded labels, our own buckets, what is expected."""
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -127,6 +128,18 @@ def test_what_is_expected_of_the_statistics_is_shown() -> None:
         if sample.name == "metastable_anomaly_calibrated_value"
     ]
     assert tuple(shares) == MARKS
+
+
+def test_ranks_are_counted_at_the_marks_of_a_calibration() -> None:
+    metrics = Metrics(settings=["fast"])
+    metrics.verdict(judged("fast"))
+    bounds = [
+        float(sample.labels["le"])
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "metastable_anomaly_rank_bucket"
+    ]
+    assert tuple(bounds) == (*MARKS, math.inf)
 
 
 def test_the_codes_of_the_library_are_outcomes() -> None:
