@@ -100,7 +100,7 @@ class _There:
         self, backend: Local, loop: asyncio.AbstractEventLoop, image: bytes, options: RequestOptions
     ) -> None:
         self._loop, self._image, self._options = loop, image, options
-        self._answerer = Answerer(backend, Decoder(ImageLimits(), threads=2))
+        self._answerer = Answerer(backend, Decoder(ImageLimits(), threads=2), Metrics())
 
     def one(self) -> float:
         return asyncio.run_coroutine_threadsafe(self._timed(), self._loop).result()

@@ -38,13 +38,14 @@ def serve(chosen: argparse.Namespace, sample: Path, stop: Stop, run: RunFolder, 
 
 
 def _serve(front: Front, chosen: argparse.Namespace, run: RunFolder, java: Java) -> int:
-    limits, settings = _limits(chosen), _settings(chosen.archive)
+    limits, metrics = _limits(chosen), Metrics(settings=_settings(chosen.archive))
     supervised = Supervised(
         run,
         chosen.archive,
         java.home,
         torchserve_metrics_port=chosen.torchserve_metrics_port,
         at_once=lambda: front.stop.at_once,
+        restarted=metrics.restarted,
     )
     behind = Behind(
         supervised.backend,
@@ -55,7 +56,7 @@ def _serve(front: Front, chosen: argparse.Namespace, run: RunFolder, java: Java)
         notes=(f"  logs:     {run.logs}",),
         trouble=run.log_tail,
     )
-    status = front.serve(behind, Metrics(settings=settings))
+    status = front.serve(behind, metrics)
     if supervised.left:
         raise Refused(f"these processes could not be killed: {', '.join(map(str, supervised.left))}")
     since = 0.0 if front.stop.since is None else time.monotonic() - front.stop.since

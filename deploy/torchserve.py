@@ -17,13 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from prometheus_client import multiprocess
-
 from deploy.process import ServerGroup
 from deploy.run_folder import Failed, RunFolder
 from deploy.starting import FAILED_LOADS, start
 from metastable.serving.backends.torchserve import TorchServe
-from metastable.serving.control import PATTERN
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "config.properties"
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
@@ -51,6 +48,7 @@ class Supervised:
         say: what happens, in one line.
         at_once: whether a stop is to wait no longer.
         launch: starts a group; it has the arguments of `start`.
+        restarted: called whenever it is started again.
     """
 
     def __init__(
@@ -64,11 +62,12 @@ class Supervised:
         say: Callable[[str], None] = _say,
         at_once: Callable[[], bool] = lambda: False,
         launch: Callable[[RunFolder, Path, Path, Path], ServerGroup] = start,
+        restarted: Callable[[], None] = lambda: None,
     ) -> None:
         self._run, self._archive, self._java_home = run, archive, java_home
         self._metrics_port = torchserve_metrics_port
         self._patience = patience
-        self._say, self._at_once, self._launch = say, at_once, launch
+        self._say, self._at_once, self._launch, self._restarted = say, at_once, launch, restarted
         self._socket, self._control = run.scratch / "inference.sock", run.scratch / "control"
         self.backend = TorchServe(self._socket, self._control)
         self.starts = 0
@@ -76,7 +75,6 @@ class Supervised:
         """Processes that could not be killed."""
         self._keeper: asyncio.Task[None] | None = None
         self._clearing: asyncio.Task[list[int]] | None = None
-        self._workers: set[str] = set()  # names of sockets, which are pids
 
     async def __aenter__(self) -> Supervised:
         self._control.mkdir(mode=0o700, exist_ok=True)
@@ -122,12 +120,12 @@ class Supervised:
             self._say(f"TorchServe {why}: starting it again in {pause:g} s")
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+            self._restarted()
 
     async def _one_life(self) -> tuple[str, bool]:
         """Start it, and clear it away when it fails; what `_until_it_fails` says."""
         for old in (self._socket, *self._control.glob("*")):  # of one that was killed
             old.unlink(missing_ok=True)
-        self._bury()
         self.starts += 1
         try:
             group = self._launch(self._run, self._archive, self._java_home, self._control)
@@ -145,17 +143,9 @@ class Supervised:
         ready: float | None = None
         while group.running():
             await asyncio.sleep(LOOK)
-            self._bury()
             now = time.monotonic()
             if self.backend.ready:
                 unready, ready = now, now if ready is None else ready
             elif now - unready > self._patience:
                 return f"made no prediction for {self._patience:g} s", False
         return "ended by itself", ready is not None and time.monotonic() - ready > STEADY
-
-    def _bury(self) -> None:
-        """What workers that have gone had under way counts no more."""
-        here = {path.stem for path in self._control.glob(PATTERN)}
-        for pid in self._workers - here:
-            multiprocess.mark_process_dead(int(pid), str(self._run.metrics))  # type: ignore[no-untyped-call]
-        self._workers = here

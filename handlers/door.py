@@ -79,6 +79,8 @@ class Door:
         runner: what runs the networks.
         window: requests that TorchServe may hold, those in its queue among them.
         clock: seconds, monotonic, the same for all processes of the machine.
+        looked: called when the door looks how things stand, some times a second: permits come and go
+            between the service's steps.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Door:
         runner: str,
         window: int,
         clock: Callable[[], float] = time.monotonic,
+        looked: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine, self._settings = engine, bundle.settings.by_name
         self._served = Served(
@@ -103,7 +106,7 @@ class Door:
             allow_seed=policy.allow_seed,
             runner=runner,
         )
-        self._window, self._clock = window, clock
+        self._window, self._clock, self._looked = window, clock, looked
         self._kept: dict[str, _Kept] = {}
         self._gone: dict[str, float] = {}  # jobs given up, and until when that is remembered
         self._lock = threading.Lock()
@@ -145,6 +148,7 @@ class Door:
     def state(self) -> dict[str, Any]:
         """Backlog in seconds, permits out, and of each setting the price and why it would be refused now."""
         self.expire()
+        self._looked()
         found = {}
         for name, setting in self._settings.items():
             refused = None

@@ -88,7 +88,7 @@ class Service:
         self._new: dict[str, New] = {}
         self._held: dict[str, Held] = {}
         self._door: Door | None = None
-        metrics.model(bundle.name, bundle.version, bundle.digest)
+        judging.introduce(bundle, self._engine, runner.name, metrics)
 
     def open(self, window: int) -> Door:
         """What it keeps for the door, whose headers count from now on: nobody else may reach the service.
@@ -96,7 +96,9 @@ class Service:
         Args:
             window: requests that TorchServe may hold, those in its queue among them.
         """
-        self._door = Door(self._engine, self._bundle, self._policy, self._runner.name, window)
+        self._door = Door(
+            self._engine, self._bundle, self._policy, self._runner.name, window, looked=self._stands
+        )
         return self._door
 
     def step(self, requests: Sequence[Request]) -> list[Response | None]:
@@ -121,7 +123,7 @@ class Service:
                 responses[held.id] = self._succeed(held, outcome)
             except Exception as error:
                 responses[held.id] = self._refuse(held.id, held.options.setting, held.received, error)
-        self._metrics.engine(len(requests), self._engine.backlog, self._engine.chains.used)
+        self._stands()
         return [responses.get(request.id) for request in requests]
 
     def answer(self, requests: Sequence[Request]) -> list[Response]:
@@ -132,6 +134,10 @@ class Service:
                 if response is not None:
                     found[request.id] = response
         return [found[request.id] for request in requests]
+
+    def _stands(self) -> None:
+        """Let the metrics say how much there is to do."""
+        self._metrics.engine(self._engine.backlog, self._engine.chains.used)
 
     def _let_go(self, here: set[str]) -> None:
         for gone in set(self._held) - here:

@@ -14,14 +14,19 @@ evidence.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from metastable.dynamics import ScoreFunction, score_norm
 from metastable.pixels import at_most, most_pixels
+
+MARKS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+"""Probabilities of the quantiles that a calibration keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,38 @@ class Threshold:
     def flags(self, values: Tensor) -> Tensor:
         """bool [B]: which values [B] lie above the threshold (one that is no number does too)."""
         return ~(values <= self.threshold)
+
+    @cached_property
+    def curve(self) -> tuple[tuple[float, float], ...]:
+        """(probability, value) of the quantiles, neither ever falling; () where there are none."""
+        marks = {share: at for text, at in self.quantiles.items() if (share := _share(text)) is not None}
+        return tuple(zip(sorted(marks), sorted(marks.values()), strict=True))
+
+    def rank(self, value: float) -> float | None:
+        """The share of such images whose value is smaller, between quantiles by straight lines.
+
+        Of such images it is spread evenly over [0, 1], whatever the statistic.  1 above the last quantile;
+        None where there are none.
+        """
+        if not self.curve:
+            return None
+        shares, values = [0.0, *(share for share, _ in self.curve)], [0.0, *(at for _, at in self.curve)]
+        above = bisect_left(values, value)
+        if above == len(values):
+            return 1.0
+        if above == 0:
+            return 0.0
+        part = (value - values[above - 1]) / (values[above] - values[above - 1])
+        return shares[above - 1] + part * (shares[above] - shares[above - 1])
+
+
+def _share(text: str) -> float | None:
+    """A probability as a key of JSON; None for what is none: bundles are written by others too."""
+    try:
+        share = float(text)
+    except ValueError:
+        return None
+    return share if 0 < share < 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +160,7 @@ def threshold_of(
     if changes and sum(changes.values()) != n:
         raise ValueError(f"the changes are of {sum(changes.values())} images, not of {n}")
     ordered = values.double().sort().values
-    marks = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-    quantiles = {f"{p:g}": round(float(torch.quantile(ordered, p)), 6) for p in marks}
+    quantiles = {f"{p:g}": round(float(torch.quantile(ordered, p)), 6) for p in MARKS}
     return Threshold(
         threshold=float(ordered[rank - 1]),
         false_positive_rate=false_positive_rate,

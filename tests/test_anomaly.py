@@ -64,3 +64,28 @@ def test_a_threshold_of_any_statistic_keeps_its_evidence() -> None:
     )
     assert found.threshold == pytest.approx(89 / 98)
     assert (found.n, found.data, found.changes) == (99, {"name": "x"}, {"clean": 99})
+
+
+def test_ranks_are_spread_evenly_whatever_the_statistic() -> None:
+    rng = np.random.default_rng(0)
+    found = anomaly.threshold_of(
+        torch.from_numpy(rng.lognormal(size=5000)), false_positive_rate=0.05, data={}
+    )
+    ranks = np.array([found.rank(value) for value in rng.lognormal(size=5000)])
+    for mark in anomaly.MARKS:
+        assert abs((ranks <= mark).mean() - mark) < 0.025
+    assert abs(ranks.mean() - 0.5) < 0.02
+
+
+def test_a_rank_by_hand() -> None:
+    marks = {"0.25": 1.0, "0.5": 3.0, "0.75": 3.0}
+    found = anomaly.Threshold(threshold=9.0, false_positive_rate=0.1, n=9, data={}, quantiles=marks)
+    expected = {-1.0: 0.0, 0.0: 0.0, 0.5: 0.125, 1.0: 0.25, 2.0: 0.375, 3.0: 0.5, 3.1: 1.0, 1e9: 1.0}
+    assert {value: found.rank(value) for value in expected} == expected
+
+
+@pytest.mark.parametrize("marks", [{}, {"median": 1.0, "nan": 1.0, "0": 0.0, "1.5": 2.0}])
+def test_there_is_no_rank_without_quantiles(marks: dict[str, float]) -> None:
+    found = anomaly.Threshold(threshold=9.0, false_positive_rate=0.1, n=9, data={}, quantiles=marks)
+    assert found.curve == ()
+    assert found.rank(1.0) is None

@@ -126,7 +126,7 @@ def test_metrics_count_settings_outcomes_and_stages(server: Launched, client: ht
         found = re.search(rf"^{pattern} (\S+)$", text, re.MULTILINE)
         return float(found[1]) if found else 0.0
 
-    ok = r'metastable_requests_total\{outcome="ok",setting="fast"\}'
+    ok = r'metastable_requests_total\{arm="",outcome="ok",setting="fast"\}'
     purify = r'metastable_stage_seconds_count\{stage="purify"\}'
     before = value(ok), value(purify)
     assert predict(client, CAT, setting="fast").status_code == 200

@@ -66,7 +66,7 @@ def test_every_one_of_2000_requests_has_its_own_answer(tiny_folder: Path, tmp_pa
     assert min(counted[name] for name in (*SETTINGS, "unsupported_image")) > 50
     for name in SETTINGS:
         found = re.search(
-            rf'^metastable_requests_total\{{outcome="ok",setting="{name}"\}} (\S+)$', metrics, re.M
+            rf'^metastable_requests_total\{{arm="",outcome="ok",setting="{name}"\}} (\S+)$', metrics, re.M
         )
         assert found is not None
         assert float(found[1]) >= counted[name]

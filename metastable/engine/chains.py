@@ -56,6 +56,10 @@ class Chains:
         self.redrawn = 0
 
     @property
+    def slots(self) -> int:
+        return len(self._owner)
+
+    @property
     def used(self) -> int:
         return len(self._owner) - len(self._free)
 

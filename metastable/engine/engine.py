@@ -22,15 +22,10 @@ from metastable.dynamics.base import Kind
 from metastable.engine.admission import Admission, Permit
 from metastable.engine.chains import Chains, broken
 from metastable.engine.costs import CLASSIFY, LOOK, Costs
-from metastable.engine.job import ActiveJob, Answer, Failure, Job, Outcome
+from metastable.engine.job import ActiveJob, Answer, Failure, Job, Outcome, Segment
 from metastable.engine.policy import Policy
 from metastable.engine.runners import Runner
-from metastable.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    Draining,
-    MetastableError,
-)
+from metastable.errors import Cancelled, DeadlineExceeded, Draining, MetastableError
 from metastable.settings import Setting
 
 LATE = "the deadline passed before there was an answer: allow more time, or choose a cheaper setting"
@@ -76,6 +71,9 @@ class Engine:
         costs: the runner's cost curve (`costs.measure`), for every kind that jobs will have.
         shape: (C, H, W) of images.
         clock: seconds, monotonic; deadlines are on it.
+
+    Attributes:
+        watch: is told of every segment, on the thread that advances.
     """
 
     def __init__(
@@ -87,15 +85,16 @@ class Engine:
         limits: EngineLimits | None = None,
     ) -> None:
         self._costs, self._shape, self._clock = costs, shape, clock
-        self._limits = limits or EngineLimits()
-        self.chains = Chains(runner, costs, self._limits.slots_of(shape), shape, clock)
-        self.admission = Admission(costs, backlog=self._limits.backlog, jobs=self._limits.jobs)
+        self.limits = limits or EngineLimits()
+        self.chains = Chains(runner, costs, self.limits.slots_of(shape), shape, clock)
+        self.admission = Admission(costs, backlog=self.limits.backlog, jobs=self.limits.jobs)
         self._held: dict[str, ActiveJob] = {}
         self._ended: list[Outcome] = []
         self._orders = 0
         self._policy = Policy()
         self._drain_by: float | None = None
         self.counters = Counters()
+        self.watch: Callable[[Segment], None] = lambda segment: None
 
     # --- what callers do -----------------------------------------------------------------------
 
@@ -172,11 +171,13 @@ class Engine:
         if not self._held:
             return False
         started = self._clock()
-        slots, kind = self._choose()
+        held, redrawn = len(self._held), self.chains.redrawn
+        slots, kind, width = self._choose()
+        chains = len(slots)
         self.counters.segments += 1
         try:
             if kind is not None:
-                slots, bad = self.chains.walk(kind, slots, self._limits.segment)
+                slots, bad = self.chains.walk(kind, slots, self.limits.segment)
                 self._fail_all(bad, "a chain left the numbers twice: a network or a setting is broken")
                 slots = [slot for slot in slots if self.chains.owners([slot])]
             if slots:
@@ -184,6 +185,7 @@ class Engine:
         except Exception as error:
             self._fail_all(self.chains.owners(slots), "a step of the engine failed", error)
         self._policy.spent(self._clock() - started)
+        self.watch(Segment(held, chains, width, self.chains.redrawn - redrawn))
         for active in list(self._held.values()):
             if active.wanting == 0 and not active.slots:
                 began = self._clock()
@@ -205,12 +207,14 @@ class Engine:
                 else:
                     self._fail(active, DeadlineExceeded(LATE))
 
-    def _choose(self) -> tuple[list[int], Kind | None]:
-        """The slots of the next batch, new chains placed in them, and their kind."""
+    def _choose(self) -> tuple[list[int], Kind | None, int]:
+        """The slots of the next batch, new chains placed in them, their kind, and how many would fit."""
         ordered = self._policy.order(self._held.values())
         kind = ordered[0].kind
         same = [r for r in ordered if r.kind == kind]
-        width = self._costs.width(CLASSIFY if kind is None else kind, self._limits.segment)
+        width = min(
+            self._costs.width(CLASSIFY if kind is None else kind, self.limits.segment), self.chains.slots
+        )
         slots: list[int] = []
         for active in same:
             slots += active.slots[: width - len(slots)]
@@ -220,8 +224,8 @@ class Engine:
                 break
         if not slots:  # every slot is taken by chains of other kinds: go on with the oldest of them
             oldest = min((r for r in ordered if r.slots), key=lambda r: r.order)
-            return oldest.slots[:width], oldest.kind
-        return slots, kind
+            return oldest.slots[:width], oldest.kind, width
+        return slots, kind, width
 
     # --- the ends of rounds and requests -------------------------------------------------------
 

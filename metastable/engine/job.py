@@ -84,6 +84,21 @@ class Finished(NamedTuple):
     steps: int
 
 
+class Segment(NamedTuple):
+    """What one segment of work was.
+
+    Attributes:
+        jobs: that were held when it began.
+        chains: in its batch, and `width` how many would have fit.
+        redrawn: of them, became NaN and were drawn again.
+    """
+
+    jobs: int
+    chains: int
+    width: int
+    redrawn: int
+
+
 BLOCK = 16  # states that a request keeps before it adds them up: of large images each takes much memory
 
 

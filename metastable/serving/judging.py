@@ -9,14 +9,28 @@ from typing import Any
 
 from metastable import noise
 from metastable.bundle import Bundle
+from metastable.engine.engine import Engine
 from metastable.engine.inspection import Raw
 from metastable.engine.job import Answer, Job
 from metastable.engine.reply import reply
 from metastable.engine.timeline import Timeline
-from metastable.engine.verdict import verdict_of
+from metastable.engine.verdict import Verdict, verdict_of
 from metastable.images import DecodedImage
-from metastable.serving.metrics import Counted, Metrics
+from metastable.serving.metrics import SCORE_NORM, SHIFT, Counted, Metrics
 from metastable.serving.options import RequestOptions
+
+
+def introduce(bundle: Bundle, engine: Engine, runner: str, metrics: Metrics) -> None:
+    """Let the metrics name what is served, say what is expected of it, and follow the engine's segments.
+
+    Raises BundleError for a bundle without an anomaly calibration.
+    """
+    metrics.model(bundle.name, bundle.version, bundle.digest, runner)
+    metrics.calibrated(SCORE_NORM, "", bundle.calibration)
+    for setting, shift in bundle.shifts.items():
+        metrics.calibrated(SHIFT, setting, shift)
+    metrics.capacity(engine.limits.backlog, engine.chains.slots)
+    engine.watch = metrics.segment
 
 
 def job_of(
@@ -55,20 +69,30 @@ def told(
     Raises EngineFailure for an anomaly score that is not a finite number.
     """
     verdict = verdict_of(bundle, answer, raw)
-    metrics.verdict(
-        Counted(
-            setting=verdict.setting,
-            chains=verdict.chains,
-            steps=verdict.steps,
-            score=verdict.score,
-            flagged=verdict.flagged,
-            label_changed=verdict.label != verdict.unpurified,
-            capped=answer.capped,
-            late=verdict.late,
-            redrawn=answer.redrawn,
-        )
-    )
+    metrics.verdict(_counted(bundle, verdict, answer))
     return reply(bundle, verdict, top_k=options.top_k, image=image) | {"runner": runner}
+
+
+def _counted(bundle: Bundle, verdict: Verdict, answer: Answer) -> Counted:
+    setting = answer.job.setting
+    found = {
+        SCORE_NORM: bundle.calibration.rank(verdict.score),
+        SHIFT: None if (limit := bundle.shifts.get(setting.name)) is None else limit.rank(verdict.shift),
+    }
+    flags = {SCORE_NORM: verdict.flagged, SHIFT: verdict.shifted}
+    return Counted(
+        setting=setting.name,
+        chains=verdict.chains,
+        steps=verdict.steps,
+        score=verdict.score,
+        shift=verdict.shift,
+        ranks={statistic: rank for statistic, rank in found.items() if rank is not None},
+        flagged=frozenset(statistic for statistic, flag in flags.items() if flag),
+        label_changed=verdict.label != verdict.unpurified,
+        early=verdict.decided and not verdict.late and verdict.chains < setting.most_chains,
+        capped=answer.capped,
+        late=verdict.late,
+    )
 
 
 def milliseconds(seconds: dict[str, float]) -> dict[str, float]:

@@ -105,7 +105,8 @@ def test_leaving_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_one_that_never_predicts_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(tmp_path, monkeypatch, patience=0.01)
+    counted: list[int] = []
+    world = World(tmp_path, monkeypatch, patience=0.01, restarted=lambda: counted.append(len(world.groups)))
     world.ends = False
 
     async def main() -> None:
@@ -114,6 +115,8 @@ def test_one_that_never_predicts_is_started_again(tmp_path: Path, monkeypatch: p
                 await asyncio.sleep(0.01)
 
     asyncio.run(main())
+    assert counted[:1] == [1]  # not when it was started first
+    assert len(counted) >= len(world.groups) - 1
     assert "made no prediction for 0.01 s" in world.said[0]
     assert world.groups[0].stopped == 1
     world.run.close()

@@ -10,7 +10,7 @@ from metastable.bundle import Bundle
 from metastable.defense import defend
 from metastable.engine import costs
 from metastable.engine.engine import Engine, EngineLimits
-from metastable.engine.job import Answer, Failure, Job
+from metastable.engine.job import Answer, Failure, Job, Segment
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import Cancelled, DeadlineExceeded, Draining, EngineFailure, Overloaded
 from tests.engine.worlds import ADP, LONG, NONE, SETTINGS, SHORT, job, run_out, world
@@ -268,3 +268,28 @@ def test_no_setting_waits_for_another_kind_for_ever() -> None:
         engine.submit(job(f"none{i}", NONE))
     run_out(engine)
     assert len(answers(engine)) == 7
+
+
+def test_a_watcher_is_told_of_every_segment() -> None:
+    engine, runner, _ = world(EngineLimits(segment=25e-3))  # a step and a look of 8 chains
+    seen: list[Segment] = []
+    engine.watch = seen.append
+    runner.poison = lambda batch: [0] if len(runner.batches) == 1 else []
+    for id in "ab":
+        engine.submit(job(id, seed=ord(id)))
+    assert not seen
+    run_out(engine)
+    assert len(answers(engine)) == 2
+    assert seen[0] == Segment(jobs=2, chains=8, width=8, redrawn=1)
+    assert sum(segment.redrawn for segment in seen) == engine.chains.redrawn == 1
+    assert len(seen) == engine.counters.segments > 1
+    assert all(0 < segment.chains <= segment.width for segment in seen)
+
+
+def test_a_batch_has_no_more_room_than_there_are_slots() -> None:
+    engine, _, _ = world(EngineLimits(segment=1.0, slots=4))
+    seen: list[Segment] = []
+    engine.watch = seen.append
+    engine.submit(job("a"))
+    engine.advance()
+    assert seen == [Segment(jobs=1, chains=4, width=4, redrawn=0)]

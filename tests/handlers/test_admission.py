@@ -128,5 +128,5 @@ def test_an_overload_counts_under_its_setting(tiny: Bundle) -> None:
     small = service(tiny, registry, engine_limits=EngineLimits(jobs=1))
     [_, refused] = small.answer([request(), request(setting="none")])
     assert json.loads(refused.body)["error"]["code"] == "overloaded"
-    labels = {"setting": "none", "outcome": "overloaded"}
+    labels = {"setting": "none", "outcome": "overloaded", "arm": ""}
     assert registry.get_sample_value("metastable_requests_total", labels) == 1

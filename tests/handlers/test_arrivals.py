@@ -88,7 +88,7 @@ def test_a_request_that_leaves_before_its_turn_is_given_up(
     first, gone = [request(setting="langevin") for _ in range(3)], request(setting="langevin")
     served.step([*first, gone])
     assert {response.status for response in served.answer(first)} == {200}
-    labels = {"setting": "langevin", "outcome": "cancelled"}
+    labels = {"setting": "langevin", "outcome": "cancelled", "arm": ""}
     assert registry.get_sample_value("metastable_requests_total", labels) == 1
     assert served._engine.admission.out == 0
 

@@ -55,7 +55,8 @@ class World:
 
     def __init__(self, tiny: Bundle, folder: Path, limits: EngineLimits) -> None:
         self.later = 0.0
-        self.service = service(tiny, CollectorRegistry(), engine_limits=limits, sizes=(1, 4))
+        self.registry = CollectorRegistry()
+        self.service = service(tiny, self.registry, engine_limits=limits, sizes=(1, 4))
         self.door = self.service.open(window=5)
         self.door._clock = lambda: time.monotonic() + self.later
         self.engine = self.service._engine
@@ -185,6 +186,28 @@ def test_the_state_says_what_would_be_refused(world: World, asking: Asking) -> N
     assert busy["backlog"] == pytest.approx(prices["langevin"])
     assert busy["out"] == 1
     assert {one["refused"]["code"] for one in busy["settings"].values()} == {"overloaded"}
+
+
+def test_the_metrics_say_what_waits_before_a_request_comes(world: World, asking: Asking) -> None:
+    def backlog() -> float | None:
+        return world.registry.get_sample_value("metastable_backlog_seconds")
+
+    token = asking.ask("admit", setting="langevin")["token"]
+    busy = asking.ask("state")["backlog"]
+    assert backlog() == busy > 0
+    asking.ask("release", token=token)
+    asking.ask("state")
+    assert backlog() == 0
+
+
+def test_stages_are_counted_by_the_door_alone(world: World) -> None:
+    mine = sent()
+    while (done := world.step(mine)) == [None]:
+        pass
+    assert done == [(200, "")]
+    value = world.registry.get_sample_value
+    assert value("metastable_chains_count", {"setting": "langevin"}) == 1
+    assert value("metastable_stage_seconds_count", {"stage": "purify"}) is None
 
 
 def test_a_cancelled_request_is_answered_and_its_chains_leave(world: World, asking: Asking) -> None:

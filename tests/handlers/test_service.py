@@ -111,8 +111,11 @@ def test_a_batch_mixes_settings_and_failures_and_keeps_order(
             assert set(body) == {"error", "request_id"}
             assert body["error"]["message"].isascii()
     count = registry.get_sample_value
-    assert count("metastable_requests_total", {"setting": "fast", "outcome": "ok"}) == 2
-    assert count("metastable_requests_total", {"setting": "fast", "outcome": "unsupported_image"}) == 1
+    assert count("metastable_requests_total", {"setting": "fast", "outcome": "ok", "arm": ""}) == 2
+    assert (
+        count("metastable_requests_total", {"setting": "fast", "outcome": "unsupported_image", "arm": ""})
+        == 1
+    )
     assert count("metastable_batch_size_count") >= 1
 
 
@@ -161,9 +164,9 @@ def test_requests_join_while_others_run_and_those_that_vanish_are_given_up(
     assert served.step([first, second]) == [None, None]
     assert served.step([first, third]) == [None, None]
     count = registry.get_sample_value
-    assert count("metastable_requests_total", {"setting": "fast", "outcome": "cancelled"}) == 1
+    assert count("metastable_requests_total", {"setting": "fast", "outcome": "cancelled", "arm": ""}) == 1
     assert [reply.status for reply in served.answer([first, third])] == [200, 200]
-    assert count("metastable_requests_total", {"setting": "fast", "outcome": "ok"}) == 2
+    assert count("metastable_requests_total", {"setting": "fast", "outcome": "ok", "arm": ""}) == 2
     assert count("metastable_chains_under_way") == 0
 
 

@@ -1,24 +1,19 @@
-"""Metrics: bounded labels, our own buckets, one address for several processes."""
+"""Metrics: bounded labels, our own buckets, what is expected."""
 
 import dataclasses
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
+import math
 from typing import Any
 
-import httpx
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
-from metastable.serving.metrics import STAGES, Counted, Metrics, outcomes
-
-REPOSITORY = Path(__file__).parents[2]
+from metastable.anomaly import MARKS, threshold_of
+from metastable.engine.job import Segment
+from metastable.serving.metrics import SCORE_NORM, SHIFT, STAGES, STATISTICS, Counted, Metrics, outcomes
+from metastable.version import __version__
 
 
 @pytest.fixture(autouse=True)
@@ -26,18 +21,24 @@ def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
 
 
-def free_port() -> int:
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return int(trial.getsockname()[1])
-
-
 def text_of(metrics: Metrics) -> str:
     return generate_latest(metrics.exposed()).decode()
 
 
 def judged(setting: str, **changes: Any) -> Counted:
-    plain = Counted(setting, 1, 50.0, 3.5, True, label_changed=False, capped=False, late=False, redrawn=0)
+    plain = Counted(
+        setting,
+        chains=1,
+        steps=50.0,
+        score=3.5,
+        shift=0.15,
+        ranks={SCORE_NORM: 0.97},
+        flagged=frozenset({SCORE_NORM}),
+        label_changed=False,
+        early=False,
+        capped=False,
+        late=False,
+    )
     return dataclasses.replace(plain, **changes)
 
 
@@ -45,40 +46,100 @@ def test_a_request_is_counted_and_timed() -> None:
     metrics = Metrics(settings=["fast"])
     metrics.request("fast", "ok", 0.02)
     value = metrics.registry.get_sample_value
-    assert value("metastable_requests_total", {"setting": "fast", "outcome": "ok"}) == 1
-    assert value("metastable_request_seconds_bucket", {"setting": "fast", "le": "0.01"}) == 0
-    assert value("metastable_request_seconds_bucket", {"setting": "fast", "le": "0.025"}) == 1
+    assert value("metastable_requests_total", {"setting": "fast", "outcome": "ok", "arm": ""}) == 1
+    # A rate must see the first one.
+    assert value("metastable_requests_total", {"setting": "fast", "outcome": "internal", "arm": ""}) == 0
+    fast = {"setting": "fast", "arm": ""}
+    assert value("metastable_request_seconds_bucket", fast | {"le": "0.01"}) == 0
+    assert value("metastable_request_seconds_bucket", fast | {"le": "0.025"}) == 1
+
+
+def test_an_arm_is_one_of_those_that_are_known() -> None:
+    metrics = Metrics(settings=["fast"], arms=["control", "treatment"])
+    for arm in ("treatment", "something of a client"):
+        metrics.request("fast", "ok", 0.02, arm=arm)
+    value = metrics.registry.get_sample_value
+    for arm, count in (("treatment", 1), ("other", 1), ("control", None)):
+        labels = {"setting": "fast", "outcome": "ok", "arm": arm}
+        assert value("metastable_requests_total", labels) == count
 
 
 def test_a_verdict_fills_its_series() -> None:
     metrics = Metrics(settings=["fast"])
     metrics.verdict(judged("fast", chains=16, capped=True))
-    metrics.verdict(judged("fast", chains=8, steps=0.25, flagged=False, redrawn=2))
+    metrics.verdict(judged("fast", chains=8, steps=0.25, flagged=frozenset({SHIFT}), ranks={}, early=True))
     value, fast = metrics.registry.get_sample_value, {"setting": "fast"}
     assert value("metastable_chains_sum", fast) == 24
     assert value("metastable_steps_sum", fast) == 50.25
     assert value("metastable_anomaly_score_count") == 2
     assert value("metastable_capped_total", fast) == 1
     assert value("metastable_late_total", fast) == 0
-    assert value("metastable_redrawn_chains_total") == 2
-    assert value("metastable_anomaly_flags_total", fast) == 1
+    assert value("metastable_decided_early_total", fast) == 1
+    assert value("metastable_anomaly_shift_sum", fast) == 0.3
+    for statistic in STATISTICS:
+        assert value("metastable_anomaly_flags_total", fast | {"statistic": statistic}) == 1
+    rank = {"statistic": SCORE_NORM}
+    assert value("metastable_anomaly_rank_bucket", rank | {"le": "0.95"}) == 0
+    assert value("metastable_anomaly_rank_bucket", rank | {"le": "0.99"}) == 1
+    assert value("metastable_anomaly_rank_count", {"statistic": SHIFT}) is None  # not calibrated
     assert value("metastable_label_changed_total", fast) == 0  # there, so that a rate can be taken
 
 
 def test_every_promised_name_is_exposed() -> None:
     metrics = Metrics(settings=["fast"])
-    metrics.engine(4, 1.5, 7)
-    metrics.model("cifar10", "1", "ab12")
+    metrics.segment(Segment(jobs=4, chains=6, width=8, redrawn=2))
+    metrics.capacity(30.0, 1024)
+    metrics.engine(1.5, 7)
+    metrics.model("cifar10", "1", "ab12", "torch")
+    metrics.restarted()
     for stage in STAGES:
         metrics.stage(stage, 0.5)
     text = text_of(metrics)
     assert "metastable_batch_size_sum 4.0" in text
+    assert 'metastable_batch_fill_ratio_bucket{le="0.5"} 0.0' in text
+    assert 'metastable_batch_fill_ratio_bucket{le="0.75"} 1.0' in text
+    assert "metastable_redrawn_chains_total 2.0" in text
+    assert "metastable_backlog_limit_seconds 30.0" in text
+    assert "metastable_chain_slots 1024.0" in text
+    assert "metastable_restarts_total 1.0" in text
+    assert "metastable_model_loads_total 1.0" in text
+    named = f'bundle="cifar10",digest="ab12",runner="torch",version="{__version__}"'
+    assert f"metastable_build_info{{{named}}} 1.0" in text
     assert "metastable_backlog_seconds 1.5" in text
     assert "metastable_chains_under_way 7.0" in text
     assert 'metastable_model_info{digest="ab12",model="cifar10",version="1"} 1.0' in text
     assert 'metastable_stage_seconds_bucket{le="0.001",stage="queue"} 0.0' in text
     assert 'metastable_stage_seconds_bucket{le="30.0",stage="classify"} 1.0' in text
     assert "# TYPE metastable_label_changed_total counter" in text
+
+
+def test_what_is_expected_of_the_statistics_is_shown() -> None:
+    metrics = Metrics(settings=["fast"])
+    found = threshold_of(torch.arange(1, 100).double(), false_positive_rate=0.05, data={})
+    metrics.calibrated(SHIFT, "fast", found)
+    value, labels = metrics.registry.get_sample_value, {"statistic": SHIFT, "setting": "fast"}
+    assert value("metastable_anomaly_threshold", labels) == 95
+    assert value("metastable_anomaly_expected_flag_ratio", labels) == 0.05
+    assert value("metastable_anomaly_calibrated_value", labels | {"share": "0.5"}) == 50
+    shares = [
+        float(sample.labels["share"])
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "metastable_anomaly_calibrated_value"
+    ]
+    assert tuple(shares) == MARKS
+
+
+def test_ranks_are_counted_at_the_marks_of_a_calibration() -> None:
+    metrics = Metrics(settings=["fast"])
+    metrics.verdict(judged("fast"))
+    bounds = [
+        float(sample.labels["le"])
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "metastable_anomaly_rank_bucket"
+    ]
+    assert tuple(bounds) == (*MARKS, math.inf)
 
 
 def test_the_codes_of_the_library_are_outcomes() -> None:
@@ -92,7 +153,7 @@ def test_labels_are_bounded_whatever_comes_in(names: list[str]) -> None:
     for name in names:
         metrics.request(name, name, 0.1)
         metrics.stage(name, 0.1)
-        metrics.verdict(judged(name, capped=True, late=True, redrawn=1, label_changed=True))
+        metrics.verdict(judged(name, capped=True, late=True, early=True, label_changed=True))
     seen = {
         value
         for family in metrics.registry.collect()
@@ -100,68 +161,4 @@ def test_labels_are_bounded_whatever_comes_in(names: list[str]) -> None:
         for label, value in sample.labels.items()
         if label != "le"
     }
-    assert seen <= {"fast", "none", "other", *STAGES, *outcomes()}
-
-
-def test_metrics_are_served_and_a_taken_port_is_survived() -> None:
-    port = free_port()
-    first, second = Metrics(settings=["fast"]), Metrics(settings=["fast"])
-    first.request("fast", "ok", 0.1)
-    first.serve(port)
-    second.serve(port)
-    second.serve(-1)
-    second.serve(70000)
-    answer = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)
-    assert 'metastable_requests_total{outcome="ok",setting="fast"} 1.0' in answer.text
-
-
-_WORKER = """
-import sys
-from metastable.serving.metrics import Metrics
-metrics = Metrics(settings=["fast"])
-metrics.model("cifar10", "1", "ab12")
-metrics.request("fast", "ok", 0.1)
-metrics.serve(int(sys.argv[1]))
-print("up", flush=True)
-sys.stdin.read()
-"""
-
-
-def scrape(port: int, seconds: float = 60.0) -> str:
-    """The metrics, as soon as somebody serves them."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
-        except httpx.TransportError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
-
-
-@pytest.mark.slow
-def test_workers_share_one_address_and_another_takes_over(tmp_path: Path) -> None:
-    port = free_port()
-    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
-    workers = []
-    try:
-        for _ in range(2):
-            command = [sys.executable, "-c", _WORKER, str(port)]
-            worker = subprocess.Popen(
-                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-            workers.append(worker)
-            assert worker.stdout is not None
-            assert worker.stdout.readline() == "up\n"
-        both = 'metastable_requests_total{outcome="ok",setting="fast"} 2.0'
-        assert both in scrape(port)
-        workers[0].send_signal(signal.SIGKILL)  # it had the port
-        workers[0].wait(60)
-        text = scrape(port)
-        assert both in text  # what a dead worker counted stays counted
-        assert 'metastable_model_info{digest="ab12",model="cifar10",version="1"} 1.0' in text
-        assert "pid=" not in text
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.communicate()
+    assert seen <= {"", "fast", "none", "other", *STATISTICS, *STAGES, *outcomes()}

@@ -64,6 +64,8 @@ class Local:
             look=inspector,
         )
         self._bundle, self._metrics = bundle, metrics
+        judging.introduce(bundle, self._engine, runner.name, metrics)
+        metrics.follow(lambda: self._engine.backlog, lambda: self._engine.chains.used)
         self._driver = Driver(self._engine, closed="the server is stopping: send the request to another one")
         self._looks = _Looks(inspector, self._engine, self._driver, at_most(LOOKS, bundle.shape, LOOK_PIXELS))
         self._closed = False
@@ -79,8 +81,6 @@ class Local:
             allow_seed,
             runner.name,
         )
-        metrics.model(bundle.name, bundle.version, bundle.digest)
-        metrics.follow(lambda: self._engine.backlog, lambda: self._engine.chains.used)
 
     @property
     def ready(self) -> bool:
@@ -118,7 +118,6 @@ class Local:
             runner=self.served.runner,
             metrics=self._metrics,
         )
-        self._metrics.batch(self._engine.held)
         return Judged(body, {"anomaly": looked} | answer.seconds)
 
     async def close(self, drain: float) -> None:

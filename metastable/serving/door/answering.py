@@ -15,6 +15,7 @@ from metastable.errors import Cancelled
 from metastable.serving import judging
 from metastable.serving.backends.base import UNFOLLOWED, Backend, Follow, Question
 from metastable.serving.door.decoding import Decoder
+from metastable.serving.metrics import Metrics
 from metastable.serving.options import RequestOptions
 from metastable.serving.refusals import Refusal
 
@@ -39,10 +40,11 @@ class Answerer:
 
     Args:
         decoder: of the images, once there is room for them.
+        metrics: counts the seconds of every stage of what is answered.
     """
 
-    def __init__(self, backend: Backend, decoder: Decoder) -> None:
-        self._backend, self._decoder = backend, decoder
+    def __init__(self, backend: Backend, decoder: Decoder, metrics: Metrics) -> None:
+        self._backend, self._decoder, self._metrics = backend, decoder, metrics
 
     async def one(
         self, id: str, data: bytes, options: RequestOptions, received: float, follow: Follow = UNFOLLOWED
@@ -88,6 +90,8 @@ class Answerer:
             question = Question(secrets.token_hex(16), image, options, deadline, follow)
             judged = await self._backend.ask(question, room)
         seconds |= judged.seconds
+        for stage, spent in seconds.items():
+            self._metrics.stage(stage, spent)
         seconds["total"] = time.monotonic() - received
         return judged.body | {"request_id": id, "timings_ms": judging.milliseconds(seconds)}
 

@@ -50,7 +50,7 @@ class Door:
         self.backend, self.intake, self.status, self.metrics = backend, intake, status, metrics
         self.budget = Budget(intake.bodies)
         self.decoder = Decoder(intake.image, threads=intake.threads)
-        self.answerer = Answerer(backend, self.decoder)
+        self.answerer = Answerer(backend, self.decoder, metrics)
         self._unpacking = asyncio.Lock()
 
     @property

@@ -308,7 +308,8 @@ def test_live_and_ready_are_two_things(tiny: Bundle) -> None:
 
 def test_a_client_that_leaves_takes_its_chains_with_it(served: Running) -> None:
     """Settings that would go on for minutes end within a segment."""
-    before = served.count("requests_total", setting="fast", outcome="cancelled")
+    labels = {"setting": "fast", "outcome": "cancelled", "arm": ""}
+    before = served.count("requests_total", **labels)
     admission = served.backend._engine.admission
     stop = threading.Event()
     # The engine's thread is kept busy, so that the request cannot be over before the client leaves.
@@ -319,9 +320,7 @@ def test_a_client_that_leaves_takes_its_chains_with_it(served: Running) -> None:
     held.result(PATIENCE)
 
     def let_go() -> bool:
-        return (
-            served.count("requests_total", setting="fast", outcome="cancelled") > before and not admission.out
-        )
+        return served.count("requests_total", **labels) > before and not admission.out
 
     until = time.monotonic() + PATIENCE
     while not let_go() and time.monotonic() < until:
