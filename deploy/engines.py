@@ -21,11 +21,23 @@ def fill(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, help="of the runner (default: one a core)")
     add("--allow-seeds", action="store_const", const=True, help="let clients fix the chains' noise: unsafe")
     add("--keys", type=Path, help="file of name:key lines; who has none of them is not answered")
+    add("--metrics-host", help="address of the metrics, which ask nobody for a key (default: 127.0.0.1)")
     add("--proxy", action="append", help="address of a proxy whose X-Forwarded-For is believed")
     add("--origin", action="append", help="origin whose pages browsers may let ask (CORS)")
 
 
-GIVEN = ("bundle", "max_bytes", "max_pixels", "runner", "threads", "allow_seeds", "keys", "proxy", "origin")
+GIVEN = (
+    "bundle",
+    "max_bytes",
+    "max_pixels",
+    "runner",
+    "threads",
+    "allow_seeds",
+    "keys",
+    "metrics_host",
+    "proxy",
+    "origin",
+)
 """Names of `fill`'s options."""
 
 

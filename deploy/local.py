@@ -73,7 +73,8 @@ def serve(chosen: argparse.Namespace, sample: Path) -> int:
         allow_seed=configuration.allow_seed,
         limits=configuration.engine_limits,
     )
-    metrics.serve(chosen.metrics_port)
+    metrics_host = chosen.metrics_host or "127.0.0.1"
+    metrics.serve(chosen.metrics_port, metrics_host)
     stop, checked = Stop(), _Checked()
     body = configuration.max_bytes * 3 // 2  # in base64, and some room
     intake = Intake(
@@ -86,7 +87,7 @@ def serve(chosen: argparse.Namespace, sample: Path) -> int:
     def ready(url: str) -> None:
         print(f"ready after {time.monotonic() - begun:.1f} s: {url}/classify", flush=True)
         print(f"  try it:   curl -s --data-binary @{shlex.quote(str(sample))} {url}/classify", flush=True)
-        print(f"  metrics:  http://127.0.0.1:{chosen.metrics_port}/metrics", flush=True)
+        print(f"  metrics:  http://{metrics_host}:{chosen.metrics_port}/metrics", flush=True)
         print(f"  stop:     Ctrl-C here, or kill {os.getpid()}", flush=True)
         if chosen.check:
             threading.Thread(

@@ -163,7 +163,8 @@ def announce(url: str, sample: Path, run: RunFolder, metrics_port: int, seconds:
 def serve(chosen: argparse.Namespace) -> int:
     """The whole life of one server, after its command line was read; the exit status."""
     engines.check(chosen, chosen.parser)
-    ports = [("--port", chosen.host, chosen.port), ("--metrics-port", "127.0.0.1", chosen.metrics_port)]
+    metrics_host = chosen.metrics_host or "127.0.0.1"
+    ports = [("--port", chosen.host, chosen.port), ("--metrics-port", metrics_host, chosen.metrics_port)]
     if chosen.engine == "local":
         if chosen.bundle is None:
             chosen.archive = check_archive(chosen.archive)
