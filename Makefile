@@ -13,7 +13,7 @@ SOURCES := $(shell find metastable handlers export -name '*.py' 2>/dev/null)
 # Tests work on small tensors: threads that wait for each other cost several times what they do.
 ONE_THREAD := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 
-.PHONY: serve test quick check demo bench archive install format clean
+.PHONY: serve test quick check audit demo bench archive install format clean
 
 serve: $(READY) $(ARCHIVE)
 	@$(COMMAND) serve --archive $(ARCHIVE) --sample samples/cat.png $(ARGS)
@@ -29,6 +29,13 @@ check: $(READY)
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports
+
+# Known vulnerabilities of everything that is pinned.  Needs a network, and fails where one could not be looked up.
+AUDIT := .audit
+audit:
+	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
+	    $(AUDIT)/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
+	@$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip -r requirements.lock
 
 demo: $(READY)
 	@$(COMMAND) demo $(ARGS)
@@ -59,4 +66,4 @@ format: $(READY)
 	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) .run .pytest_cache .mypy_cache .ruff_cache .hypothesis $(ARCHIVE)
+	rm -rf $(VENV) $(AUDIT) .run .pytest_cache .mypy_cache .ruff_cache .hypothesis $(ARCHIVE)

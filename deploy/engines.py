@@ -21,6 +21,11 @@ def fill(parser: argparse.ArgumentParser) -> None:
     add("--log-format", choices=logs.FORMATS, default="text", help="of the log: for people or machines")
     add("--log-level", choices=logs.LEVELS, default="info", help="SIGUSR1 and SIGUSR2 change it later")
     add("--log-file", type=Path, help="where the log is appended (default: stderr)")
+    add(
+        "--metrics-host",
+        default="127.0.0.1",
+        help="address of the metrics, which ask nobody for a key (default: %(default)s)",
+    )
     add("--proxy", action="append", help="address of a proxy whose X-Forwarded-For is believed")
     add("--origin", action="append", help="origin whose pages browsers may let ask (CORS)")
     add = parser.add_argument_group("with --engine local").add_argument

@@ -99,7 +99,7 @@ class Front:
             image=behind.limits,
             threads=os.cpu_count() or 1,
         )
-        metrics.serve(self.chosen.metrics_port)
+        metrics.serve(self.chosen.metrics_port, self.chosen.metrics_host)
         app = build(
             behind.backend,
             intake,
@@ -155,7 +155,7 @@ class Front:
         for line in (
             f"ready after {time.monotonic() - self.begun:.1f} s: {url}/classify",
             f"  try it:   curl -s{key} --data-binary @{sample} {url}/classify",
-            f"  metrics:  http://127.0.0.1:{self.chosen.metrics_port}/metrics",
+            f"  metrics:  http://{self.chosen.metrics_host}:{self.chosen.metrics_port}/metrics",
             *behind.notes,
             f"  stop:     Ctrl-C here, or kill {os.getpid()}",
         ):

@@ -80,7 +80,10 @@ def serve(chosen: argparse.Namespace) -> int:
     sample = REPOSITORY / "samples" / "cat.png" if chosen.sample is None else chosen.sample
     if not sample.is_file():
         raise Refused(f"{sample} is missing: name an image with --sample")
-    ports = [("--port", chosen.host, chosen.port), ("--metrics-port", "127.0.0.1", chosen.metrics_port)]
+    ports = [
+        ("--port", chosen.host, chosen.port),
+        ("--metrics-port", chosen.metrics_host, chosen.metrics_port),
+    ]
     stop = Stop()
     with _ended_at_once(stop):
         return _serve(chosen, sample, ports, stop)

@@ -7,9 +7,13 @@ The library knows no server and no HTTP.  At every border between modules an ima
 float32, NCHW, in [0, 1]; the range [-1, 1] exists inside the energy network only.
 """
 
+import os
 from typing import TYPE_CHECKING
 
 from metastable.version import __version__
+
+# ONNX Runtime reports use to its makers over the network, unless this is set before it is first imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from metastable.bringing import bring

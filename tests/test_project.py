@@ -1,5 +1,6 @@
 """pyproject.toml, requirements.txt, requirements.lock and the package say the same."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -64,7 +65,9 @@ def test_the_package_is_light_until_it_is_asked() -> None:
         "assert {'load', 'Defense', 'Verdict', '__version__'} <= set(dir(metastable))\n"
         "assert not {'torch', 'numpy', 'scipy', 'PIL', 'yaml'} & set(sys.modules)\n"
         "assert not hasattr(metastable, 'magic')\n"
+        "import os; assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'\n"
         "assert callable(metastable.load) and 'torch' in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -96,8 +97,12 @@ def said(process: subprocess.Popen[str]) -> str:
 @pytest.mark.server
 @pytest.mark.parametrize("ask", [signal.SIGTERM, signal.SIGINT])
 def test_a_bundle_is_served_until_a_signal(ask: signal.Signals, tiny_folder: Path) -> None:
-    with started("--bundle", str(tiny_folder), "--runner", "torch", "--threads", "1") as (process, url):
-        assert f"{url}/classify" in said(process)
+    arguments = ["--bundle", str(tiny_folder), "--runner", "torch", "--threads", "1"]
+    with started(*arguments, "--metrics-host", "127.0.0.3") as (process, url):
+        output = said(process)
+        assert f"{url}/classify" in output
+        [metrics] = re.findall(r"http://127\.0\.0\.3:\d+/metrics", output)
+        assert "metastable_model_info" in httpx.get(metrics, trust_env=False, timeout=PATIENCE).text
         answer = httpx.post(url + "/classify", content=png(), trust_env=False, timeout=PATIENCE)
         assert answer.json()["model"]["name"] == "tiny"
         process.send_signal(ask)
