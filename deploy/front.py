@@ -134,13 +134,14 @@ class Front:
         if behind.opening:
             print(behind.opening, flush=True)
         async with behind.life or contextlib.nullcontext():
-            told = [asyncio.create_task(one) for one in (self._tell(behind), self._tell_the_end())]
+            beginning, end = map(asyncio.create_task, (self._tell(behind), self._tell_the_end()))
             try:
                 yield
             finally:
-                for task in told:
-                    task.cancel()
-                await asyncio.gather(*told, return_exceptions=True)
+                beginning.cancel()
+                if not self.stop.draining:  # it ends by itself: nobody asked for that
+                    end.cancel()
+                await asyncio.gather(beginning, end, return_exceptions=True)
 
     async def _tell(self, behind: Behind) -> None:
         """Say that it is ready, once it is; end the server if it never will be."""
