@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from deploy import engines, serve
-from deploy.local import DRAIN_SECONDS
+from deploy.front import DRAIN_SECONDS
 from metastable import console
 from metastable.serving.door.access import FREE
 from metastable.serving.door.limits import Limits

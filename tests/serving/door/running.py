@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ class Running:
 
     url: str
     door: Door
-    backend: Local
+    backend: Any
     registry: CollectorRegistry
     stop: Stop
     thread: threading.Thread
@@ -54,11 +54,26 @@ def running(
     **given: Any,
 ) -> Iterator[Running]:
     """`given`: what `server.run` is given beside the application."""
-    registry, stop = CollectorRegistry(), Stop()
+    registry = CollectorRegistry()
     metrics = Metrics(registry, settings=bundle.settings.names)
     runner = TorchRunner(bundle.networks, bundle.classifier)
     backend = Local(bundle, runner, metrics, allow_seed=allow_seed, limits=limits, sizes=(1, 4, 16))
-    app = build(backend, intake or Intake(), stop, metrics)
+    with before(backend, metrics, intake=intake, **given) as found:
+        yield found
+
+
+@contextmanager
+def before(
+    backend: Any,
+    metrics: Metrics,
+    *,
+    intake: Intake | None = None,
+    around: AbstractAsyncContextManager[Any] | None = None,
+    **given: Any,
+) -> Iterator[Running]:
+    """A door before any backend; `around` as of `build`, and `given` as of `running`."""
+    stop = Stop()
+    app = build(backend, intake or Intake(), stop, metrics, around=around)
     urls: list[str] = []
     listens = threading.Event()
 
@@ -71,7 +86,7 @@ def running(
     thread.start()
     try:
         assert listens.wait(PATIENCE)
-        yield Running(urls[0], app.state.door, backend, registry, stop, thread)
+        yield Running(urls[0], app.state.door, backend, metrics.registry, stop, thread)
     finally:
         stop.ask(grace=False)
         thread.join(PATIENCE)
