@@ -10,6 +10,7 @@ Any thread may call any of it.
 
 from __future__ import annotations
 
+import hmac
 import secrets
 import threading
 import time
@@ -20,9 +21,16 @@ from typing import Any
 from metastable.bundle import Bundle
 from metastable.engine.admission import Permit
 from metastable.engine.engine import Engine
-from metastable.errors import InvalidOption, RequestError
+from metastable.errors import InvalidOption, NotAuthorized, RequestError
 from metastable.serving.backends.base import Served
-from metastable.serving.control import JOB_HEADER, PERMIT_HEADER, SENT_HEADER, described, refusal
+from metastable.serving.control import (
+    JOB_HEADER,
+    PERMIT_HEADER,
+    SENT_HEADER,
+    WORD_HEADER,
+    described,
+    refusal,
+)
 from metastable.serving.options import Allowed
 from metastable.settings import Setting
 
@@ -107,6 +115,7 @@ class Door:
             runner=runner,
         )
         self._window, self._clock, self._looked = window, clock, looked
+        self._word = secrets.token_urlsafe(16)
         self._kept: dict[str, _Kept] = {}
         self._gone: dict[str, float] = {}  # jobs given up, and until when that is remembered
         self._lock = threading.Lock()
@@ -114,7 +123,7 @@ class Door:
     # --- what the control channel asks ---------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
-        return {"served": described(self._served), "window": self._window}
+        return {"served": described(self._served), "window": self._window, "word": self._word}
 
     def admit(self, setting: str, owner: object) -> dict[str, Any]:
         """The token of a permit that is kept for `owner`, and the backlog with it.
@@ -166,9 +175,14 @@ class Door:
     # --- what the service asks -----------------------------------------------------------------
 
     def claim(self, headers: Mapping[str, str]) -> Claim:
-        """The door's own headers taken out of a request's; a token counts once."""
-        names = {PERMIT_HEADER.lower(), JOB_HEADER.lower(), SENT_HEADER.lower()}
+        """The door's own headers taken out of a request's; a token counts once.
+
+        Raises NotAuthorized for a request that did not come from the door.
+        """
+        names = {name.lower() for name in (WORD_HEADER, PERMIT_HEADER, JOB_HEADER, SENT_HEADER)}
         own = {name.lower(): value for name, value in headers.items() if name.lower() in names}
+        if not hmac.compare_digest(own.get(WORD_HEADER.lower(), "").encode(), self._word.encode()):
+            raise NotAuthorized("requests go through the door")
         with self._lock:
             kept = self._kept.pop(own.get(PERMIT_HEADER.lower(), ""), None)
         return Claim(

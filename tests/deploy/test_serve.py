@@ -159,6 +159,10 @@ def test_a_server_starts_answers_and_leaves_nothing_behind(tiny_archive: Path, t
         scratch = server.scratch()
         for name in ("management.sock", "inference.sock"):
             assert (scratch / name).stat().st_mode & 0o077 == 0
+        past_the_door = httpx.HTTPTransport(uds=str(scratch / "inference.sock"))
+        with httpx.Client(transport=past_the_door, timeout=PATIENCE) as client:
+            answer = client.post("http://torchserve/predictions/metastable", content=b"")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "not_authorized")
         assert listening(server) == {server.ports[2], *others(server)}
         server.process.send_signal(signal.SIGTERM)
         status, rest = server.finish()

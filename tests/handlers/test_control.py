@@ -26,6 +26,9 @@ from tests.handlers.test_service import png, request, service
 pytestmark = pytest.mark.slow
 
 
+WORD = "what only the door knows"
+
+
 class Asking:
     """A connection, as the door has one."""
 
@@ -58,6 +61,7 @@ class World:
         self.registry = CollectorRegistry()
         self.service = service(tiny, self.registry, engine_limits=limits, sizes=(1, 4))
         self.door = self.service.open(window=5)
+        self.door._word = WORD
         self.door._clock = lambda: time.monotonic() + self.later
         self.engine = self.service._engine
         self.control = Control(folder, self.door)
@@ -98,7 +102,8 @@ def asking(world: World) -> Iterator[Asking]:
 
 def sent(token: str = "none such", job: str = "j", **options: str) -> Request:
     made = request(setting="langevin") if not options else request(**options)
-    return Request(made.id, {**made.headers, "x-metastable-permit": token, "X-METASTABLE-JOB": job}, made.row)
+    own = {"x-metastable-permit": token, "X-METASTABLE-JOB": job, "X-Metastable-Word": WORD}
+    return Request(made.id, {**made.headers, **own}, made.row)
 
 
 def test_it_says_what_is_served(world: World, asking: Asking, tiny: Bundle) -> None:
@@ -108,7 +113,7 @@ def test_it_says_what_is_served(world: World, asking: Asking, tiny: Bundle) -> N
     assert (served.classes, served.settings) == (tuple(tiny.classes), tiny.settings.names)
     assert (served.default, served.allow_seed, served.runner) == ("fast", False, "torch")
     assert served.fit == tiny.fit
-    assert found["window"] == 5
+    assert (found["window"], found["word"]) == (5, WORD)
     assert world.control.path.name == f"{os.getpid()}.sock"
 
 
@@ -118,7 +123,7 @@ def test_a_token_is_the_room_of_one_request(world: World, asking: Asking) -> Non
     refused = asking.ask("admit", setting="none")
     assert refused["code"] == "overloaded"
     assert refused["retry_after"] > 0
-    mine, without = sent(token), request(setting="langevin")
+    mine, without = sent(token), sent()
     assert world.step(mine, without) == [None, (503, "overloaded")]
     assert world.out == 1  # it took no second permit
     again = sent(token, job="k")
@@ -128,6 +133,19 @@ def test_a_token_is_the_room_of_one_request(world: World, asking: Asking) -> Non
     assert done == (200, "")
     assert world.out == 0
     assert world.step(sent(token))[0] in (None, (200, ""))  # as without a token
+
+
+@pytest.mark.parametrize("word", [None, "", "what only the door know", "\u00e9"])
+def test_who_is_not_the_door_is_refused(world: World, asking: Asking, word: str | None) -> None:
+    token = asking.ask("admit", setting="langevin")["token"]
+    made = sent(token)
+    headers = {name: value for name, value in made.headers.items() if name != "X-Metastable-Word"}
+    if word is not None:
+        headers["x-metastable-word"] = word
+    # Before anything of it is read, and its token stays the door's.
+    forged = Request("forged", headers, {"body": b"no image"})
+    assert world.step(forged) == [(401, "not_authorized")]
+    assert world.step(made) in ([None], [(200, "")])
 
 
 def test_a_token_for_another_setting_is_given_back(world: World, asking: Asking) -> None:
@@ -239,7 +257,8 @@ def test_waiting_in_torchserve_counts_in_the_deadline(world: World) -> None:
 
     assert world.step(waited(61)) == [(504, "deadline_exceeded")]
     assert world.step(waited(1)) == [(200, "")]
-    nonsense = Request("n", {"X-Metastable-Setting": "none", "X-Metastable-Sent": "soon"}, {"body": png()})
+    made = sent(setting="none")
+    nonsense = Request("n", {**made.headers, "X-Metastable-Sent": "soon"}, {"body": png()})
     assert world.step(nonsense) == [(200, "")]
 
 

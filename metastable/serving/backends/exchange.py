@@ -17,7 +17,7 @@ from metastable.engine.reply import of_image
 from metastable.errors import DeadlineExceeded, MetastableError, Unavailable
 from metastable.images import DecodedImage
 from metastable.serving.backends.base import Judged, Question
-from metastable.serving.control import JOB_HEADER, PERMIT_HEADER, SENT_HEADER, error_of
+from metastable.serving.control import JOB_HEADER, PERMIT_HEADER, SENT_HEADER, WORD_HEADER, error_of
 from metastable.serving.options import MAX_DEADLINE_MS
 
 SECONDS = ("anomaly", "queue", "purify", "classify")
@@ -44,13 +44,14 @@ def exact(pixels: torch.Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def headers(question: Question, job: str, token: str | None) -> dict[str, str]:
+def headers(question: Question, job: str, token: str | None, word: str) -> dict[str, str]:
     """Of the prediction; raises DeadlineExceeded if there is no time left."""
     now, options = time.monotonic(), question.options
     found = {
         "Content-Type": "application/octet-stream",
         "X-Metastable-Setting": options.setting,
         "X-Metastable-Top-K": str(options.top_k),
+        WORD_HEADER: word,
         JOB_HEADER: job,
         SENT_HEADER: repr(now),
     }

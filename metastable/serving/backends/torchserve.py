@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from metastable.engine.engine import LATE
-from metastable.errors import DeadlineExceeded, Draining, Overloaded, Unavailable
+from metastable.errors import DeadlineExceeded, Draining, NotAuthorized, Overloaded, Unavailable
 from metastable.images import DecodedImage
 from metastable.serving.backends.base import Judged, Question, Room, Served
-from metastable.serving.backends.channel import Channel, cheapest, room_of
+from metastable.serving.backends.channel import BROKEN, Channel, cheapest, room_of
 from metastable.serving.backends.exchange import BACK_IN, Exchange, exact, headers, judged
 from metastable.serving.control import PATTERN, served_of
 from metastable.serving.options import RequestOptions
@@ -58,6 +58,7 @@ class TorchServe:
         self._exchange = Exchange(str(socket), model, PATIENCE)
         self._workers: dict[Path, Channel] = {}
         self._served: Served | None = None
+        self._word = ""
         self._room_inside = asyncio.Semaphore(1)
         self._proved = self._closing = False
         self._under_way: set[asyncio.Task[dict[str, Any]]] = set()
@@ -144,10 +145,12 @@ class TorchServe:
     async def _predict(self, question: Question, job: str, token: str | None) -> dict[str, Any]:
         """What a worker answers; it goes on, though nobody waits, until TorchServe forgets it."""
         async with self._room_inside:
-            body, named = exact(question.image.pixels), headers(question, job, token)
+            body, named = exact(question.image.pixels), headers(question, job, token, self._word)
             self._sent.add(job)
             try:
                 return await self._exchange.predict(body, named)
+            except NotAuthorized:  # the worker that was asked has gone, and its successor has another word
+                raise Unavailable(BROKEN) from None
             except Unavailable as error:
                 # Another worker may answer the next one; where there is none, only a proof can tell.
                 if len(self._alive()) <= 1:
@@ -214,6 +217,7 @@ class TorchServe:
             try:
                 found = await worker.ask("describe")
                 self._served, window = served_of(found["served"]), max(1, int(found["window"]))
+                self._word = str(found["word"])
             except Exception:
                 worker.close()
                 raise
