@@ -15,6 +15,12 @@ def fill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="what answers")
     add = parser.add_argument_group("with --engine local").add_argument
     add("--bundle", help="folder of what is served, or a shipped bundle's name; no archive is read")
+    add("--also", action="append", metavar="[VERSION=]BUNDLE", help="another version, loaded beside it")
+    add(
+        "--policy",
+        type=Path,
+        help="file of what becomes of requests: docs/operating.md; SIGHUP reads it again",
+    )
     add("--max-bytes", type=int, help="of an image (default: 16 million, whatever the archive says)")
     add("--max-pixels", type=int, help="of an image (default: 50 million)")
     add("--runner", help="what runs the networks (default: that of the archive, or auto)")
@@ -25,7 +31,10 @@ def fill(parser: argparse.ArgumentParser) -> None:
     add("--origin", action="append", help="origin whose pages browsers may let ask (CORS)")
 
 
-GIVEN = ("bundle", "max_bytes", "max_pixels", "runner", "threads", "allow_seeds", "keys", "proxy", "origin")
+GIVEN = (
+    *("bundle", "also", "policy", "max_bytes", "max_pixels", "runner", "threads"),
+    *("allow_seeds", "keys", "proxy", "origin"),
+)
 """Names of `fill`'s options."""
 
 

@@ -2,6 +2,7 @@
 
     metastable serve --engine local                     # what the archive holds
     metastable serve --engine local --bundle cifar10    # or a bundle, and no archive
+    metastable serve --engine local --bundle cifar10 --also 0.2.0=mine/next --policy policy.yaml
 
 It takes any form of request of docs/http-api.md, and stops in order.
 """
@@ -25,6 +26,7 @@ import httpx
 import torch
 import yaml
 
+from deploy.policies import keeper_for, reloader, versions
 from deploy.run_folder import Refused
 from metastable import bundle as bundles
 from metastable.bundle import Bundle, shipped
@@ -39,6 +41,7 @@ from metastable.serving.door.access import Keys, needs_key
 from metastable.serving.door.app import build
 from metastable.serving.door.clients import Proxies
 from metastable.serving.door.intake import Intake
+from metastable.serving.door.models import Models
 from metastable.serving.door.stopping import Stop
 from metastable.serving.metrics import Metrics
 
@@ -64,15 +67,20 @@ def serve(chosen: argparse.Namespace, sample: Path) -> int:
     with _opened(chosen) as (loaded, exported, configuration):
         threads = configuration.threads or os.cpu_count() or 1
         torch.set_num_threads(threads)
-        runner = assembly.runner_for(loaded, configuration.runner, artifacts=exported, threads=threads)
-    metrics = Metrics(settings=loaded.settings.names)
-    backend = Local(
-        loaded,
-        runner,
-        metrics,
-        allow_seed=configuration.allow_seed,
-        limits=configuration.engine_limits,
-    )
+        offered = versions(loaded, chosen.also or ())
+        parts = [exported, *[{} for _ in offered[1:]]]
+        runners = [
+            assembly.runner_for(one, configuration.runner, artifacts=part, threads=threads)
+            for one, part in zip(offered, parts, strict=True)
+        ]
+    metrics = Metrics(settings=sorted({name for one in offered for name in one.settings.names}))
+    backends = [
+        Local(one, runner, metrics, allow_seed=configuration.allow_seed, limits=configuration.engine_limits)
+        for one, runner in zip(offered, runners, strict=True)
+    ]
+    metrics.follow(lambda: sum(one.backlog for one in backends), lambda: sum(one.chains for one in backends))
+    models = Models(backends)
+    keeper = keeper_for(chosen.policy, models, proxies=bool(chosen.proxy))
     metrics.serve(chosen.metrics_port)
     stop, checked = Stop(), _Checked()
     body = configuration.max_bytes * 3 // 2  # in base64, and some room
@@ -87,6 +95,8 @@ def serve(chosen: argparse.Namespace, sample: Path) -> int:
         print(f"ready after {time.monotonic() - begun:.1f} s: {url}/classify", flush=True)
         print(f"  try it:   curl -s --data-binary @{shlex.quote(str(sample))} {url}/classify", flush=True)
         print(f"  metrics:  http://127.0.0.1:{chosen.metrics_port}/metrics", flush=True)
+        if chosen.policy is not None:
+            print(f"  policy:   {chosen.policy}, read again at kill -HUP {os.getpid()}", flush=True)
         print(f"  stop:     Ctrl-C here, or kill {os.getpid()}", flush=True)
         if chosen.check:
             threading.Thread(
@@ -94,7 +104,7 @@ def serve(chosen: argparse.Namespace, sample: Path) -> int:
             ).start()
 
     status = server.run(
-        build(backend, intake, stop, metrics, drain_seconds=DRAIN_SECONDS),
+        build(models, intake, stop, metrics, keeper=keeper, drain_seconds=DRAIN_SECONDS),
         stop=stop,
         host=chosen.host,
         port=chosen.port,
@@ -102,6 +112,7 @@ def serve(chosen: argparse.Namespace, sample: Path) -> int:
         proxies=Proxies(chosen.proxy or ()),
         origins=chosen.origin or (),
         on_ready=ready,
+        on_hangup=None if chosen.policy is None else reloader(keeper),
         drain_seconds=DRAIN_SECONDS,
     )
     print("stopped", flush=True)

@@ -40,26 +40,27 @@ def told(
     options: RequestOptions,
     *,
     runner: str,
-    metrics: Metrics,
+    metrics: Metrics | None,
 ) -> dict[str, Any]:
-    """What a client is told of an image, ready for JSON; counted.
+    """What a client is told of an image, ready for JSON; counted, unless `metrics` is None.
 
     Raises EngineFailure for an anomaly score that is not a finite number.
     """
     verdict = verdict_of(bundle, answer, raw)
-    metrics.verdict(
-        Counted(
-            setting=verdict.setting,
-            chains=verdict.chains,
-            steps=verdict.steps,
-            score=verdict.score,
-            flagged=verdict.flagged,
-            label_changed=verdict.label != verdict.unpurified,
-            capped=answer.capped,
-            late=verdict.late,
-            redrawn=answer.redrawn,
+    if metrics is not None:
+        metrics.verdict(
+            Counted(
+                setting=verdict.setting,
+                chains=verdict.chains,
+                steps=verdict.steps,
+                score=verdict.score,
+                flagged=verdict.flagged,
+                label_changed=verdict.label != verdict.unpurified,
+                capped=answer.capped,
+                late=verdict.late,
+                redrawn=answer.redrawn,
+            )
         )
-    )
     return reply(bundle, verdict, top_k=options.top_k, image=image) | {"runner": runner}
 
 

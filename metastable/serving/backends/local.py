@@ -80,11 +80,20 @@ class Local:
             runner.name,
         )
         metrics.model(bundle.name, bundle.version, bundle.digest)
-        metrics.follow(lambda: self._engine.backlog, lambda: self._engine.chains.used)
+        metrics.follow(lambda: self.backlog, lambda: self.chains)
 
     @property
     def ready(self) -> bool:
         return not self._closed
+
+    @property
+    def backlog(self) -> float:
+        return self._engine.backlog
+
+    @property
+    def chains(self) -> int:
+        """Those between their first and last step."""
+        return self._engine.chains.used
 
     def check_room(self, setting: str) -> None:
         self._permit(setting).release()
@@ -109,7 +118,7 @@ class Local:
             question.image,
             question.options,
             runner=self.served.runner,
-            metrics=self._metrics,
+            metrics=self._metrics if question.counted else None,
         )
         self._metrics.batch(self._engine.held)
         return Judged(body, {"anomaly": looked} | answer.seconds)

@@ -3,7 +3,8 @@
     stop = Stop()
     run(application(stop), stop=stop, host="127.0.0.1", port=8080)
 
-Asked to stop, by SIGTERM, SIGINT or SIGHUP, the server is not ready any more, refuses new requests, and for
+Asked to stop, by SIGTERM, SIGINT or (unless it is to mean something else) SIGHUP, the server is not ready
+any more, refuses new requests, and for
 `grace_seconds` still accepts connections, so that proxies see it.  Running answers get `drain_seconds`.
 A second signal ends at once.  Nothing of uvicorn's is logged; faults are, by `faults.report`.
 """
@@ -152,12 +153,14 @@ def run(
     proxies: Proxies | None = None,
     origins: Sequence[str] = (),
     on_ready: Callable[[str], None] = lambda url: None,
+    on_hangup: Callable[[], None] | None = None,
     grace_seconds: float = 1.0,
     drain_seconds: float = 30.0,
 ) -> int:
     """Serve until a stop is asked for; the exit status, 0.
 
     `uds`: the path of a Unix socket, instead of host and port.  `port` 0 is a free one.
+    `on_hangup`: called in the main thread at SIGHUP, which then stops nothing; it must not raise.
     `on_ready`: called with `http://ADDRESS:PORT` or `unix:PATH` once connections are accepted.
 
     Raises SettingsError where the address cannot be used or the machine allows too few open files, and what
@@ -165,7 +168,7 @@ def run(
     """
     limits, proxies = limits or Limits(), proxies or Proxies()
     sockets.allow_files(limits)
-    with _handled(stop), sockets.bound(host, port, uds) as (listener, url):
+    with _handled(stop, on_hangup), sockets.bound(host, port, uds) as (listener, url):
         kept = _Kept(shell.wrap(app, stop=stop, limits=limits, keys=keys, proxies=proxies, origins=origins))
         protocol = functools.partial(DoorProtocol, limits=limits, gate=Gate(limits, proxies), stop=stop)
         config = uvicorn.Config(
@@ -197,14 +200,17 @@ def run(
 
 
 @contextlib.contextmanager
-def _handled(stop: Stop) -> Iterator[None]:
+def _handled(stop: Stop, on_hangup: Callable[[], None] | None) -> Iterator[None]:
     """Let signals ask for a stop, where they can be handled.  Ctrl-C needs no grace: somebody waits."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        stop.ask(grace=number != signal.SIGINT)
+        if number == signal.SIGHUP and on_hangup is not None:
+            on_hangup()
+        else:
+            stop.ask(grace=number != signal.SIGINT)
 
     before = {number: signal.signal(number, note) for number in SIGNALS}
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +18,10 @@ from metastable.serving.door import server
 from metastable.serving.door.app import build
 from metastable.serving.door.entry import Door
 from metastable.serving.door.intake import Intake
+from metastable.serving.door.models import Models
 from metastable.serving.door.stopping import Stop
 from metastable.serving.metrics import Metrics
+from metastable.serving.policy.keeper import Keeper
 
 PATIENCE = 60.0
 
@@ -51,14 +53,25 @@ def running(
     intake: Intake | None = None,
     allow_seed: bool = True,
     limits: EngineLimits | None = None,
+    also: Sequence[Bundle] = (),
+    keeper: Keeper | None = None,
     **given: Any,
 ) -> Iterator[Running]:
-    """`given`: what `server.run` is given beside the application."""
+    """`also`: other versions.  `given`: what `server.run` is given beside the application."""
     registry, stop = CollectorRegistry(), Stop()
     metrics = Metrics(registry, settings=bundle.settings.names)
-    runner = TorchRunner(bundle.networks, bundle.classifier)
-    backend = Local(bundle, runner, metrics, allow_seed=allow_seed, limits=limits, sizes=(1, 4, 16))
-    app = build(backend, intake or Intake(), stop, metrics)
+    backends = [
+        Local(
+            one,
+            TorchRunner(one.networks, one.classifier),
+            metrics,
+            allow_seed=allow_seed,
+            limits=limits,
+            sizes=(1, 4, 16),
+        )
+        for one in (bundle, *also)
+    ]
+    app = build(Models(backends), intake or Intake(), stop, metrics, keeper=keeper)
     urls: list[str] = []
     listens = threading.Event()
 
@@ -71,7 +84,7 @@ def running(
     thread.start()
     try:
         assert listens.wait(PATIENCE)
-        yield Running(urls[0], app.state.door, backend, registry, stop, thread)
+        yield Running(urls[0], app.state.door, backends[0], registry, stop, thread)
     finally:
         stop.ask(grace=False)
         thread.join(PATIENCE)
