@@ -261,12 +261,8 @@ def _npy(image: np.ndarray) -> bytes:
 def answer(
     asked: InferenceRequest, verdicts: list[dict[str, Any]], served: Served, name: str, id: str
 ) -> dict[str, Any]:
-    """Verdicts, whose `top` lists all classes, as tensors.
-
-    Raises MalformedRequest for an output that is not of OUTPUTS.
-    """
-    wanted = check_outputs(asked)
-    found = {one: [_value(one, verdict) for verdict in verdicts] for one in wanted}
+    """Verdicts, whose `top` lists all classes, as tensors; raises what `check_outputs` raises."""
+    found = {one: [_value(one, verdict) for verdict in verdicts] for one in check_outputs(asked)}
     return {
         "model_name": name,
         "model_version": served.version,
@@ -295,10 +291,10 @@ def _value(name: str, verdict: dict[str, Any]) -> Any:
     anomaly = verdict["anomaly"]
     if name == "probabilities":
         return [p for _, p in sorted((one["label"], one["probability"]) for one in verdict["top"])]
-    if name == "flagged":
-        return bool(anomaly["flagged"] or anomaly["shift"]["flagged"])
-    if name == "shift":
-        return anomaly["shift"]["value"]
-    if name == "action":
-        return verdict.get("flag_policy", {}).get("action", "answer")
-    return anomaly["score"] if name == "score" else verdict[name]
+    ours = {
+        "flagged": bool(anomaly["flagged"] or anomaly["shift"]["flagged"]),
+        "score": anomaly["score"],
+        "shift": anomaly["shift"]["value"],
+        "action": verdict.get("flag_policy", {}).get("action", "answer"),
+    }
+    return ours[name] if name in ours else verdict[name]
