@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import httpx
+from prometheus_client import CollectorRegistry
 from tqdm import tqdm
 
 from metastable.bundle import Bundle
@@ -29,9 +30,14 @@ from metastable.serving.door.answering import Answerer
 from metastable.serving.door.app import build
 from metastable.serving.door.decoding import Decoder
 from metastable.serving.door.intake import Intake
+from metastable.serving.door.models import Models
+from metastable.serving.door.shadow import Shadows
+from metastable.serving.door.steering import Chosen
 from metastable.serving.door.stopping import Stop
 from metastable.serving.metrics import Metrics
 from metastable.serving.options import RequestOptions
+from metastable.serving.policy.counts import Counts
+from metastable.serving.policy.values import Policy
 
 
 @contextlib.contextmanager
@@ -99,8 +105,11 @@ class _There:
     def __init__(
         self, backend: Local, loop: asyncio.AbstractEventLoop, image: bytes, options: RequestOptions
     ) -> None:
-        self._loop, self._image, self._options = loop, image, options
-        self._answerer = Answerer(backend, Decoder(ImageLimits(), threads=2), Metrics())
+        self._loop, self._image = loop, image
+        self._chosen = Chosen(backend, options, Policy(), None)
+        counts = Counts(CollectorRegistry())
+        shadows = Shadows(Models([backend]), counts)
+        self._answerer = Answerer(Decoder(ImageLimits(), threads=2), shadows, counts, Metrics())
 
     def one(self) -> float:
         return asyncio.run_coroutine_threadsafe(self._timed(), self._loop).result()
@@ -114,7 +123,7 @@ class _There:
         return time.perf_counter() - started
 
     async def _one(self) -> None:
-        found = await self._answerer.one(uuid.uuid4().hex, self._image, self._options, time.monotonic())
+        found = await self._answerer.one(uuid.uuid4().hex, self._image, self._chosen, time.monotonic())
         if found.refusal is not None:
             raise MetastableError(f"an answer was refused: {found.refusal.message}")
 

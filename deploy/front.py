@@ -25,9 +25,11 @@ from metastable.serving.door.access import Keys, needs_key
 from metastable.serving.door.app import build
 from metastable.serving.door.clients import Proxies
 from metastable.serving.door.intake import Intake
+from metastable.serving.door.models import Models
 from metastable.serving.door.observing import Observer
 from metastable.serving.door.stopping import Stop
 from metastable.serving.metrics import Metrics
+from metastable.serving.policy.keeper import Keeper
 
 DRAIN_SECONDS = 30.0
 LOOK = 0.05
@@ -45,14 +47,17 @@ class Behind:
 
     Attributes:
         limits: of an image.
+        keeper: of the operator's policy, and `on_hangup` reads it again; None for no policy.
         life: around the backend's service, in the server's event loop; None for what needs none.
         until_ready: returns once a question would be answered; raises Failed if none will be.
         opening: a line to say when it begins, and `notes` lines when it is ready.
         trouble: what a reader of a failure should see.
     """
 
-    backend: Backend
+    backend: Backend | Models
     limits: ImageLimits
+    keeper: Keeper | None = None
+    on_hangup: Callable[[], None] | None = None
     life: AbstractAsyncContextManager[Any] | None = None
     until_ready: Callable[[], Awaitable[None]] = _at_once
     opening: str = ""
@@ -105,6 +110,7 @@ class Front:
             intake,
             self.stop,
             metrics,
+            keeper=behind.keeper,
             drain_seconds=DRAIN_SECONDS,
             around=self._opening(behind),
         )
@@ -118,6 +124,7 @@ class Front:
             origins=self.chosen.origin or (),
             observer=self.observer,
             on_ready=self._listening,
+            on_hangup=behind.on_hangup,
             drain_seconds=DRAIN_SECONDS,
         )
         if self._failure is not None:

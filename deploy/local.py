@@ -2,6 +2,7 @@
 
     metastable serve --engine local                     # what the archive holds
     metastable serve --engine local --bundle cifar10    # or a bundle, and no archive
+    metastable serve --engine local --bundle cifar10 --also 0.2.0=mine/next --policy policy.yaml
 
 It takes any form of request of docs/http-api.md, and stops in order.
 """
@@ -19,6 +20,7 @@ import torch
 
 from deploy import archive, observing
 from deploy.front import PHOTOGRAPH, Behind, Front
+from deploy.policies import keeper_for, reloader, versions
 from metastable import bundle as bundles
 from metastable.bundle import Bundle, shipped
 from metastable.engine import assembly
@@ -26,6 +28,7 @@ from metastable.engine.runners import artifacts
 from metastable.engine.runners.artifacts import Artifacts
 from metastable.serving.backends.local import Local
 from metastable.serving.configuration import Configuration
+from metastable.serving.door.models import Models
 from metastable.serving.door.stopping import Stop
 from metastable.serving.metrics import Metrics
 
@@ -46,16 +49,31 @@ def _serve(front: Front, chosen: argparse.Namespace) -> int:
     with _opened(chosen) as (loaded, exported, configuration):
         threads = configuration.threads or os.cpu_count() or 1
         torch.set_num_threads(threads)
-        runner = assembly.runner_for(loaded, configuration.runner, artifacts=exported, threads=threads)
-    metrics = Metrics(settings=loaded.settings.names)
-    backend = Local(
-        loaded,
-        runner,
-        metrics,
-        allow_seed=configuration.allow_seed,
-        limits=configuration.engine_limits,
+        offered = versions(loaded, chosen.also or ())
+        parts = [exported, *[{} for _ in offered[1:]]]
+        runners = [
+            assembly.runner_for(one, configuration.runner, artifacts=part, threads=threads)
+            for one, part in zip(offered, parts, strict=True)
+        ]
+    metrics = Metrics(settings=sorted({name for one in offered for name in one.settings.names}))
+    backends = [
+        Local(one, runner, metrics, allow_seed=configuration.allow_seed, limits=configuration.engine_limits)
+        for one, runner in zip(offered, runners, strict=True)
+    ]
+    metrics.follow(lambda: sum(one.backlog for one in backends), lambda: sum(one.chains for one in backends))
+    models = Models(backends)
+    keeper = keeper_for(chosen.policy, models, proxies=bool(chosen.proxy))
+    notes: tuple[str, ...] = ()
+    if chosen.policy is not None:
+        notes = (f"  policy:   {chosen.policy}, read again at kill -HUP {os.getpid()}",)
+    behind = Behind(
+        models,
+        configuration.image_limits,
+        keeper=keeper,
+        on_hangup=None if chosen.policy is None else reloader(keeper),
+        notes=notes,
     )
-    status = front.serve(Behind(backend, configuration.image_limits), metrics)
+    status = front.serve(behind, metrics)
     print("stopped", flush=True)
     return status
 

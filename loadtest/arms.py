@@ -17,12 +17,16 @@ from metastable.errors import MetastableError
 
 MODEL = "metastable"
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")
-_KEYS = ("setting", "model", "version", "url", "deadline")
+_HEADER = re.compile(r"[A-Za-z0-9-]{1,64}")
+_KEYS = ("setting", "model", "version", "url", "deadline", "clients")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One thing to compare; an empty setting is the server's default."""
+    """One thing to compare; an empty setting is the server's default, or that of the server's own arms.
+
+    `clients` is a header that names another client in every request.
+    """
 
     name: str
     setting: str
@@ -30,20 +34,22 @@ class Arm:
     model: str = MODEL
     version: str = ""
     deadline: str = ""
+    clients: str = ""
 
     @property
     def target(self) -> Address:
         """The address of the model's predictions, and the options as headers."""
         path = "/".join(filter(None, (self.url.rstrip("/"), "predictions", self.model, self.version)))
         named = {"X-Metastable-Setting": self.setting, "X-Metastable-Deadline-Ms": self.deadline}
-        return Address(path, {name: value for name, value in named.items() if value})
+        return Address(path, {name: value for name, value in named.items() if value}, self.clients)
 
 
 def parse_arm(text: str, url: str) -> Arm:
     """`fast` (a setting), or `new:setting=fast,version=2.0,url=http://127.0.0.1:9000`.
 
-    Keys are setting, model, version, url (of the server) and deadline (ms); an arm without a setting has
-    the server's default.  Raises MetastableError for anything else.
+    Keys are setting, model, version, url (of the server), deadline (ms) and clients (a header that the server
+    tells clients apart by); an arm without a setting has the server's default, or is split by the server.
+    Raises MetastableError for anything else.
     """
     name, colon, rest = text.partition(":")
     if not _NAME.fullmatch(name):
@@ -55,6 +61,8 @@ def parse_arm(text: str, url: str) -> Arm:
         key, equals, value = pair.partition("=")
         if key not in _KEYS or not equals or not value.isascii() or not value.isprintable():
             raise MetastableError(f"arm {name}: {pair!r} is not KEY=VALUE with a KEY of {_KEYS}")
+        if key == "clients" and not _HEADER.fullmatch(value):
+            raise MetastableError(f"arm {name}: clients must be the name of a header, not {value!r}")
         values[key] = value
     return Arm(name, **values)
 

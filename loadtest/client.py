@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,15 +22,21 @@ from metastable.errors import MetastableError
 
 MOST_UNDER_WAY = 1000  # each holds a socket; systems commonly allow 1024
 MAX_REPLY = 1 << 20  # bytes that are read of a reply
+ARM_HEADER = "X-Metastable-Arm"  # docs/operating.md
 _BEAT = 0.01  # seconds between two looks at the event loop's lag
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where requests go.  Raises MetastableError unless the address is http(s) with a host."""
+    """Where requests go.  Raises MetastableError unless the address is http(s) with a host.
+
+    Attributes:
+        clients: a header that names another client in every request; empty for none.
+    """
 
     url: str
     headers: dict[str, str] = field(default_factory=dict)
+    clients: str = ""
 
     def __post_init__(self) -> None:
         address.checked(self.url)
@@ -58,6 +65,7 @@ class Exchange:
         sent: when the client got round to it.
         done: when the reply was whole, or the request was given up.
         outcome: a name of loadtest.outcome.
+        arm: in which the server says the request is; None where it says none.
     """
 
     number: int
@@ -66,6 +74,7 @@ class Exchange:
     done: float
     outcome: str
     verdict: Reply | None
+    arm: str | None = None
 
     @property
     def latency(self) -> float:
@@ -130,6 +139,7 @@ class _Block:
     ) -> None:
         self._client, self._items, self._load, self._tick = client, items, load, tick
         self._url, self._headers = httpx.URL(target.url), OCTETS | target.headers
+        self._clients = target.clients
         self.exchanges: list[Exchange] = []
         self.start = time.perf_counter()
 
@@ -142,7 +152,7 @@ class _Block:
         for number, at in enumerate(due.tolist()):
             await asyncio.sleep(max(0.0, at - self._now()))
             if len(under_way) >= MOST_UNDER_WAY:
-                self._end(number, at, self._now(), outcome.UNSENT, None)
+                self._end(number, at, self._now(), outcome.UNSENT, None, None)
                 continue
             task = asyncio.create_task(self._one(number, at))
             under_way.add(task)
@@ -162,28 +172,33 @@ class _Block:
 
     async def _one(self, number: int, due: float | None) -> None:
         sent = self._now()
-        name, verdict = await self._ask(self._items[number].body)
-        self._end(number, sent if due is None else due, sent, name, verdict)
+        name, verdict, arm = await self._ask(self._items[number].body)
+        self._end(number, sent if due is None else due, sent, name, verdict, arm)
 
-    def _end(self, number: int, due: float, sent: float, name: str, verdict: Reply | None) -> None:
-        self.exchanges.append(Exchange(number, due, sent, self._now(), name, verdict))
+    def _end(
+        self, number: int, due: float, sent: float, name: str, verdict: Reply | None, arm: str | None
+    ) -> None:
+        self.exchanges.append(Exchange(number, due, sent, self._now(), name, verdict, arm))
         self._tick()
 
-    async def _ask(self, body: bytes) -> tuple[str, Reply | None]:
+    async def _ask(self, body: bytes) -> tuple[str, Reply | None, str | None]:
         """Once, whatever happens: a load test measures what the client's retries would hide."""
+        another = {self._clients: secrets.token_hex(8)} if self._clients else {}
+        arm = None
         try:
             reply = await exchange(
                 self._client,
                 "POST",
                 self._url,
                 timeout=self._load.timeout,
-                headers=self._headers,
+                headers=self._headers | another,
                 content=body,
                 most=MAX_REPLY,
             )
-            return outcome.ANSWER, Reply.of(answer_of(reply))
+            arm = reply.headers.get(ARM_HEADER)
+            return outcome.ANSWER, Reply.of(answer_of(reply)), arm
         except ServerError as error:
-            return outcome.named(error), None
+            return outcome.named(error), None, arm
 
 
 async def _watch(beats: list[float]) -> None:

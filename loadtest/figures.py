@@ -8,15 +8,13 @@ measured.
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from loadtest.agreement import accuracy_of
+from loadtest.reading import read
 from loadtest.schedule import Load
-from metastable.errors import DataError
 
 FORMAT = "metastable-load-test 1"
 
@@ -186,11 +184,24 @@ class Contrast:
 
 
 @dataclass(frozen=True)
+class FlagContrast:
+    """Shares of one source's answers that were flagged, of the first and the second; p by Fisher's test."""
+
+    source: str
+    n: tuple[int, int]
+    flagged: tuple[Share | None, Share | None]
+    p: float
+    noise: bool
+
+
+@dataclass(frozen=True)
 class Pair(Contrast):
-    """Two arms of one run."""
+    """Two arms of one run; `paired` where both met the same images."""
 
     first: str
     second: str
+    paired: bool = True
+    flagged: list[FlagContrast] = dataclasses.field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -258,36 +269,5 @@ def to_json(one: Any) -> Any:
 
 def read_report(found: object) -> Report:
     """The report that `to_json` made of one; raises DataError for what is none, with the field at fault."""
-    report: Report = _read(Report, found, "the report")
+    report: Report = read(Report, found, "the report")
     return report
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:
-    """`value` from JSON as a `kind`: a class of this module, a container of such, or a plain type."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        [real] = [one for one in arguments if one is not type(None)]
-        return None if value is None else _read(real, value, where)
-    if origin is typing.Literal:
-        return value
-    if origin is list and isinstance(value, list):
-        return [_read(arguments[0], one, where) for one in value]
-    if origin is tuple and isinstance(value, list) and len(value) == len(arguments):
-        return tuple(_read(*pair, where) for pair in zip(arguments, value, strict=True))
-    if origin is dict and isinstance(value, dict):
-        return {name: _read(arguments[1], one, f"{where}, {name}") for name, one in value.items()}
-    hints = typing.get_type_hints(kind) if isinstance(kind, type) else {}
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        needed = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
-        if missing := sorted(needed - set(value)):
-            raise DataError(f"{where} lacks {', '.join(missing)}")
-        known = {name: one for name, one in value.items() if name in hints}
-        return kind(**{name: _read(hints[name], one, f"{where}, {name}") for name, one in known.items()})
-    if hasattr(kind, "_fields") and isinstance(value, list) and len(value) == len(hints):
-        return kind(*(_read(*pair, where) for pair in zip(hints.values(), value, strict=True)))
-    numeric = kind is float and isinstance(value, int) and not isinstance(value, bool)
-    if numeric or (kind in (str, int, float, bool) and type(value) is kind):
-        return value
-    raise DataError(f"{where} is no {getattr(kind, '__name__', kind)}")

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from loadtest.figures import AccuracyContrast, Contrast, LatencyContrast, Sample
+from loadtest.figures import AccuracyContrast, Contrast, FlagContrast, LatencyContrast, Sample
+from loadtest.records import Record
 from loadtest.statistics import fisher, mcnemar, quantile_difference
-from loadtest.summary import QUANTILES
+from loadtest.summary import QUANTILES, share
 
 ALPHA = 0.05
 
@@ -38,6 +39,17 @@ def compare(first: Sequence[Sample], second: Sequence[Sample], *, paired: bool) 
             for source in sources
         ],
     )
+
+
+def flags(first: Sequence[Record], second: Sequence[Record]) -> list[FlagContrast]:
+    """How often the score norm flagged each source's images, of those that were answered."""
+    found = []
+    for source in dict.fromkeys(record.source for record in (*first, *second)):
+        both = [[r.verdict.flagged for r in rs if r.source == source and r.verdict] for rs in (first, second)]
+        n, flagged = (len(both[0]), len(both[1])), (sum(both[0]), sum(both[1]))
+        p = fisher(flagged, n) if all(n) else 1.0
+        found.append(FlagContrast(source, n, (share(both[0]), share(both[1])), round(p, 5), p > ALPHA))
+    return found
 
 
 def _keyed(samples: Sequence[Sample]) -> dict[tuple[str, int, int], int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jinja2
 
-from loadtest import gallery, pairs, plots, records, validity
+from loadtest import gallery, pairs, plots, records, served, validity
 from loadtest.agreement import accuracy_of, word
 from loadtest.arms import Arm, Block
 from loadtest.figures import FORMAT, ArmFigures, Latency, Pair, Point, Report, to_json
@@ -32,6 +32,7 @@ class LoadRun:
         objective_ms: latency that a good answer may take.
         machine: where client, and on loopback the server, ran; started: UTC, ISO 8601.
         bundle: the bundle that the server is thought to run; it draws the gallery.
+        unpaired: names of arms that did not meet the images of the others.
     """
 
     arms: Sequence[Arm]
@@ -46,6 +47,7 @@ class LoadRun:
     started: str
     blocks: Sequence[Block]
     bundle: Bundle | None = None
+    unpaired: frozenset[str] = frozenset()
 
     @property
     def records(self) -> list[Record]:
@@ -54,7 +56,7 @@ class LoadRun:
 
 
 def summarise(run: LoadRun) -> Report:
-    """The report of a run."""
+    """The report of a run whose arms are taken apart already."""
     summaries = []
     for arm in run.arms:
         blocks = [block for block in run.blocks if block.arm == arm.name]
@@ -78,13 +80,28 @@ def summarise(run: LoadRun) -> Report:
         classes=list(next((source.classes for source in run.sources if source.classes), ())),
         settings=_settings(run, summaries),
         arms=summaries,
-        pairs=[_pair(first, second) for second in summaries[1:]],
+        pairs=[_pair(run, first, second) for second in summaries[1:]],
     )
 
 
-def _pair(first: ArmFigures, second: ArmFigures) -> Pair:
-    found = pairs.compare(first.samples, second.samples, paired=True)
-    return Pair(found.latency_ms, found.accuracy, first.arm, second.arm)
+def taken_apart(run: LoadRun) -> LoadRun:
+    """The run with the server's arms in place of those that the server split."""
+    arms: list[Arm] = []
+    blocks: list[Block] = []
+    unpaired: set[str] = set()
+    for arm in run.arms:
+        parts = served.parts(arm, [block for block in run.blocks if block.arm == arm.name])
+        unpaired |= {part.name for part, _ in parts if part.name != arm.name}
+        arms += [part for part, _ in parts]
+        blocks += [block for _, these in parts for block in these]
+    return dataclasses.replace(run, arms=arms, blocks=blocks, unpaired=frozenset(unpaired))
+
+
+def _pair(run: LoadRun, first: ArmFigures, second: ArmFigures) -> Pair:
+    paired = not run.unpaired & {first.arm, second.arm}
+    found = pairs.compare(first.samples, second.samples, paired=paired)
+    both = [[r for r in run.records if r.arm == one.arm and r.measured] for one in (first, second)]
+    return Pair(found.latency_ms, found.accuracy, first.arm, second.arm, paired, pairs.flags(*both))
 
 
 def _settings(run: LoadRun, summaries: Sequence[ArmFigures]) -> dict[str, str]:
@@ -116,7 +133,7 @@ def _notes(run: LoadRun, summaries: Sequence[ArmFigures]) -> list[str]:
                 f"{summary.arm}: {summary.n} requests are too few to bound {', '.join(few)}; "
                 f"{needed} bound all quantiles"
             )
-        if summary.n < len(run.items):
+        if summary.n < len(run.items) and summary.arm not in run.unpaired:
             found.append(f"{summary.arm}: time ended after {summary.n} of {len(run.items)} images")
     digests = {digest for summary in summaries for digest in summary.identity.digest}
     for source in run.sources:
@@ -192,6 +209,7 @@ def milliseconds(one: Latency) -> str:
 def write(folder: Path, run: LoadRun) -> Report:
     """report.json, requests.jsonl, report.html and the pictures, into `folder`; gives the report."""
     folder.mkdir(parents=True, exist_ok=True)
+    run = taken_apart(run)
     report = summarise(run)
     drawn = pictures(run, report)
     (folder / "report.json").write_text(json.dumps(to_json(report)) + "\n")

@@ -7,6 +7,7 @@
     │   ├── UnsupportedImage    415  not PNG, JPEG, WebP or .npy
     │   ├── InvalidImage        400  the right format, but damaged or with impossible values
     │   ├── InvalidOption       422  an unknown option, or a value outside its range
+    │   ├── Flagged             422  the image looks anomalous, and the operator refuses such images
     │   ├── DeadlineExceeded    504  the deadline passed before there was an answer
     │   ├── Overloaded          503  more work is waiting than the server takes on
     │   ├── Draining            503  the server is stopping and takes no new work
@@ -74,6 +75,11 @@ class InvalidImage(RequestError):
 
 class InvalidOption(RequestError):
     code = "invalid_option"
+    status = 422
+
+
+class Flagged(RequestError):
+    code = "flagged"
     status = 422
 
 

@@ -89,6 +89,8 @@ class Answer:
         late: whether the deadline came first, and this is the best answer so far.
         timings_ms: by stage, `total` among them.
         request_id: by which the server's operator finds the request; empty where the server says none.
+        arm: of the operator's split that the request is in; None where it is in none.
+        flag_action: what the operator's rule made of a flagged image, `mark` or `stronger`; None without one.
         raw: the JSON itself, with fields that this version does not know.
     """
 
@@ -109,6 +111,8 @@ class Answer:
     runner: str
     timings_ms: Mapping[str, float]
     request_id: str
+    arm: str | None
+    flag_action: str | None
     raw: dict[str, Any] = field(repr=False)
 
     @property
@@ -138,6 +142,8 @@ class Answer:
                 runner=name(said["runner"]),
                 timings_ms={name(stage): amount(ms) for stage, ms in said["timings_ms"].items()},
                 request_id=name(said.get("request_id", "")),
+                arm=_or_none(name, said.get("arm")),
+                flag_action=name(said["flag_policy"]["action"]) if said.get("flag_policy") else None,
                 raw=said,
             )
         except (TypeError, KeyError, AttributeError, OverflowError) as error:

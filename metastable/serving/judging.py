@@ -62,14 +62,15 @@ def told(
     options: RequestOptions,
     *,
     runner: str,
-    metrics: Metrics,
+    metrics: Metrics | None,
 ) -> dict[str, Any]:
-    """What a client is told of an image, ready for JSON; counted.
+    """What a client is told of an image, ready for JSON; counted, unless `metrics` is None.
 
     Raises EngineFailure for an anomaly score that is not a finite number.
     """
     verdict = verdict_of(bundle, answer, raw)
-    metrics.verdict(_counted(bundle, verdict, answer))
+    if metrics is not None:
+        metrics.verdict(_counted(bundle, verdict, answer))
     return reply(bundle, verdict, top_k=options.top_k, image=image) | {"runner": runner}
 
 

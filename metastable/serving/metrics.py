@@ -83,7 +83,7 @@ class Metrics:
     """Counts requests and verdicts.
 
     Args:
-        settings: the names that may stand as a label `setting`, and `arms` those of `arm`.
+        settings: the names that may stand as a label `setting`.
     """
 
     def __init__(
@@ -91,10 +91,9 @@ class Metrics:
         registry: CollectorRegistry | None = None,
         *,
         settings: Sequence[str] = (),
-        arms: Sequence[str] = (),
     ) -> None:
         self.registry = CollectorRegistry() if registry is None else registry
-        self._settings, self._arms = frozenset(settings), frozenset({"", *arms})
+        self._settings = frozenset(settings)
         self._outcomes = frozenset(outcomes())
         self._define_requests()
         self._define_engine()
@@ -198,9 +197,9 @@ class Metrics:
         """One image was answered, with `ok` or with the code of an error.
 
         Args:
-            arm: of the experiment that chose the setting; empty where none did.
+            arm: of the operator's policy that chose the setting; empty where none did.
         """
-        setting, arm = self._known(setting), arm if arm in self._arms else OTHER
+        setting = self._known(setting)
         known = outcome if outcome in self._outcomes else OTHER
         self._requests.labels(setting, known, arm).inc()
         self._seconds.labels(setting, arm).observe(seconds)

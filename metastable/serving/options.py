@@ -26,7 +26,8 @@ MAX_SEED = 2**64 - 1
 
 @dataclass(frozen=True)
 class Allowed:
-    """What the operator allows: known settings, the default one, class count, client seeds."""
+    """What the operator allows: settings that may be named, that of requests which name none, class count,
+    client seeds."""
 
     settings: tuple[str, ...]
     default: str
@@ -86,8 +87,10 @@ def parse(
             raise InvalidOption(f"a header X-Metastable-... has an unknown name: use {', '.join(NAMES)}")
         if given.setdefault(name, value) != value:
             raise InvalidOption(f"{name} is given twice with different values: send it once")
+    if "setting" in given and not policy.settings:
+        raise InvalidOption("this server does not let clients choose the setting: leave it out")
     setting = given.get("setting", policy.default)
-    if setting not in policy.settings:
+    if "setting" in given and setting not in policy.settings:
         raise InvalidOption(f"setting must be one of {', '.join(policy.settings)}")
     if "seed" in given and not policy.allow_seed:
         raise InvalidOption("this server does not let clients choose the seed: leave it out")
@@ -97,6 +100,12 @@ def parse(
         deadline_ms=_whole(given, "deadline_ms", 1, MAX_DEADLINE_MS),
         seed=_whole(given, "seed", 0, MAX_SEED),
     )
+
+
+def names_setting(headers: Sequence[tuple[str, str]], fields: Mapping[str, str]) -> bool:
+    """Whether the client says which setting it wants."""
+    header = HEADER_PREFIX + "setting"
+    return "setting" in fields or any(name.lower() == header for name, _ in headers)
 
 
 def _whole(given: Mapping[str, str], name: str, least: int, greatest: int) -> int | None:

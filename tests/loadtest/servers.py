@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +50,7 @@ class Behaviour:
         stall: (after so many requests, for so many seconds) the server does nothing at all.
         reply: (status line, body) instead of a verdict; raw: bytes instead of HTTP.
         silent: never answer; hang_up: close the connection instead.
+        arms: of a split of its own, by the header x-account; each answers as the setting of its name.
         seen: how many requests are being served at the same time, taken at each arrival.
     """
 
@@ -59,6 +61,7 @@ class Behaviour:
     silent: bool = False
     hang_up: bool = False
     setting: str = ""
+    arms: tuple[str, ...] = ()
     seen: list[int] = field(default_factory=list)
 
 
@@ -89,8 +92,12 @@ class _Server:
             writer.write(self._how.raw)
             return False
         setting = self._how.setting or request.headers.get("x-metastable-setting", "default")
+        arm = ""
+        if self._how.arms:
+            account = request.headers.get("x-account", "")
+            arm = setting = self._how.arms[zlib.crc32(account.encode()) % len(self._how.arms)]
         status, said = self._how.reply or ("200 OK", verdict(request.body, setting))
-        writer.write(servers.reply(status, said))
+        writer.write(servers.reply(status, said, f"X-Metastable-Arm: {arm}\r\n" if arm else ""))
         await writer.drain()
         return True
 

@@ -38,12 +38,17 @@ def sources() -> list[Source]:
 
 
 def report_of(
-    *urls: str, load: Load | None = None, folder: Path, rounds: int = 2, warmup: int = 2
+    *urls: str,
+    load: Load | None = None,
+    folder: Path,
+    rounds: int = 2,
+    warmup: int = 2,
+    given: str = "setting=fast",
 ) -> dict[str, Any]:
-    """A run of one arm an address, written to `folder`."""
+    """A run of one arm an address, written to `folder`; `given` is said of every arm."""
     both = sources()
     images: list[Item] = [image for pair in zip(*(s.items for s in both), strict=True) for image in pair]
-    chosen = [arms.parse_arm(f"arm{i}:setting=fast,url={url}", url) for i, url in enumerate(urls)]
+    chosen = [arms.parse_arm(f"arm{i}:{given},url={url}", url) for i, url in enumerate(urls)]
     load = load or Load(scenario="constant", rate=150, timeout=0.5)
     blocks = arms.run(chosen, images, load, rounds=rounds, warmup=warmup, seed=0)
     run = LoadRun(

@@ -77,6 +77,8 @@ class Question:
     Attributes:
         id: unique among those that are asked.
         deadline: on `time.monotonic`; None for none.  The `deadline_ms` of the options has become this.
+        counted: whether a client asks, so that metrics of verdicts count it, where the backend counts them
+            in this process.
     """
 
     id: str
@@ -84,6 +86,7 @@ class Question:
     options: RequestOptions
     deadline: float | None
     follow: Follow = UNFOLLOWED
+    counted: bool = True
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,11 @@ class Backend(Protocol):
     @property
     def ready(self) -> bool:
         """Whether a question would be answered now."""
+        ...
+
+    @property
+    def backlog(self) -> float:
+        """Seconds of expected work that is left to do, as far as is known without asking; 0 when idle."""
         ...
 
     def check_room(self, setting: str) -> None:

@@ -86,6 +86,15 @@ class Local:
     def ready(self) -> bool:
         return not self._closed
 
+    @property
+    def backlog(self) -> float:
+        return self._engine.backlog
+
+    @property
+    def chains(self) -> int:
+        """Those between their first and last step."""
+        return self._engine.chains.used
+
     def check_room(self, setting: str) -> None:
         self._permit(setting).release()
 
@@ -116,7 +125,7 @@ class Local:
             question.image,
             question.options,
             runner=self.served.runner,
-            metrics=self._metrics,
+            metrics=self._metrics if question.counted else None,
         )
         return Judged(body, {"anomaly": looked} | answer.seconds)
 

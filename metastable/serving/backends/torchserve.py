@@ -90,6 +90,10 @@ class TorchServe:
     def ready(self) -> bool:
         return self._proved and not self._closing and bool(self._alive())
 
+    @property
+    def backlog(self) -> float:
+        return sum(one.backlog for one in self._alive())
+
     def check_room(self, setting: str) -> None:
         """As in `Backend`, by a look at the workers that is at most FRESH seconds old; else it passes."""
         since = asyncio.get_running_loop().time() - FRESH

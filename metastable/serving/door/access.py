@@ -97,7 +97,7 @@ class Access:
     """Middleware: 401 without a key where there are keys, 429 for a client with too much under way.
 
     Both come before anything of the body is read.  State of the scope: `client` is the name of the key, or
-    else the address.
+    else the address; `proxied` says whether a trusted proxy sent the request.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Access:
             if name is None:
                 return await _UNKNOWN(scope, receive, send)
             client = f"key {name}"
-        scope["state"]["client"] = client
+        scope["state"] |= {"client": client, "proxied": self.proxies.sent(scope)}
         if self.under_way[client] >= self.most:
             error = TooMany(f"{self.most} requests of yours are under way: wait for one of them to end")
             return await Refusal.of(error)(scope, receive, send)

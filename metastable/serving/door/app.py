@@ -23,8 +23,10 @@ from metastable.serving.backends.base import Backend
 from metastable.serving.door import inference, schemas
 from metastable.serving.door.entry import Door, Status
 from metastable.serving.door.intake import Intake
+from metastable.serving.door.models import Models
 from metastable.serving.door.requests import refused
 from metastable.serving.metrics import Metrics
+from metastable.serving.policy.keeper import Keeper
 from metastable.serving.refusals import Refusal
 from metastable.version import __version__
 
@@ -32,31 +34,34 @@ NAMES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def build(
-    backend: Backend,
+    backend: Backend | Models,
     intake: Intake,
     status: Status,
     metrics: Metrics,
     *,
+    keeper: Keeper | None = None,
     drain_seconds: float = 10.0,
     around: AbstractAsyncContextManager[Any] | None = None,
 ) -> FastAPI:
     """The application.
 
     Args:
-        backend: what answers; asked for `served` once it is ready, and closed when the application ends.
+        backend: what answers, or several versions; asked for `served` once it is ready, and closed when the
+            application ends.
         status: of the server's shell.
         metrics: counts every request.
+        keeper: of the operator's policy; None for no policy.
         drain_seconds: that the backend has for what is under way at the end.
         around: entered before the backend is asked for anything, left after it has been closed.
     """
-    door = Door(backend, intake, status, metrics)
+    models = backend if isinstance(backend, Models) else Models([backend])
+    door = Door(models, intake, status, metrics, keeper or Keeper())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with around or nullcontext():
             yield
-            door.decoder.close()
-            await backend.close(drain_seconds)
+            await door.close(drain_seconds)
 
     off: dict[str, Any] = {"docs_url": None, "redoc_url": None, "redirect_slashes": False}
     # FastAPI's own spans would carry paths, queries and the texts of exceptions, which are a client's.

@@ -57,6 +57,10 @@ class Proxies:
             return self.unix
         return any(address.version == one.version and address in one for one in self._networks)
 
+    def sent(self, scope: Scope) -> bool:
+        """Whether one of them sent this request."""
+        return (parse(scope["client"][0]) if scope.get("client") else None) in self
+
     def client(self, scope: Scope) -> str:
         """The name under which a client without a key is counted.
 

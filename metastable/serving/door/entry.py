@@ -9,20 +9,23 @@ from typing import Any, Protocol, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
+from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect
 
 from metastable.errors import Cancelled, Draining, Unavailable
-from metastable.serving import options
-from metastable.serving.backends.base import Backend
-from metastable.serving.door import accounts, bodies, parts, requests
+from metastable.serving.door import accounts, bodies, parts, requests, steering
 from metastable.serving.door.accounts import Account
 from metastable.serving.door.answering import Answerer, Outcome, while_there
 from metastable.serving.door.bodies import Budget
 from metastable.serving.door.decoding import Decoder
 from metastable.serving.door.intake import Intake
+from metastable.serving.door.models import Models
 from metastable.serving.door.requests import once
+from metastable.serving.door.shadow import Shadows
+from metastable.serving.door.steering import Chosen
 from metastable.serving.metrics import Metrics
-from metastable.serving.options import Allowed, RequestOptions
+from metastable.serving.policy.counts import Counts
+from metastable.serving.policy.keeper import Keeper
 from metastable.serving.refusals import Refusal
 
 T = TypeVar("T")
@@ -44,52 +47,63 @@ class Door:
 
     Args:
         metrics: counts every request.
+        keeper: of the policy.
     """
 
-    def __init__(self, backend: Backend, intake: Intake, status: Status, metrics: Metrics) -> None:
-        self.backend, self.intake, self.status, self.metrics = backend, intake, status, metrics
+    def __init__(
+        self, models: Models, intake: Intake, status: Status, metrics: Metrics, keeper: Keeper
+    ) -> None:
+        self.models, self.intake, self.status, self.metrics = models, intake, status, metrics
+        self.keeper, self.counts = keeper, Counts(metrics.registry)
         self.budget = Budget(intake.bodies)
         self.decoder = Decoder(intake.image, threads=intake.threads)
-        self.answerer = Answerer(backend, self.decoder, metrics)
+        self.shadows = Shadows(models, self.counts)
+        self.answerer = Answerer(self.decoder, self.shadows, self.counts, metrics)
         self._unpacking = asyncio.Lock()
-
-    @property
-    def allowed(self) -> Allowed:
-        served = self.backend.served
-        return Allowed(served.settings, served.default, len(served.classes), served.allow_seed)
 
     def check_ready(self) -> None:
         """Raises Draining or Unavailable."""
         if self.status.draining:
             raise Draining("the server is stopping: send the request to another one")
-        if not self.backend.ready:
+        if not self.models.ready:
             raise Unavailable("the server is starting what answers: try again")
 
     async def classify(self, request: Request) -> Response:
         """One request, whatever its body's form."""
         received, id, account = time.monotonic(), requests.request_id(request), accounts.of(request)
-        setting = "none given"
+        policy, chosen = self.keeper.policy, None
         try:
             self.check_ready()
             # What the headers say is known before the body: it need not be read in vain.
-            early = options.parse(requests.headers_of(request), {}, self.allowed)
-            setting = early.setting
+            chosen = steering.choose(self.models, policy, request, {})
             with self.budget.share() as share:
-                self.backend.check_room(setting)
+                await self.shadows.check_room(chosen.backend, chosen.options.setting)
                 found = await self._parts(request, share)
-                chosen = self._options(request, found)
-                setting = chosen.setting
+                chosen = steering.choose(self.models, policy, request, found.options)
                 outcomes = await while_there(request, self._outcomes(account, id, found, chosen, received))
         except (ClientDisconnect, Cancelled):
-            self.count(request, setting, [Cancelled.code], received)
+            self.count(request, chosen, [Cancelled.code], received)
             return Response(status_code=Cancelled.status)
         except Exception as error:
             refusal = Refusal.of(error)
-            self.count(request, setting, [refusal.code], received)
-            return requests.refused(refusal, request)
-        self.count(request, setting, [one.code for one in outcomes], received)
+            self.count(request, chosen, [refusal.code], received)
+            return self.sent(requests.refused(refusal, request), chosen)
+        self.count(request, chosen, [one.code for one in outcomes], received)
         account.judged((one.code, one.body) for one in outcomes)
-        return _sent(outcomes, several=found.several, id=id)
+        return self.sent(_answer(outcomes, several=found.several, id=id), chosen, outcomes)
+
+    def sent(self, answer: Response, chosen: Chosen | None, outcomes: Sequence[Outcome] = ()) -> Response:
+        """The answer as it is sent: it says the arm; when that is done, the shadow may look at the images."""
+        answer.headers.update({} if chosen is None else chosen.headers)
+        answered = [one.answered for one in outcomes if one.answered is not None]
+        if chosen is not None and chosen.policy.shadow is not None and answered:
+            shadow = chosen.policy.shadow
+
+            async def offer() -> None:
+                self.shadows.offer(shadow, answered)
+
+            answer.background = BackgroundTask(offer)
+        return answer
 
     async def body(self, request: Request, share: bodies.Share) -> bytes:
         """The whole body, as it was before its Content-Encoding.
@@ -112,29 +126,34 @@ class Door:
         async with self._unpacking:
             return await asyncio.to_thread(work)
 
-    def count(self, request: Request, setting: str, codes: Sequence[str], received: float) -> None:
+    async def close(self, drain: float) -> None:
+        """End what is behind it, which has `drain` seconds."""
+        self.decoder.close()
+        await self.shadows.close()
+        await self.models.close(drain)
+
+    def count(self, request: Request, chosen: Chosen | None, codes: Sequence[str], received: float) -> None:
         """Note what became of the images of a request: `ok`, or the code of an error."""
+        setting = "none given" if chosen is None else chosen.options.setting
+        arm = "" if chosen is None else chosen.arm or ""
         accounts.of(request).asked(setting, codes)
         for code in codes:
-            self.metrics.request(setting, code, time.monotonic() - received)
+            self.metrics.request(setting, code, time.monotonic() - received, arm)
 
     async def _parts(self, request: Request, share: bodies.Share) -> parts.Parts:
         body = await self.body(request, share)
         kind = once(request, "content-type")
         return await self.aside(body, lambda: parts.of_body(body, kind, self.intake.images))
 
-    def _options(self, request: Request, found: parts.Parts) -> RequestOptions:
-        return options.parse(requests.headers_of(request), found.options, self.allowed)
-
     async def _outcomes(
-        self, account: Account, id: str, found: parts.Parts, chosen: RequestOptions, received: float
+        self, account: Account, id: str, found: parts.Parts, chosen: Chosen, received: float
     ) -> list[Outcome]:
         if found.several:
             return await self.answerer.several(id, found.images, chosen, received, account.follow)
         return [await self.answerer.one(id, found.images[0], chosen, received, account.follow())]
 
 
-def _sent(outcomes: list[Outcome], *, several: bool, id: str) -> Response:
+def _answer(outcomes: list[Outcome], *, several: bool, id: str) -> Response:
     waits = [one.refusal.headers for one in outcomes if one.refusal is not None and one.refusal.headers]
     headers = max(waits, key=lambda one: int(one["Retry-After"]), default={})
     if several:

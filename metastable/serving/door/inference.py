@@ -11,17 +11,17 @@ from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
 from metastable.errors import Cancelled, Draining, Unavailable
-from metastable.serving import options
-from metastable.serving.door import accounts, schemas, tensors
+from metastable.serving.backends.base import Backend
+from metastable.serving.door import accounts, schemas, steering, tensors
 from metastable.serving.door.answering import while_there
 from metastable.serving.door.entry import Door
-from metastable.serving.door.requests import headers_of, once, request_id
+from metastable.serving.door.models import NAME
+from metastable.serving.door.requests import once, request_id
+from metastable.serving.door.steering import Chosen
 from metastable.serving.refusals import Refusal
 from metastable.version import __version__
 
 HEADER = "inference-header-content-length"
-NAME = "metastable"
-"""What every model can be called, beside its own name."""
 
 
 def router(door: Door) -> APIRouter:
@@ -76,48 +76,59 @@ class _Infer:
         """The model's inputs and outputs."""
         if refused := self._unknown(request, name, version):
             return refused
-        return JSONResponse(tensors.metadata(self._door.backend.served, name))
+        models = self._door.models
+        shown = self._named(name, version) or models.of(self._door.keeper.policy.version)
+        versions = [one.served.version for one in models.called(name)]
+        return JSONResponse(tensors.metadata(shown.served, name, versions))
 
     async def infer(self, request: Request, name: str, version: str = "") -> Response:
         """Purify and classify images."""
         received, id, door = time.monotonic(), request_id(request), self._door
         account = accounts.of(request)
-        setting = "none given"
+        policy, chosen = door.keeper.policy, None
         if refused := self._unknown(request, name, version):
             return refused
         try:
-            served = door.backend.served
+            named = self._named(name, version)
             with door.budget.share() as share:
-                early = options.parse(headers_of(request), {}, door.allowed)
-                setting = early.setting
-                door.backend.check_room(setting)
+                chosen = steering.choose(door.models, policy, request, {}, named)
+                await door.shadows.check_room(chosen.backend, chosen.options.setting)
                 body = await door.body(request, share)
-                asked, files = await door.aside(body, lambda: self._read(request, body))
+                asked, binary = await door.aside(body, lambda: self._read(request, body))
                 tensors.check_outputs(asked)
-                given = tensors.options_in(asked)
-                chosen = options.parse(headers_of(request), given, door.allowed)
-                setting = chosen.setting
-                chosen = dataclasses.replace(chosen, top_k=len(served.classes))
+                chosen = steering.choose(door.models, policy, request, tensors.options_in(asked), named)
+                chosen = _of_all_classes(chosen)
+                served = chosen.backend.served
+                files = await door.aside(
+                    body, lambda: tensors.files(asked, binary, served, door.intake.images)
+                )
                 asking = door.answerer.several(id, files, chosen, received, account.follow)
                 outcomes = await while_there(request, asking)
         except (ClientDisconnect, Cancelled):
-            door.count(request, setting, [Cancelled.code], received)
+            door.count(request, chosen, [Cancelled.code], received)
             return Response(status_code=Cancelled.status)
         except Exception as error:
             refusal = Refusal.of(error)
-            door.count(request, setting, [refusal.code], received)
-            return _refused(refusal, request)
-        door.count(request, setting, [one.code for one in outcomes], received)
+            door.count(request, chosen, [refusal.code], received)
+            return door.sent(_refused(refusal, request), chosen)
+        door.count(request, chosen, [one.code for one in outcomes], received)
         account.judged((one.code, one.body) for one in outcomes)
         for outcome in outcomes:  # the protocol has no outcome for each image
             if outcome.refusal is not None:
-                return _refused(outcome.refusal, request)
+                return door.sent(_refused(outcome.refusal, request), chosen)
         found = tensors.answer(asked, [one.body for one in outcomes], served, name, id)
-        return JSONResponse(found)
+        if chosen.arm is not None:
+            found["parameters"] = {"arm": chosen.arm}
+        return door.sent(JSONResponse(found), chosen, outcomes)
 
-    def _read(self, request: Request, body: bytes) -> tuple[tensors.InferenceRequest, list[bytes]]:
-        asked, binary = tensors.read(body, once(request, HEADER) or None)
-        return asked, tensors.files(asked, binary, self._door.backend.served, self._door.intake.images)
+    def _read(self, request: Request, body: bytes) -> tuple[tensors.InferenceRequest, bytes]:
+        return tensors.read(body, once(request, HEADER) or None)
+
+    def _named(self, name: str, version: str) -> Backend | None:
+        """The model that a known path singles out among several; None where it may be any of them."""
+        models = self._door.models
+        found = models.called(name, version)
+        return found[0] if version or len(found) < len(models.backends) else None
 
     def _unknown(self, request: Request, name: str, version: str) -> Response | None:
         """A refusal where the server is not ready, or the model is another one."""
@@ -125,11 +136,18 @@ class _Infer:
             self._door.check_ready()
         except (Draining, Unavailable) as error:
             return _refused(Refusal.of(error), request)
-        served = self._door.backend.served
-        if name not in (NAME, served.name) or version not in ("", served.version):
-            text = f"there is no such model: it is {served.name}, or {NAME}, version {served.version}"
+        models = self._door.models
+        if not models.called(name, version):
+            known = "; ".join(f"{one.name}, version {one.version}" for one in models.served.values())
+            text = f"there is no such model: call it {NAME}, or as it is: {known}"
             return _refused(Refusal(404, "not_found", text), request)
         return None
+
+
+def _of_all_classes(chosen: Chosen) -> Chosen:
+    """The protocol's answer has the probabilities of all classes."""
+    every = dataclasses.replace(chosen.options, top_k=len(chosen.backend.served.classes))
+    return dataclasses.replace(chosen, options=every)
 
 
 def _refused(refusal: Refusal, request: Request) -> Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,7 +12,7 @@ from metastable.serving.options import MAX_DEADLINE_MS, MAX_SEED
 
 
 class Shaped(BaseModel):
-    """All fields are always there, and no others."""
+    """Fields without a default are always there, and no others."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -67,6 +67,21 @@ class Model(Shaped):
     digest: str
 
 
+class First(Named, Shaped):
+    """What the setting said whose flag sent the image to a stronger one."""
+
+    setting: str
+    chains: int
+    decided: bool
+
+
+class FlagPolicy(Shaped):
+    """What became of an image because it is flagged."""
+
+    action: Literal["mark", "stronger"]
+    first: First | None = Field(None, description="where the action is stronger")
+
+
 class Verdict(Named, Shaped):
     """What is said of one image; docs/http-api.md explains every field."""
 
@@ -85,6 +100,8 @@ class Verdict(Named, Shaped):
     runner: str
     request_id: str
     timings_ms: dict[str, float]
+    arm: str | None = Field(None, description="of the operator's split, where the request is in one")
+    flag_policy: FlagPolicy | None = Field(None, description="where the operator has a rule for this flag")
 
 
 class Fault(Shaped):
@@ -147,7 +164,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     408: _error("the request took too long to arrive"),
     413: _error("more bytes or more pixels than the limits allow"),
     415: _error("not PNG, JPEG, WebP or .npy, or an unknown Content-Encoding"),
-    422: _error("an unknown option, or a value outside its range"),
+    422: _error("an unknown option, a value outside its range, or an image that is flagged and so refused"),
     429: _error("this client has too much under way", retry=True),
     500: _error("a fault of the server"),
     503: _error("too much work is waiting, or the server is starting or stopping", retry=True),

@@ -3,7 +3,8 @@
     stop = Stop()
     run(application(stop), stop=stop, host="127.0.0.1", port=8080)
 
-Asked to stop, by SIGTERM, SIGINT or SIGHUP, the server is not ready any more, refuses new requests, and for
+Asked to stop, by SIGTERM, SIGINT or (unless it is to mean something else) SIGHUP, the server is not ready
+any more, refuses new requests, and for
 `grace_seconds` still accepts connections, so that proxies see it.  Running answers get `drain_seconds`.
 A second signal ends at once.  Nothing of uvicorn's is logged; faults are, by `faults.report`.
 """
@@ -154,6 +155,7 @@ def run(
     origins: Sequence[str] = (),
     observer: Observer | None = None,
     on_ready: Callable[[str], None] = lambda url: None,
+    on_hangup: Callable[[], None] | None = None,
     grace_seconds: float = 1.0,
     drain_seconds: float = 30.0,
 ) -> int:
@@ -161,6 +163,7 @@ def run(
 
     `uds`: the path of a Unix socket, instead of host and port.  `port` 0 is a free one.
     `observer`: is told of every request, and of what is refused before it is one.
+    `on_hangup`: called in the main thread at SIGHUP, which then stops nothing; it must not raise.
     `on_ready`: called with `http://ADDRESS:PORT` or `unix:PATH` once connections are accepted.
 
     Raises SettingsError where the address cannot be used or the machine allows too few open files, and what
@@ -168,7 +171,7 @@ def run(
     """
     limits, proxies = limits or Limits(), proxies or Proxies()
     sockets.allow_files(limits)
-    with _handled(stop), sockets.bound(host, port, uds) as (listener, url):
+    with _handled(stop, on_hangup), sockets.bound(host, port, uds) as (listener, url):
         around = {"keys": keys, "proxies": proxies, "origins": origins, "observer": observer}
         kept = _Kept(shell.wrap(app, stop=stop, limits=limits, **cast(Any, around)))
         protocol = functools.partial(
@@ -203,14 +206,17 @@ def run(
 
 
 @contextlib.contextmanager
-def _handled(stop: Stop) -> Iterator[None]:
+def _handled(stop: Stop, on_hangup: Callable[[], None] | None) -> Iterator[None]:
     """Let signals ask for a stop, where they can be handled.  Ctrl-C needs no grace: somebody waits."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        stop.ask(grace=number != signal.SIGINT)
+        if number == signal.SIGHUP and on_hangup is not None:
+            on_hangup()
+        else:
+            stop.ask(grace=number != signal.SIGINT)
 
     before = {number: signal.signal(number, note) for number in SIGNALS}
     try:

@@ -53,7 +53,7 @@ def wrap(
             allow_origins=list(origins),
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
-            expose_headers=["X-Request-Id", "Retry-After"],
+            expose_headers=["X-Request-Id", "Retry-After", "X-Metastable-Arm"],
         )
     app = Named(app)
     return app if observer is None else Observed(app, observer)

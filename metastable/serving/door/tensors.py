@@ -34,6 +34,8 @@ OUTPUTS = {
     "shift": ("FP32", "the prediction shift"),
     "decided": ("BOOL", "whether the chains settle the label"),
     "chains": ("INT32", "that the answer is from"),
+    "setting": (BYTES, "that answered"),
+    "action": (BYTES, "what became of a flagged image: answer, mark or stronger"),
 }
 MOST_JSON = 4_000_000
 """Bytes: as numbers in memory JSON takes some thirty times as much."""
@@ -81,6 +83,7 @@ class InferenceResponse(BaseModel):
     model_version: str
     id: str
     outputs: list[Output]
+    parameters: dict[str, str] | None = Field(None, description="`arm`, where the request is in one")
 
 
 class Metadata(BaseModel):
@@ -91,12 +94,12 @@ class Metadata(BaseModel):
     outputs: list[Tensor]
 
 
-def metadata(served: Served, name: str) -> dict[str, Any]:
-    """What the protocol says of a model."""
+def metadata(served: Served, name: str, versions: list[str]) -> dict[str, Any]:
+    """What the protocol says of a model; `versions` are all that it has under this name."""
     sizes = {"probabilities": [-1, len(served.classes)]}
     return {
         "name": name,
-        "versions": [served.version],
+        "versions": versions,
         "platform": f"metastable_{served.runner}",
         "inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, *served.shape]}],
         "outputs": [
@@ -258,12 +261,8 @@ def _npy(image: np.ndarray) -> bytes:
 def answer(
     asked: InferenceRequest, verdicts: list[dict[str, Any]], served: Served, name: str, id: str
 ) -> dict[str, Any]:
-    """Verdicts, whose `top` lists all classes, as tensors.
-
-    Raises MalformedRequest for an output that is not of OUTPUTS.
-    """
-    wanted = check_outputs(asked)
-    found = {one: [_value(one, verdict) for verdict in verdicts] for one in wanted}
+    """Verdicts, whose `top` lists all classes, as tensors; raises what `check_outputs` raises."""
+    found = {one: [_value(one, verdict) for verdict in verdicts] for one in check_outputs(asked)}
     return {
         "model_name": name,
         "model_version": served.version,
@@ -292,8 +291,10 @@ def _value(name: str, verdict: dict[str, Any]) -> Any:
     anomaly = verdict["anomaly"]
     if name == "probabilities":
         return [p for _, p in sorted((one["label"], one["probability"]) for one in verdict["top"])]
-    if name == "flagged":
-        return bool(anomaly["flagged"] or anomaly["shift"]["flagged"])
-    if name in ("score", "shift"):
-        return anomaly["score"] if name == "score" else anomaly["shift"]["value"]
-    return verdict[name]
+    ours = {
+        "flagged": bool(anomaly["flagged"] or anomaly["shift"]["flagged"]),
+        "score": anomaly["score"],
+        "shift": anomaly["shift"]["value"],
+        "action": verdict.get("flag_policy", {}).get("action", "answer"),
+    }
+    return ours[name] if name in ours else verdict[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +18,10 @@ from metastable.serving.door import server
 from metastable.serving.door.app import build
 from metastable.serving.door.entry import Door
 from metastable.serving.door.intake import Intake
+from metastable.serving.door.models import Models
 from metastable.serving.door.stopping import Stop
 from metastable.serving.metrics import Metrics
+from metastable.serving.policy.keeper import Keeper
 
 PATIENCE = 60.0
 
@@ -51,29 +53,39 @@ def running(
     intake: Intake | None = None,
     allow_seed: bool = True,
     limits: EngineLimits | None = None,
+    also: Sequence[Bundle] = (),
+    keeper: Keeper | None = None,
     **given: Any,
 ) -> Iterator[Running]:
-    """`given`: what `server.run` is given beside the application."""
-    registry = CollectorRegistry()
-    metrics = Metrics(registry, settings=bundle.settings.names)
-    runner = TorchRunner(bundle.networks, bundle.classifier)
-    backend = Local(bundle, runner, metrics, allow_seed=allow_seed, limits=limits, sizes=(1, 4, 16))
-    with before(backend, metrics, intake=intake, **given) as found:
+    """`also`: other versions.  `given`: what `server.run` is given beside the application."""
+    metrics = Metrics(CollectorRegistry(), settings=bundle.settings.names)
+    backends = [
+        Local(
+            one,
+            TorchRunner(one.networks, one.classifier),
+            metrics,
+            allow_seed=allow_seed,
+            limits=limits,
+            sizes=(1, 4, 16),
+        )
+        for one in (bundle, *also)
+    ]
+    with before(*backends, metrics=metrics, intake=intake, keeper=keeper, **given) as found:
         yield found
 
 
 @contextmanager
 def before(
-    backend: Any,
+    *backends: Any,
     metrics: Metrics,
-    *,
     intake: Intake | None = None,
+    keeper: Keeper | None = None,
     around: AbstractAsyncContextManager[Any] | None = None,
     **given: Any,
 ) -> Iterator[Running]:
-    """A door before any backend; `around` as of `build`, and `given` as of `running`."""
+    """A door before any backends; `around` as of `build`, and `given` as of `running`."""
     stop = Stop()
-    app = build(backend, intake or Intake(), stop, metrics, around=around)
+    app = build(Models(backends), intake or Intake(), stop, metrics, keeper=keeper, around=around)
     urls: list[str] = []
     listens = threading.Event()
 
@@ -86,7 +98,7 @@ def before(
     thread.start()
     try:
         assert listens.wait(PATIENCE)
-        yield Running(urls[0], app.state.door, backend, metrics.registry, stop, thread)
+        yield Running(urls[0], app.state.door, backends[0], metrics.registry, stop, thread)
     finally:
         stop.ask(grace=False)
         thread.join(PATIENCE)

@@ -58,7 +58,8 @@ def served(tiny: Bundle, tiny_folder: object, tmp_path_factory: pytest.TempPathF
     mar.build(tiny_folder, config, archive)  # type: ignore[arg-type]
     run = RunFolder(folder / "run")
     one = Supervised(run, archive, java.find(print).home, torchserve_metrics_port=free_port())
-    with before(one.backend, Metrics(settings=tiny.settings.names), around=one) as found:
+    metrics = Metrics(settings=tiny.settings.names)
+    with before(one.backend, metrics=metrics, around=one) as found:
         ends = time.monotonic() + launched.PATIENCE
         while httpx.get(found.url + "/readyz", trust_env=False).status_code != 200:
             assert time.monotonic() < ends, run.log_tail()

@@ -1,0 +1,76 @@
+"""Versions side by side and the operator's policy, for the door's launcher: docs/operating.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from deploy.run_folder import Refused
+from metastable import bundle as bundles
+from metastable.bundle import Bundle, shipped
+from metastable.errors import SettingsError
+from metastable.serving.door.models import Models
+from metastable.serving.policy.keeper import Keeper
+from metastable.serving.policy.values import Policy
+
+
+def versions(first: Bundle, also: Sequence[str]) -> list[Bundle]:
+    """The bundles to serve, each of another version, that which answers without a policy first.
+
+    Args:
+        also: `BUNDLE`, or `VERSION=BUNDLE` to call its version so here; a bundle is a folder or a shipped
+            one's name.
+
+    Raises Refused for two of one version, and BundleError for what is no bundle.
+    """
+    found = [first]
+    for text in also:
+        version, named, where = text.partition("=") if "=" in text else ("", "", text)
+        one = bundles.load(shipped.folder(where))
+        if named and not (version.isascii() and version.isprintable() and 0 < len(version) <= 64):
+            raise Refused(f"--also {text}: a version is 1 to 64 characters, as in 0.2.0={where}")
+        one = dataclasses.replace(one, version=version) if named else one
+        if one.version in [other.version for other in found]:
+            raise Refused(
+                f"--also {text} is version {one.version}, as another bundle is: write --also VERSION={where}"
+            )
+        found.append(one)
+    return found
+
+
+def keeper_for(path: Path | None, models: Models, *, proxies: bool) -> Keeper:
+    """The keeper of a policy's file, which must fit what is served; raises SettingsError.
+
+    Args:
+        proxies: whether some are trusted.
+    """
+    served = models.served
+
+    def check(policy: Policy) -> None:
+        policy.check(served)
+        if policy.split is not None and policy.split.header is not None and not proxies:
+            raise SettingsError(
+                f"the policy splits by the header {policy.split.header}, which is believed from a trusted "
+                "proxy alone: name it with --proxy, or leave split.header out"
+            )
+
+    return Keeper(path, check)
+
+
+def reloader(keeper: Keeper) -> Callable[[], None]:
+    """What SIGHUP calls: it reads the policy again beside the event loop, and says how that went."""
+    lock = threading.Lock()
+
+    def read() -> None:
+        with lock:  # of two signals in a row the last one counts
+            try:
+                keeper.reload()
+            except SettingsError as error:
+                print(f"error: {error}; the policy is the same as before", file=sys.stderr, flush=True)
+            else:
+                print("the policy was read again", flush=True)
+
+    return lambda: threading.Thread(target=read, name="policy", daemon=True).start()

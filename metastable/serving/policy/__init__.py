@@ -1,0 +1,1 @@
+"""What an operator decides over requests, in one file: docs/operating.md explains it."""
