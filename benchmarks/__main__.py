@@ -9,8 +9,20 @@ from typing import Any
 
 import torch
 
-from benchmarks import agreement, contenders, decide, door, fuzz, gradients, load, price, resend, steps
+from benchmarks import (
+    agreement,
+    contenders,
+    decide,
+    door,
+    fuzz,
+    gradients,
+    load,
+    overload,
+    price,
+    steps,
+)
 from benchmarks.gpu import __main__ as gpu
+from deploy.engines import ENGINES
 from metastable import bundle, console, datasets
 from metastable.bundle import shipped
 from metastable.datasets import options
@@ -94,10 +106,6 @@ def _picture(args: argparse.Namespace) -> Path | None:
     return args.out.with_suffix(".png") if args.out else None
 
 
-def run_resend(args: argparse.Namespace) -> dict[str, Any]:
-    return resend.measure(args.bundle, args.image, args.work, together=args.together, rounds=args.rounds)
-
-
 def run_door(args: argparse.Namespace) -> dict[str, Any]:
     loaded = bundle.load(args.bundle)
     runner = contenders.make(loaded, (args.runner,), torch.empty(0, *loaded.shape))[args.runner]
@@ -110,6 +118,13 @@ def run_fuzz(args: argparse.Namespace) -> dict[str, Any]:
     ports = (args.port, args.metrics_port)
     image = args.image.read_bytes()
     return fuzz.measure(args.bundle, image, args.work, count=args.n, seed=args.seed, ports=ports)
+
+
+def run_overload(args: argparse.Namespace) -> dict[str, Any]:
+    config = overload.OverloadConfig(
+        args.engine, args.setting, args.deadline_ms, args.clients, args.times, args.seconds
+    )
+    return overload.measure(args.bundle, args.image.read_bytes(), args.work, config, _picture(args))
 
 
 def run_gradients(args: argparse.Namespace) -> dict[str, Any]:
@@ -201,12 +216,6 @@ def fill(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--utilisation", type=float, default=0.35, help="of the machine by the cheap stream")
     one.add_argument("--share", type=float, default=0.1, help="dear requests for every cheap one")
 
-    one = add("resend", "what large bodies cost that are sent again at every segment", run_resend)
-    one.add_argument("--image", type=Path, default=Path("samples/cat.png"), help="what is asked")
-    one.add_argument("--work", type=Path, default=Path("runs/resend"), help="folder of the server")
-    one.add_argument("--together", type=int, default=8, help="requests at once")
-    one.add_argument("--rounds", type=int, default=5, help="turns of every body")
-
     one = add("door", "what HTTP adds to an answer, and takes of the answers a second", run_door)
     one.add_argument("--image", type=Path, default=Path("samples/cat.png"), help="what is asked")
     one.add_argument("--runner", default="torch", help="what runs the networks")
@@ -222,6 +231,16 @@ def fill(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--work", type=Path, default=Path("runs/fuzz"), help="folder for those that went wrong")
     one.add_argument("--port", type=int, default=8090, help="of the server")
     one.add_argument("--metrics-port", type=int, default=8093, help="of the server")
+
+    one = add("overload", "more requests than can be answered: goodput, memory, recovery", run_overload)
+    one.add_argument("--image", type=Path, default=Path("samples/cat.png"), help="what is asked")
+    one.add_argument("--engine", choices=ENGINES, default="local", help="what answers behind the door")
+    one.add_argument("--setting", default="fast", help="of the answers")
+    one.add_argument("--deadline-ms", type=int, default=0, help="of every request; 0 for none")
+    one.add_argument("--clients", type=cli.from_one, default=16, help="at once, of the best goodput")
+    one.add_argument("--times", type=float, default=3.0, help="of that rate, in the overload")
+    one.add_argument("--seconds", type=float, default=60.0, help="of the overload")
+    one.add_argument("--work", type=Path, default=Path("runs/overload"), help="folders of the servers")
 
     one = add(
         "steps",

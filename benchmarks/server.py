@@ -32,7 +32,9 @@ def changed(text: str, changes: Mapping[str, str]) -> str:
 
 
 @contextlib.contextmanager
-def serving(bundle: Path, folder: Path, changes: Mapping[str, str]) -> Iterator[str]:
+def serving(
+    bundle: Path, folder: Path, changes: Mapping[str, str], engine: str = "torchserve"
+) -> Iterator[str]:
     """Start a server in `folder` and give the address of its predictions; stop it at the end.
 
     Raises MetastableError with the launcher's output if it does not get ready.
@@ -47,9 +49,10 @@ def serving(bundle: Path, folder: Path, changes: Mapping[str, str]) -> Iterator[
             one = sockets.enter_context(socket.socket())
             one.bind(("127.0.0.1", 0))
             ports.append(str(one.getsockname()[1]))
-    command = [sys.executable, "-m", "deploy.serve", "--archive", str(archive)]
-    command += ["--sample", str(ROOT / "samples" / "cat.png"), "--run-dir", str(folder / "run")]
-    command += ["--port", ports[0], "--metrics-port", ports[1], "--torchserve-metrics-port", ports[2]]
+    command = [sys.executable, "-m", "deploy.serve", "--archive", str(archive), "--engine", engine]
+    command += ["--port", ports[0], "--metrics-port", ports[1], "--log-file", str(folder / "door.log")]
+    if engine == "torchserve":
+        command += ["--run-dir", str(folder / "run"), "--torchserve-metrics-port", ports[2]]
     launcher = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

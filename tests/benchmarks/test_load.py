@@ -1,12 +1,8 @@
-import zlib
-
 import pytest
 
-from benchmarks import load, resend
+from benchmarks import load
 from benchmarks.server import changed
 from metastable.errors import MetastableError
-from metastable.images import decode
-from tests.launched import REPOSITORY
 
 
 def test_the_cheap_stream_is_the_same_with_and_without_dear_requests() -> None:
@@ -24,10 +20,3 @@ def test_one_line_of_the_configuration_is_changed() -> None:
     assert changed(text, {"threads": "1"}) == "batchSize: 32  # many\nhandler:\n  threads: 1\n"
     with pytest.raises(MetastableError, match="no single line"):
         changed(text, {"magic": "1"})
-
-
-def test_a_padded_picture_is_the_same_picture() -> None:
-    png = (REPOSITORY / "samples" / "cat.png").read_bytes()
-    large = resend.padded(png, 50_000)
-    assert len(large) - len(png) > 50_000
-    assert zlib.crc32(decode(large).pixels.numpy()) == zlib.crc32(decode(png).pixels.numpy())
