@@ -81,7 +81,9 @@ def _architecture(part: str, config: dict[str, Any], run: Path) -> tuple[str, di
     if part == "autoencoder":
         return "Autoencoder", {"channels": channels, "variance": config["variance"]}
     if part in ("energy", "short_run"):
-        return "EnergyNetwork", {"channels": channels, "size": size, "features": config["features"]}
+        shape = {"channels": channels, "size": size, "features": config["features"]}
+        smooth = config.get("activation", "leaky") != "leaky"
+        return "EnergyNetwork", {**shape, "activation": config["activation"]} if smooth else shape
     if part in ("score", "purifier"):
         widths = [int(w) for w in config["widths"].split(",")]
         if "patch" in config:  # a run of `train natural`

@@ -23,9 +23,14 @@ says of the score's change correlates with the change itself by 0.69 to 0.96 (0.
 def smooth_backward(network: EnergyNetwork, width: float = WIDTH) -> ScoreFunction:
     """-grad U as `network.score` has it, with the derivative of a smooth network of the same weights.
 
+    A network that is smooth itself has its own derivative.
+
     Args:
         width: of the sigmoids, in standard deviations of what goes into each layer's activation.
     """
+
+    if not network.piecewise:
+        return network.score
 
     def score(x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and x.requires_grad):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from metastable import datasets
 from metastable.networks import channels_last
-from metastable.networks.energy import EnergyNetwork
+from metastable.networks.energy import ACTIVATIONS, Activation, EnergyNetwork
 from metastable.training import health
 from metastable.training.run import Paused, Run, device_of
 from metastable.training.sampler import Sampler, run_chains
@@ -54,6 +54,7 @@ class EnergyMlConfig:
     Attributes:
         dataset: a name of metastable.datasets.
         features: width n of the EnergyNetwork.
+        activation: of the EnergyNetwork, leaky or silu.
         updates: number of updates in all.
         switch: updates made with Adam; SGD makes the rest.
         batch: images, and chains, an update.
@@ -74,6 +75,7 @@ class EnergyMlConfig:
 
     dataset: str = "cifar10"
     features: int = 32
+    activation: str = "leaky"
     updates: int = 150_000
     switch: int = 50_000
     batch: int = 100
@@ -90,6 +92,8 @@ class EnergyMlConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for settings that no run can have."""
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {self.activation!r}: use {' or '.join(ACTIVATIONS)}")
         if self.bank_init not in ("uniform", "data"):
             raise ValueError(f"bank_init is {self.bank_init!r}: use uniform or data")
         if self.tau <= 0 or min(self.updates, self.batch, self.steps, self.report_every) < 1:
@@ -119,7 +123,7 @@ def start_network(config: EnergyMlConfig, shape: datasets.Shape) -> EnergyNetwor
     """
     size = datasets.square(shape, "an energy network")
     torch.manual_seed(config.seed)
-    network = EnergyNetwork(shape[0], size, config.features)
+    network = EnergyNetwork(shape[0], size, config.features, cast(Activation, config.activation))
     with torch.no_grad():
         for p in network.last.parameters():
             p.div_(config.fold)

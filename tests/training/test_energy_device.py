@@ -32,6 +32,7 @@ TINY = DeviceConfig(
     steps=3,
     bank=8,
     report_every=2,
+    held=6,
     warm=3,
     check_images=6,
     check_steps=3,
@@ -152,7 +153,9 @@ def test_score_matching_lowers_its_loss(data: Path) -> None:
 @pytest.mark.slow
 def test_a_run_writes_what_it_found_and_goes_on_after_a_pause(data: Path, tmp_path: Path) -> None:
     with sitting(0), pytest.raises(Paused):
-        energy_device.train(TINY, data, tmp_path, "cpu")
+        energy_device.train(TINY, data, tmp_path, "cpu")  # which ends in score matching
+    assert not (tmp_path / "so-far.json").exists()
+    energy_device.train(dataclasses.replace(TINY, updates=2), data, tmp_path, "cpu")
     said = json.loads((tmp_path / "so-far.json").read_text())
     assert said["update"] == 2
     assert said["last"]["images"] == 6
