@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metastable.dynamics import ScoreFunction
-from metastable.networks.energy import EnergyNetwork, framed, lost, spread, unframed
+from metastable.networks.energy import EnergyNetwork, beyond, framed, lost, spread, unframed
 
 WIDTH = 0.1
 """Chosen on training images of the shipped energies: over sign steps of 1 to 13 of 255, what this derivative
@@ -46,7 +46,9 @@ def smooth_backward(network: EnergyNetwork, width: float = WIDTH) -> ScoreFuncti
             weight: Tensor = network.hidden[index].weight  # type: ignore[assignment]
             g = F.conv_transpose2d(g, weight, None, 2, 1, lost(masks[index - 1], g))
         first: Tensor = network.hidden[0].weight  # type: ignore[assignment]
-        return unframed(F.conv2d(g * masks[0], first.transpose(0, 1).flip(2, 3), padding=1), *x.shape[-2:])
+        made = F.conv2d(g * masks[0], first.transpose(0, 1).flip(2, 3), padding=1)
+        made = unframed(made, *x.shape[-2:])
+        return made - beyond(x, network.wall) / network.wall if network.wall else made
 
     return score
 

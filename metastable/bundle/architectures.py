@@ -77,6 +77,7 @@ ARGUMENTS: dict[str, dict[str, _Check]] = {
         "size": _from(8, 512),
         "features": _from(1, 512),
         "activation": _one_of(ENERGY_ACTIVATIONS),
+        "wall": lambda value, where: checks.real(value, where, 0.0, 1.0),
     },
     "ScoreNetwork": {"channels": _CHANNELS, "widths": _three_widths, "blocks": _from(1, 16)},
     "UnshuffledUNet": {"widths": _three_widths, "blocks": _from(1, 16)},

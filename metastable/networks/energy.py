@@ -26,6 +26,9 @@ class EnergyNetwork(nn.Module):
         features: n; the paper uses 32 (690 K parameters on 3x32x32).
         activation: "leaky", or "silu": the score of the first is constant between kinks, so nobody can
             differentiate it; that of the second is smooth.
+        wall: standard deviation of a Gaussian wall around the images, or 0 for none: U grows by
+            |x - clip(x, 0, 1)|^2 / (2 wall^2).  Data with noise of that size lie no further out, and chains
+            cannot run away along a network that goes on linearly there.
 
     On larger images the last convolution has several places, and U is their sum: that of all parts of the
     trained size, at steps of 8 pixels.  Smaller ones are framed below and to the right with gray.
@@ -34,12 +37,19 @@ class EnergyNetwork(nn.Module):
     slope = 0.05
 
     def __init__(
-        self, channels: int = 3, size: int = 32, features: int = 32, activation: Activation = "leaky"
+        self,
+        channels: int = 3,
+        size: int = 32,
+        features: int = 32,
+        activation: Activation = "leaky",
+        wall: float = 0.0,
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation is {activation!r}: use {' or '.join(ACTIVATIONS)}")
-        self.activation = activation
+        if not 0 <= wall <= 1:
+            raise ValueError("wall must lie in [0, 1]")
+        self.activation, self.wall = activation, wall
         n, final = features, size // 8
         self.hidden = nn.ModuleList(
             [
@@ -57,7 +67,8 @@ class EnergyNetwork(nn.Module):
         for conv in self.hidden:
             h = self._activated(conv(h))
         places: Tensor = self.last(h)
-        return places.flatten() if places.shape[2:] == (1, 1) else places.sum((1, 2, 3))
+        energy = places.flatten() if places.shape[2:] == (1, 1) else places.sum((1, 2, 3))
+        return energy + 0.5 * beyond(x, self.wall).square().sum((1, 2, 3)) if self.wall else energy
 
     def score(self, x: Tensor) -> Tensor:
         """-dU/dx for x in [0, 1]: [B, C, H, W].  A forward graph, no autograd.
@@ -83,7 +94,8 @@ class EnergyNetwork(nn.Module):
         g = self._before(g, kept[0])
         # At stride 1 the transpose is a convolution with the kernel turned around, which is faster.
         first: Tensor = self.hidden[0].weight  # type: ignore[assignment]
-        return unframed(F.conv2d(g, first.transpose(0, 1).flip(2, 3), padding=1), height, width)
+        score = unframed(F.conv2d(g, first.transpose(0, 1).flip(2, 3), padding=1), height, width)
+        return score - beyond(x, self.wall) / self.wall if self.wall else score
 
     @property
     def piecewise(self) -> bool:
@@ -99,6 +111,11 @@ class EnergyNetwork(nn.Module):
             return torch.where(kept > 0, g, self.slope * g)
         share = torch.sigmoid(kept)
         return g * (share * (1 + kept * (1 - share)))
+
+
+def beyond(x: Tensor, wall: float, low: float = 0.0) -> Tensor:
+    """How far x is outside [low, low + 1], in walls."""
+    return (x - x.clamp(low, low + 1)) / wall
 
 
 def framed(x: Tensor, last: Tensor, gray: float) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metastable.networks.energy import EnergyNetwork, framed, lost, spread, unframed
+from metastable.networks.energy import EnergyNetwork, beyond, framed, lost, spread, unframed
 
 SCALE = 2.0**-8
 """What a float16 score is multiplied by on its way: the gradient of U is some thousand times what the range
@@ -28,6 +28,7 @@ class PreparedScore(nn.Module):
     def __init__(self, network: EnergyNetwork, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.slope, self.dtype, self.piecewise = network.slope, dtype, network.piecewise
+        self.wall = network.wall
         self.scale = SCALE if dtype == torch.float16 else 1.0
         for name, value in self._prepared(network).items():
             layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
@@ -66,7 +67,11 @@ class PreparedScore(nn.Module):
             g = self._before(g, kept[i])
             g = F.conv_transpose2d(g, own[f"weight{i}"], None, 2, 1, lost(kept[i - 1], g))
         score = F.conv2d(self._before(g, kept[0]), own["first"], padding=1)
-        return unframed(score, height, width)
+        score = unframed(score, height, width)
+        if not self.wall:
+            return score
+        # In the precision of the images, which are a little more than half from the middle there.
+        return score - (beyond(centred, self.wall, -0.5) * (self.scale / self.wall)).to(self.dtype)
 
     def score(self, x: Tensor) -> Tensor:
         """-dU/dx for x in [0, 1], float32 [B, C, H, W]."""

@@ -54,7 +54,8 @@ class EnergyMlConfig:
     Attributes:
         dataset: a name of metastable.datasets.
         features: width n of the EnergyNetwork.
-        activation: of the EnergyNetwork, leaky or silu.
+        activation: leaky or silu.
+        wall: around images, 0 for none.
         updates: number of updates in all.
         switch: updates made with Adam; SGD makes the rest.
         batch: images, and chains, an update.
@@ -76,6 +77,7 @@ class EnergyMlConfig:
     dataset: str = "cifar10"
     features: int = 32
     activation: str = "leaky"
+    wall: float = 0.0
     updates: int = 150_000
     switch: int = 50_000
     batch: int = 100
@@ -123,7 +125,8 @@ def start_network(config: EnergyMlConfig, shape: datasets.Shape) -> EnergyNetwor
     """
     size = datasets.square(shape, "an energy network")
     torch.manual_seed(config.seed)
-    network = EnergyNetwork(shape[0], size, config.features, cast(Activation, config.activation))
+    activation = cast(Activation, config.activation)
+    network = EnergyNetwork(shape[0], size, config.features, activation, config.wall)
     with torch.no_grad():
         for p in network.last.parameters():
             p.div_(config.fold)
@@ -152,7 +155,7 @@ def train_energy_ml(
     network = channels_last(start_network(config, datasets.of(config.dataset, data).shape).to(dev))
     bank, update = start_bank(config, train_set.images), 0
     if len(bank) < config.batch:
-        raise ValueError(f"a bank of {len(bank)} chains cannot fill a batch of {config.batch}")
+        raise ValueError(f"{len(bank)} chains cannot fill a batch of {config.batch}")
     record: health.Record = []
     optimizer = _optimizer(network, config, update)
     if (saved := run.resume()) is not None:

@@ -12,6 +12,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -91,6 +92,7 @@ class _Training:
             self.run.log(
                 update=self.update,
                 rate=self.trainer.rate,
+                spread=fmean(recent["spread"]),
                 **health.signals(self.record[-self.config.report_every :], self.trainer.bank),
             )
             last = self.checks[-1]["spent_s"] if self.checks else 0.0

@@ -29,8 +29,13 @@ class DeviceConfig(EnergyMlConfig):
     A defense needs basins that hold an image for some thousand steps, not samples from noise: so chains start
     from data, and a share of them starts again at every visit.
 
+    `anchor` adds score matching at the data noise to every update, in nats an image.  The density of noisy
+    data is the best in that as in likelihood, so it changes no aim: it holds the gradient near data while
+    chains correct what is far from them.
+
     Attributes:
         rejuvenation: chance that a chain starts again from data when its turn comes.
+        anchor: weight of score matching beside the likelihood.
         held: the last training images, which are not trained on: chains of the checks start from the first of
             them.
         warm: updates of score matching before the first.
@@ -59,6 +64,7 @@ class DeviceConfig(EnergyMlConfig):
     bank: int = 4_000
     bank_init: str = "data"
     rejuvenation: float = 0.02
+    anchor: float = 0.0
     held: int = 1_000
     warm: int = 4_000
     warm_lr: float = 1e-3
@@ -153,6 +159,9 @@ class Trainer:
         difference = on_data.mean() - on_chains.mean()
         optimizer.zero_grad(set_to_none=True)
         difference.backward()
+        if config.anchor:
+            loss = self._matching(config.data_noise)
+            (0.5 * positive[0].numel() * config.anchor * loss).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         with torch.no_grad():
             row = torch.stack([difference.detach(), strength, on_data.detach().std()])
@@ -162,17 +171,21 @@ class Trainer:
             self._rows.add_(config.batch).remainder_(len(self.bank))
 
     def warm(self, optimizer: torch.optim.Optimizer) -> None:
-        """One update of denoising score matching (Vincent 2011), as `score.dsm_loss` has it for energies."""
+        """One update of score matching."""
         config = self.config
         with torch.no_grad():
-            clean = self._data(0.0)
             spread = torch.rand(config.batch, 1, 1, 1, device=self._device)
             sigma = config.warm_low * (config.warm_high / config.warm_low) ** spread
-            noise = noise_like(clean)
-        error = self.network.score(clean + sigma * noise) * sigma + noise
         optimizer.zero_grad(set_to_none=True)
-        error.square().mean().backward()  # type: ignore[no-untyped-call]
+        self._matching(sigma).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+
+    def _matching(self, sigma: Tensor | float) -> Tensor:
+        """The loss of denoising score matching (Vincent 2011) on data, as `score.dsm_loss` has it."""
+        with torch.no_grad():
+            clean = self._data(0.0)
+            noise = noise_like(clean)
+        return (self.network.score(clean + sigma * noise) * sigma + noise).square().mean()
 
     @torch.no_grad()
     def walk(self, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:

@@ -5,12 +5,16 @@ from metastable.attacks.smooth import smooth_backward
 from metastable.networks.energy import ACTIVATIONS, Activation, EnergyNetwork
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("activation", "wall"), [("leaky", 0.0), ("silu", 0.0), ("leaky", 0.1), ("silu", 0.1)]
+)
 @pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 28)])
-def test_explicit_score_equals_float64_autograd(channels: int, size: int, activation: Activation) -> None:
+def test_explicit_score_equals_float64_autograd(
+    channels: int, size: int, activation: Activation, wall: float
+) -> None:
     torch.manual_seed(0)
-    network = EnergyNetwork(channels, size, features=8, activation=activation).double()
-    x = torch.rand(5, channels, size, size, dtype=torch.double, requires_grad=True)
+    network = EnergyNetwork(channels, size, features=8, activation=activation, wall=wall).double()
+    x = torch.rand(5, channels, size, size, dtype=torch.double).mul(1.4).sub(0.2).requires_grad_()
     (gradient,) = torch.autograd.grad(network(x).sum(), x)
     exact = -gradient
     assert torch.allclose(network.score(x.detach()), exact, rtol=1e-12, atol=1e-14)
@@ -54,6 +58,23 @@ def test_only_the_smooth_energy_has_a_score_with_a_derivative_of_its_own() -> No
         difference = (network.score(x + h * v) - network.score(x - h * v)).mul(w).sum() / (2 * h)
         assert float((gradient * v).sum()) == pytest.approx(float(difference), rel=1e-5)
         assert smooth_backward(network) == network.score
+
+
+def test_a_wall_acts_outside_images_alone_and_pulls_back() -> None:
+    torch.manual_seed(0)
+    plain, walled = EnergyNetwork(features=4), EnergyNetwork(features=4, wall=0.05)
+    walled.load_state_dict(plain.state_dict())
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(walled(x), plain(x))
+    assert torch.equal(walled.score(x), plain.score(x))
+    x[:, 0, 0, 0], x[:, 1, 0, 0] = 1.1, -0.1
+    pull = walled.score(x) - plain.score(x)
+    assert pull[:, 0, 0, 0].tolist() == pytest.approx([-0.1 / 0.05**2] * 2, rel=1e-4)
+    assert pull[:, 1, 0, 0].tolist() == pytest.approx([0.1 / 0.05**2] * 2, rel=1e-4)
+    assert (pull != 0).sum() == 4
+    assert (walled(x) - plain(x)).tolist() == pytest.approx([4.0, 4.0], rel=1e-4)
+    with pytest.raises(ValueError, match="wall must lie"):
+        EnergyNetwork(wall=-1.0)
 
 
 def test_an_unknown_activation_is_refused() -> None:
