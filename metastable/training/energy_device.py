@@ -33,8 +33,9 @@ from metastable.training.run import Paused, Run, device_of
 Told = Callable[[dict[str, Any]], None]
 WARMING = ((0.05, 0.2), (0.65, 1.0), (0.85, 0.3), (1.0, 0.1))
 """Score matching up to these shares of its updates runs at these shares of its rate."""
-FREE = ("updates", "switch", "half", "kernels", "report_every", "check_s", "check_images", "check_steps")
-"""What may change when a run goes on, beside `accuracy`."""
+FREE = ("updates", "switch", "adam_lr", "sgd_lr", "half", "kernels", "report_every")
+FREE += ("check_s", "check_images", "check_steps", "accuracy")
+"""What may change when a run goes on."""
 
 
 class _Training:
@@ -44,7 +45,7 @@ class _Training:
         self, config: DeviceConfig, data: datasets.Source, out: Path, device: torch.device, told: Told
     ) -> None:
         self._told = told
-        self.run = Run(out, config, free=(*FREE, "accuracy"))
+        self.run = Run(out, config, free=FREE)
         self.config, self._device, self._out = config, device, out
         train_set = datasets.load(config.dataset, data, "train")
         datasets.require_labels(train_set, "the check of chains")
@@ -92,6 +93,7 @@ class _Training:
             self.run.log(
                 update=self.update,
                 rate=self.trainer.rate,
+                lr=self.config.adam_lr if self.update <= self.config.switch else self.config.sgd_lr,
                 spread=fmean(recent["spread"]),
                 **health.signals(self.record[-self.config.report_every :], self.trainer.bank),
             )

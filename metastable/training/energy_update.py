@@ -50,8 +50,8 @@ class DeviceConfig(EnergyMlConfig):
         bundle: folder of the bundle whose classifier says whether chains have kept their class.
         accuracy: at which a run may stop.
 
-    What says how a run is computed and watched, not what it computes, may change when it goes on: `half`,
-    `kernels`, `report_every`, the checks and `accuracy`.
+    When a run goes on, its length, `switch` and both rates may change, and what says how it is computed and
+    watched: `half`, `kernels`, `report_every`, the checks and `accuracy`.
     """
 
     updates: int = 40_000

@@ -175,7 +175,11 @@ def test_a_run_writes_what_it_found_and_goes_on_after_a_pause(data: Path, tmp_pa
     assert said["update"] == 2
     assert said["last"]["images"] == 6
     assert (tmp_path / KEPT).exists()
-    result = energy_device.train(dataclasses.replace(TINY, updates=8), data, tmp_path, "cpu")
+    slower = dataclasses.replace(TINY, updates=8, adam_lr=5e-5)
+    result = energy_device.train(slower, data, tmp_path, "cpu")
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    # Adam until update 3, in reports at 2, 3, 5, 7 and 8
+    assert [line["lr"] for line in log] == [1e-4, 5e-5, 2e-3, 2e-3, 2e-3]
     assert (result["adam_updates"], result["sgd_updates"]) == (3, 5)
     assert [found["update"] for found in result["checks"]] == [2, 8]
     assert result["returns"] == 0
