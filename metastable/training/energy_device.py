@@ -33,8 +33,10 @@ from metastable.training.run import Paused, Run, device_of
 Told = Callable[[dict[str, Any]], None]
 WARMING = ((0.05, 0.2), (0.65, 1.0), (0.85, 0.3), (1.0, 0.1))
 """Score matching up to these shares of its updates runs at these shares of its rate."""
-FREE = ("updates", "switch", "adam_lr", "sgd_lr", "half", "kernels", "report_every")
-FREE += ("check_s", "check_images", "check_steps", "accuracy")
+FREE = (
+    *("updates", "switch", "adam_lr", "sgd_lr", "half", "kernels", "report_every"),
+    *("check_s", "check_images", "check_steps", "accuracy"),
+)
 """What may change when a run goes on."""
 
 
