@@ -81,7 +81,11 @@ def _architecture(part: str, config: dict[str, Any], run: Path) -> tuple[str, di
     if part == "autoencoder":
         return "Autoencoder", {"channels": channels, "variance": config["variance"]}
     if part in ("energy", "short_run"):
-        return "EnergyNetwork", {"channels": channels, "size": size, "features": config["features"]}
+        arguments = {"channels": channels, "size": size, "features": config["features"]}
+        for name, default in (("activation", "leaky"), ("wall", 0.0)):
+            if config.get(name, default) != default:
+                arguments[name] = config[name]
+        return "EnergyNetwork", arguments
     if part in ("score", "purifier"):
         widths = [int(w) for w in config["widths"].split(",")]
         if "patch" in config:  # a run of `train natural`

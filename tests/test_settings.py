@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from metastable import settings
 from metastable.dynamics.adp import Adp
+from metastable.dynamics.langevin import Langevin
 from metastable.errors import SettingsError
 
 GOOD = """
@@ -77,3 +80,15 @@ def test_what_is_wrong_is_named(old: str, new: str, message: str) -> None:
 def test_any_text_is_settings_or_a_settings_error(text: str) -> None:
     with pytest.raises(SettingsError):
         settings.parse(text)
+
+
+def test_long_steps_walk_as_long_as_the_papers_chains(root: Path) -> None:
+    shipped = settings.load(root / "model_store" / "convergent-settings.yaml")
+    took = {}
+    for name in shipped.names[1:]:
+        moves = shipped[name].dynamics
+        assert isinstance(moves, Langevin)
+        took[name] = moves.steps * moves.tau**2
+    assert took["langevin"] == pytest.approx(took["convergent"], rel=0.05)
+    assert took["langevin_100"] < took["langevin"] < took["langevin_500"]
+    assert (shipped["convergent"].steps, shipped["convergent"].chains) == (1500, 150)

@@ -23,7 +23,7 @@ from metastable.training.run import Paused, sitting
 
 TINY = {
     **{"updates": 4, "switch": 2, "warm": 2, "features": 4, "bank": 8, "batch": 4, "steps": 2},
-    **{"report_every": 2, "check_images": 4, "check_steps": 2},
+    **{"report_every": 2, "held": 4, "check_images": 4, "check_steps": 2},
 }
 SHOWN = ("update", "accuracy", "drift", "spread", "strength", "pixel_min", "pixel_max")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metastable.dynamics import ScoreFunction
-from metastable.networks.energy import EnergyNetwork, framed, lost, spread, unframed
+from metastable.networks.energy import EnergyNetwork, beyond, framed, lost, spread, unframed
 
 WIDTH = 0.1
 """Chosen on training images of the shipped energies: over sign steps of 1 to 13 of 255, what this derivative
@@ -23,9 +23,14 @@ says of the score's change correlates with the change itself by 0.69 to 0.96 (0.
 def smooth_backward(network: EnergyNetwork, width: float = WIDTH) -> ScoreFunction:
     """-grad U as `network.score` has it, with the derivative of a smooth network of the same weights.
 
+    A network that is smooth itself has its own derivative.
+
     Args:
         width: of the sigmoids, in standard deviations of what goes into each layer's activation.
     """
+
+    if not network.piecewise:
+        return network.score
 
     def score(x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and x.requires_grad):
@@ -41,7 +46,9 @@ def smooth_backward(network: EnergyNetwork, width: float = WIDTH) -> ScoreFuncti
             weight: Tensor = network.hidden[index].weight  # type: ignore[assignment]
             g = F.conv_transpose2d(g, weight, None, 2, 1, lost(masks[index - 1], g))
         first: Tensor = network.hidden[0].weight  # type: ignore[assignment]
-        return unframed(F.conv2d(g * masks[0], first.transpose(0, 1).flip(2, 3), padding=1), *x.shape[-2:])
+        made = F.conv2d(g * masks[0], first.transpose(0, 1).flip(2, 3), padding=1)
+        made = unframed(made, *x.shape[-2:])
+        return made - beyond(x, network.wall) / network.wall if network.wall else made
 
     return score
 

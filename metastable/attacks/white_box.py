@@ -43,7 +43,8 @@ def white_box(bundle: Bundle, setting: str) -> WhiteBox:
     if bundle.anomaly is not None:
         detectors = (Detector(_differentiable(bundle, bundle.anomaly.network), bundle.anomaly.threshold),)
     score = score_of(bundle.scores, chosen)
-    piecewise = isinstance(bundle.networks.get(chosen.network), EnergyNetwork)
+    energy = bundle.networks.get(chosen.network)
+    piecewise = isinstance(energy, EnergyNetwork) and energy.piecewise
     smooth = _differentiable(bundle, chosen.network) if piecewise else None
     limit = bundle.shifts.get(setting)
     shift = None if limit is None else ShiftDetector(bundle.classifier, limit.threshold)

@@ -7,7 +7,7 @@ thousand million layers takes for ever to build even where nothing is allocated.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from metastable.networks.autoencoder import Autoencoder
 from metastable.networks.classifier import ACTIVATIONS, WhitenedNet, WideResNet
 from metastable.networks.cnn import Cnn
 from metastable.networks.compact import CompactResNet
+from metastable.networks.energy import ACTIVATIONS as ENERGY_ACTIVATIONS
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.score import ScoreNetwork
 from metastable.networks.unshuffled import UnshuffledUNet
@@ -50,10 +51,13 @@ def _three_widths(value: Any, where: str) -> list[int]:
     return [checks.whole(width, where, 1, 4096) for width in widths]
 
 
-def _activation(value: Any, where: str) -> str:
-    if not isinstance(value, str) or value not in ACTIVATIONS:
-        checks.fail(where, f"one of {sorted(ACTIVATIONS)}")
-    return value
+def _one_of(names: Collection[str]) -> _Check:
+    def check(value: Any, where: str) -> str:
+        if not isinstance(value, str) or value not in names:
+            checks.fail(where, f"one of {sorted(names)}")
+        return value
+
+    return check
 
 
 _CLASSES, _CHANNELS = _from(2, CLASSES), _from(1, 3)
@@ -64,11 +68,17 @@ ARGUMENTS: dict[str, dict[str, _Check]] = {
         "width": _from(1, 32),
         "classes": _CLASSES,
         "flip_average": checks.flag,
-        "activation": _activation,
+        "activation": _one_of(ACTIVATIONS),
     },
     "CompactResNet": {"classes": _CLASSES, "widths": _three_widths, "flip_average": checks.flag},
     "Cnn": {"classes": _CLASSES, "channels": _CHANNELS, "size": _from(8, 512), "widths": _three_widths},
-    "EnergyNetwork": {"channels": _CHANNELS, "size": _from(8, 512), "features": _from(1, 512)},
+    "EnergyNetwork": {
+        "channels": _CHANNELS,
+        "size": _from(8, 512),
+        "features": _from(1, 512),
+        "activation": _one_of(ENERGY_ACTIVATIONS),
+        "wall": lambda value, where: checks.real(value, where, 0.0, 1.0),
+    },
     "ScoreNetwork": {"channels": _CHANNELS, "widths": _three_widths, "blocks": _from(1, 16)},
     "UnshuffledUNet": {"widths": _three_widths, "blocks": _from(1, 16)},
     "Autoencoder": {

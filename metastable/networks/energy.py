@@ -7,9 +7,14 @@ returns (tau^2 / 2) U; weights of that code must be divided by 5e-5 in the last 
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Activation = Literal["leaky", "silu"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 
 class EnergyNetwork(nn.Module):
@@ -19,6 +24,11 @@ class EnergyNetwork(nn.Module):
         channels: image channels C.
         size: image height and width; 32 and 28 are tested.
         features: n; the paper uses 32 (690 K parameters on 3x32x32).
+        activation: "leaky", or "silu": the score of the first is constant between kinks, so nobody can
+            differentiate it; that of the second is smooth.
+        wall: standard deviation of a Gaussian wall around the images, or 0 for none: U grows by
+            |x - clip(x, 0, 1)|^2 / (2 wall^2).  Data with noise of that size lie no further out, and chains
+            cannot run away along a network that goes on linearly there.
 
     On larger images the last convolution has several places, and U is their sum: that of all parts of the
     trained size, at steps of 8 pixels.  Smaller ones are framed below and to the right with gray.
@@ -26,8 +36,20 @@ class EnergyNetwork(nn.Module):
 
     slope = 0.05
 
-    def __init__(self, channels: int = 3, size: int = 32, features: int = 32) -> None:
+    def __init__(
+        self,
+        channels: int = 3,
+        size: int = 32,
+        features: int = 32,
+        activation: Activation = "leaky",
+        wall: float = 0.0,
+    ) -> None:
         super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {activation!r}: use {' or '.join(ACTIVATIONS)}")
+        if not 0 <= wall <= 1:
+            raise ValueError("wall must lie in [0, 1]")
+        self.activation, self.wall = activation, wall
         n, final = features, size // 8
         self.hidden = nn.ModuleList(
             [
@@ -43,33 +65,57 @@ class EnergyNetwork(nn.Module):
         """Energy U(x), [B]."""
         h = 2 * framed(x, self.last.weight, 0.5) - 1
         for conv in self.hidden:
-            h = F.leaky_relu(conv(h), self.slope)
+            h = self._activated(conv(h))
         places: Tensor = self.last(h)
-        return places.flatten() if places.shape[2:] == (1, 1) else places.sum((1, 2, 3))
+        energy = places.flatten() if places.shape[2:] == (1, 1) else places.sum((1, 2, 3))
+        return energy + 0.5 * beyond(x, self.wall).square().sum((1, 2, 3)) if self.wall else energy
 
     def score(self, x: Tensor) -> Tensor:
         """-dU/dx for x in [0, 1]: [B, C, H, W].  A forward graph, no autograd.
 
-        A piecewise linear network has a gradient that depends on the signs of its activations
-        only: run the convolutions, keep the signs, and go back through transposed convolutions.
-        The last layer is linear, so it contributes its weights and needs no forward pass.
+        Run the convolutions, keep what the derivatives of the activations depend on, and go back through
+        transposed convolutions.  The last layer is linear, so it contributes its weights and needs no
+        forward pass.
         """
         height, width = x.shape[-2:]
         h = 2 * framed(x, self.last.weight, 0.5) - 1
-        outputs: list[Tensor] = []
+        kept: list[Tensor] = []
         for conv in self.hidden:
-            h = F.leaky_relu(conv(h), self.slope)
-            outputs.append(h)  # has the sign of what went into the LeakyReLU, which can so be fused
+            z = conv(h)
+            h = self._activated(z)
+            # The output of a LeakyReLU has the sign of what went into it, and the two can so be fused.
+            kept.append(h if self.piecewise else z)
         # -dU/dh; the factor -2 is that of the chain rule through 2 x - 1, here where it costs least
-        g = spread(-2.0 * self.last.weight, outputs[-1])  # [B, 8n, H/8, W/8]
+        g = spread(-2.0 * self.last.weight, kept[-1])  # [B, 8n, H/8, W/8]
         for index in range(len(self.hidden) - 1, 0, -1):
-            g = torch.where(outputs[index] > 0, g, self.slope * g)
+            g = self._before(g, kept[index])
             weight: Tensor = self.hidden[index].weight  # type: ignore[assignment]
-            g = F.conv_transpose2d(g, weight, None, 2, 1, lost(outputs[index - 1], g))
-        g = torch.where(outputs[0] > 0, g, self.slope * g)
+            g = F.conv_transpose2d(g, weight, None, 2, 1, lost(kept[index - 1], g))
+        g = self._before(g, kept[0])
         # At stride 1 the transpose is a convolution with the kernel turned around, which is faster.
         first: Tensor = self.hidden[0].weight  # type: ignore[assignment]
-        return unframed(F.conv2d(g, first.transpose(0, 1).flip(2, 3), padding=1), height, width)
+        score = unframed(F.conv2d(g, first.transpose(0, 1).flip(2, 3), padding=1), height, width)
+        return score - beyond(x, self.wall) / self.wall if self.wall else score
+
+    @property
+    def piecewise(self) -> bool:
+        """Whether U is linear between kinks, where the score has no derivative that says anything."""
+        return self.activation == "leaky"
+
+    def _activated(self, z: Tensor) -> Tensor:
+        return F.leaky_relu(z, self.slope) if self.piecewise else F.silu(z)
+
+    def _before(self, g: Tensor, kept: Tensor) -> Tensor:
+        """The gradient before an activation, from that behind it."""
+        if self.piecewise:
+            return torch.where(kept > 0, g, self.slope * g)
+        share = torch.sigmoid(kept)
+        return g * (share * (1 + kept * (1 - share)))
+
+
+def beyond(x: Tensor, wall: float, low: float = 0.0) -> Tensor:
+    """How far x is outside [low, low + 1], in walls."""
+    return (x - x.clamp(low, low + 1)) / wall
 
 
 def framed(x: Tensor, last: Tensor, gray: float) -> Tensor:

@@ -1,8 +1,8 @@
 """The score of an EnergyNetwork with everything prepared that does not depend on the image.
 
 `EnergyNetwork.score` turns, doubles and casts weights anew for every call, which is half of its operations
-when a step is short.  Here weights are cast once, the range change lies in the first layer, and the mask of
-a LeakyReLU is one operation.  In float32 the answer is the same to the bit.
+when a step is short.  Here weights are cast once, the range change lies in the first layer, and the
+derivative of an activation is one operation.  With LeakyReLU the answer in float32 is the same to the bit.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metastable.networks.energy import EnergyNetwork, framed, lost, spread, unframed
+from metastable.networks.energy import EnergyNetwork, beyond, framed, lost, spread, unframed
 
 SCALE = 2.0**-8
 """What a float16 score is multiplied by on its way: the gradient of U is some thousand times what the range
@@ -27,7 +27,8 @@ class PreparedScore(nn.Module):
 
     def __init__(self, network: EnergyNetwork, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.slope, self.dtype = network.slope, dtype
+        self.slope, self.dtype, self.piecewise = network.slope, dtype, network.piecewise
+        self.wall = network.wall
         self.scale = SCALE if dtype == torch.float16 else 1.0
         for name, value in self._prepared(network).items():
             layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
@@ -56,24 +57,33 @@ class PreparedScore(nn.Module):
         """`scale` times -dU/dx in `dtype`, [B, C, H, W], for centred = x - 1/2 with x in [0, 1] units."""
         own = dict(self.named_buffers())
         height, width = centred.shape[-2:]
-        h, outputs = framed(centred.to(self.dtype), own["last"], 0.0), []
+        h, kept = framed(centred.to(self.dtype), own["last"], 0.0), []
         for i in range(4):
-            h = F.conv2d(h, own[f"weight{i}"], own[f"bias{i}"], 1 if i == 0 else 2, 1)
-            h = F.leaky_relu_(h, self.slope)
-            outputs.append(h)
+            z = F.conv2d(h, own[f"weight{i}"], own[f"bias{i}"], 1 if i == 0 else 2, 1)
+            h = F.leaky_relu_(z, self.slope) if self.piecewise else F.silu(z)
+            kept.append(z)  # of a LeakyReLU, its output, which has the same signs
         g = spread(own["last"], h)
         for i in (3, 2, 1):
-            g = self._masked(g, outputs[i])
-            g = F.conv_transpose2d(g, own[f"weight{i}"], None, 2, 1, lost(outputs[i - 1], g))
-        score = F.conv2d(self._masked(g, outputs[0]), own["first"], padding=1)
-        return unframed(score, height, width)
+            g = self._before(g, kept[i])
+            g = F.conv_transpose2d(g, own[f"weight{i}"], None, 2, 1, lost(kept[i - 1], g))
+        score = F.conv2d(self._before(g, kept[0]), own["first"], padding=1)
+        score = unframed(score, height, width)
+        if not self.wall:
+            return score
+        # In the precision of the images, which are a little more than half from the middle there.
+        return score - (beyond(centred, self.wall, -0.5) * (self.scale / self.wall)).to(self.dtype)
 
     def score(self, x: Tensor) -> Tensor:
         """-dU/dx for x in [0, 1], float32 [B, C, H, W]."""
         out: Tensor = self(x.float() - 0.5).float() / self.scale
         return out
 
-    def _masked(self, g: Tensor, output: Tensor) -> Tensor:
-        """g times the slope of the LeakyReLU that gave `output`."""
-        masked: Tensor = torch.ops.aten.leaky_relu_backward(g, output, self.slope, True)
-        return masked
+    def _before(self, g: Tensor, kept: Tensor) -> Tensor:
+        """g times the derivative of the activation where `kept` is."""
+        back = torch.ops.aten
+        made: Tensor
+        if self.piecewise:
+            made = back.leaky_relu_backward(g, kept, self.slope, True)
+        else:
+            made = back.silu_backward(g, kept)
+        return made

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from metastable import datasets
 from metastable.networks import channels_last
-from metastable.networks.energy import EnergyNetwork
+from metastable.networks.energy import ACTIVATIONS, Activation, EnergyNetwork
 from metastable.training import health
 from metastable.training.run import Paused, Run, device_of
 from metastable.training.sampler import Sampler, run_chains
@@ -54,6 +54,8 @@ class EnergyMlConfig:
     Attributes:
         dataset: a name of metastable.datasets.
         features: width n of the EnergyNetwork.
+        activation: leaky or silu.
+        wall: around images, 0 for none.
         updates: number of updates in all.
         switch: updates made with Adam; SGD makes the rest.
         batch: images, and chains, an update.
@@ -74,6 +76,8 @@ class EnergyMlConfig:
 
     dataset: str = "cifar10"
     features: int = 32
+    activation: str = "leaky"
+    wall: float = 0.0
     updates: int = 150_000
     switch: int = 50_000
     batch: int = 100
@@ -90,6 +94,8 @@ class EnergyMlConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for settings that no run can have."""
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {self.activation!r}: use {' or '.join(ACTIVATIONS)}")
         if self.bank_init not in ("uniform", "data"):
             raise ValueError(f"bank_init is {self.bank_init!r}: use uniform or data")
         if self.tau <= 0 or min(self.updates, self.batch, self.steps, self.report_every) < 1:
@@ -119,7 +125,8 @@ def start_network(config: EnergyMlConfig, shape: datasets.Shape) -> EnergyNetwor
     """
     size = datasets.square(shape, "an energy network")
     torch.manual_seed(config.seed)
-    network = EnergyNetwork(shape[0], size, config.features)
+    activation = cast(Activation, config.activation)
+    network = EnergyNetwork(shape[0], size, config.features, activation, config.wall)
     with torch.no_grad():
         for p in network.last.parameters():
             p.div_(config.fold)
@@ -148,7 +155,7 @@ def train_energy_ml(
     network = channels_last(start_network(config, datasets.of(config.dataset, data).shape).to(dev))
     bank, update = start_bank(config, train_set.images), 0
     if len(bank) < config.batch:
-        raise ValueError(f"a bank of {len(bank)} chains cannot fill a batch of {config.batch}")
+        raise ValueError(f"{len(bank)} chains cannot fill a batch of {config.batch}")
     record: health.Record = []
     optimizer = _optimizer(network, config, update)
     if (saved := run.resume()) is not None:

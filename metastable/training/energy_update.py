@@ -7,7 +7,7 @@ on a prepared score, and nothing is read back while an update runs.  The same co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,18 +29,29 @@ class DeviceConfig(EnergyMlConfig):
     A defense needs basins that hold an image for some thousand steps, not samples from noise: so chains start
     from data, and a share of them starts again at every visit.
 
+    `anchor` adds score matching at the data noise to every update, in nats an image.  The density of noisy
+    data is the best in that as in likelihood, so it changes no aim: it holds the gradient near data while
+    chains correct what is far from them.
+
     Attributes:
         rejuvenation: chance that a chain starts again from data when its turn comes.
+        anchor: weight of score matching beside the likelihood.
+        held: the last training images, which are not trained on: chains of the checks start from the first of
+            them.
         warm: updates of score matching before the first.
+        warm_lr: Adam's greatest rate in these, for the folded network f.
         warm_low: least noise of these, in [0, 1] image units.
         warm_high: greatest noise of these.
-        half: chains run on a float16 score.
+        half: on a GPU, chains run on a float16 score.
         kernels: and that of our own Triton kernels (`cuda_energy`), where they are written for the network.
         check_s: seconds between checks.
-        check_images: test images that the chains of a check start from.
+        check_images: held-out images that the chains of a check start from.
         check_steps: Langevin steps of these chains.
         bundle: folder of the bundle whose classifier says whether chains have kept their class.
         accuracy: at which a run may stop.
+
+    When a run goes on, its length, `switch` and both rates may change, and what says how it is computed and
+    watched: `half`, `kernels`, `report_every`, the checks and `accuracy`.
     """
 
     updates: int = 40_000
@@ -53,7 +64,10 @@ class DeviceConfig(EnergyMlConfig):
     bank: int = 4_000
     bank_init: str = "data"
     rejuvenation: float = 0.02
+    anchor: float = 0.0
+    held: int = 1_000
     warm: int = 4_000
+    warm_lr: float = 1e-3
     warm_low: float = 0.02
     warm_high: float = 0.06
     half: bool = True
@@ -69,6 +83,8 @@ class DeviceConfig(EnergyMlConfig):
         super().__post_init__()
         if self.bank % self.batch or self.bank == 0:
             raise ValueError(f"a bank of {self.bank} chains is no multiple of a batch of {self.batch}")
+        if not 1 <= self.check_images <= self.held:
+            raise ValueError("check_images must be at least 1 and not above held")
         if not 0 <= self.rejuvenation <= 1 or not 0 < self.warm_low <= self.warm_high:
             raise ValueError("rejuvenation must lie in [0, 1], and warm_low above 0 and not above warm_high")
 
@@ -107,13 +123,18 @@ class Trainer:
         if config.kernels:
             self.score = FusedScore(network, device, config.batch)
         else:
-            self.score = PreparedScore(network, torch.float16 if config.half else torch.float32)
+            half = config.half and device.type == "cuda"
+            self.score = PreparedScore(network, torch.float16 if half else torch.float32)
         assert network.last.bias is not None
         network.last.bias.requires_grad_(False)  # it shifts U by a constant
 
-    def optimizer(self, *, adam: bool) -> torch.optim.Optimizer:
-        """One that a graph can hold, with the rates of `EnergyMlConfig.learning_rates`."""
-        rates = self.config.learning_rates["adam" if adam else "sgd"]
+    def optimizer(self, *, adam: bool, warm: float = 0.0) -> torch.optim.Optimizer:
+        """One that a graph can hold, with the rates of `EnergyMlConfig.learning_rates`.
+
+        With `warm`, that of score matching, at so great a share of its rate.
+        """
+        config = self.config if not warm else replace(self.config, adam_lr=warm * self.config.warm_lr)
+        rates = config.learning_rates["adam" if adam else "sgd"]
         groups = [
             {"params": list(self.network.hidden.parameters()), "lr": self.rate * rates["hidden"]},
             {"params": [self.network.last.weight], "lr": self.rate * rates["last"]},
@@ -138,6 +159,9 @@ class Trainer:
         difference = on_data.mean() - on_chains.mean()
         optimizer.zero_grad(set_to_none=True)
         difference.backward()
+        if config.anchor:
+            loss = self._matching(config.data_noise)
+            (0.5 * positive[0].numel() * config.anchor * loss).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         with torch.no_grad():
             row = torch.stack([difference.detach(), strength, on_data.detach().std()])
@@ -147,17 +171,21 @@ class Trainer:
             self._rows.add_(config.batch).remainder_(len(self.bank))
 
     def warm(self, optimizer: torch.optim.Optimizer) -> None:
-        """One update of denoising score matching (Vincent 2011), as `score.dsm_loss` has it for energies."""
+        """One update of score matching."""
         config = self.config
         with torch.no_grad():
-            clean = self._data(0.0)
             spread = torch.rand(config.batch, 1, 1, 1, device=self._device)
             sigma = config.warm_low * (config.warm_high / config.warm_low) ** spread
-            noise = torch.randn_like(clean)
-        error = self.network.score(clean + sigma * noise) * sigma + noise
         optimizer.zero_grad(set_to_none=True)
-        error.square().mean().backward()  # type: ignore[no-untyped-call]
+        self._matching(sigma).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+
+    def _matching(self, sigma: Tensor | float) -> Tensor:
+        """The loss of denoising score matching (Vincent 2011) on data, as `score.dsm_loss` has it."""
+        with torch.no_grad():
+            clean = self._data(0.0)
+            noise = noise_like(clean)
+        return (self.network.score(clean + sigma * noise) * sigma + noise).square().mean()
 
     @torch.no_grad()
     def walk(self, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -168,7 +196,7 @@ class Trainer:
         raw = torch.zeros_like(x)
         for _ in range(steps):
             raw = self.score(x if fused else x - 0.5).float()
-            x = torch.add(x, raw, alpha=0.5 * tau**2 / scale).add_(torch.randn_like(x), alpha=tau)
+            x = torch.add(x, raw, alpha=0.5 * tau**2 / scale).add_(noise_like(x), alpha=tau)
         norm = torch.linalg.vector_norm(raw.flatten(1), dim=1).mean()
         return x, norm / scale
 
@@ -183,4 +211,13 @@ class Trainer:
         """A batch of training images, with noise: float32 [batch, C, H, W], channels last."""
         pick = torch.randint(0, len(self._images), (self.config.batch,), device=self._device)
         x = self._images[pick].float().div_(255).contiguous(memory_format=torch.channels_last)
-        return x.add_(torch.randn_like(x), alpha=noise)
+        return x.add_(noise_like(x), alpha=noise)
+
+
+def noise_like(x: Tensor) -> Tensor:
+    """Normals for x [B, C, H, W], drawn in the order in which a channels-last x lies in memory.
+
+    A CPU draws what is not contiguous one number at a time, which took a fifth of a step.
+    """
+    b, c, h, w = x.shape
+    return torch.randn(b, h, w, c, device=x.device).permute(0, 3, 1, 2)

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metastable.training.energy_update import DeviceConfig, Trainer
+from metastable.training.energy_update import DeviceConfig, Trainer, noise_like
 
 ASTRAY = 10.0  # spreads of U that lie between data and samples where a run has gone astray
 PATIENCE = 500  # updates of that
 STEEP = 3.0  # times the gradient's expected norm
+MARKS = (100, 200, 500)
+"""Steps after which a check looks at its chains, beside the last: settings for a CPU stop there."""
 Recent = Mapping[str, Sequence[float]]
 
 
@@ -46,8 +48,17 @@ class Watch:
     def done(self, recent: Recent, check: Mapping[str, float]) -> bool:
         """Whether the run may stop after this check."""
         steady = abs(fmean(recent["d"])) < 0.5 * pstdev(recent["d"])
-        still = abs(check["drift"]) < check["spread"]
-        return steady and still and check["accuracy"] >= self._config.accuracy
+        return steady and still(check) and check["accuracy"] >= self._config.accuracy
+
+
+def still(check: Mapping[str, float]) -> bool:
+    """Whether the chains of a check neither sank nor climbed by more than energies differ anyway."""
+    return abs(check["drift"]) < check["spread"]
+
+
+def rank(check: Mapping[str, float]) -> tuple[bool, float]:
+    """Greater for better weights: first come those whose chains stay, then those whose ends are known."""
+    return still(check), check["accuracy"]
 
 
 @torch.no_grad()
@@ -57,21 +68,29 @@ def check(
     """Chains of `check_steps` from images [N, C, H, W] in [0, 1]: their ends on the CPU, and what they say.
 
     `drift` is mean U(end) - mean U(image + data noise), `spread` the latter's standard deviation, `accuracy`
-    the share of ends that the classifier gives its image's label.
+    the share of ends that the classifier gives its image's label.  `course` has drift and accuracy after
+    MARKS too.  `denoising` is the loss of score matching at the data noise, 1 for a score of zero.
     """
     config, device = trainer.config, trainer.bank.device
     trainer.score.refresh(trainer.network)
     start = images.to(device).contiguous(memory_format=torch.channels_last)
-    known = trainer.network(start + config.data_noise * torch.randn_like(start))
-    end, strength = trainer.walk(start, config.check_steps)
-    right = classifier(end.clamp(0, 1)).argmax(1).cpu() == labels
+    noise = noise_like(start)
+    noisy = start + config.data_noise * noise
+    known = trainer.network(noisy)
+    error = trainer.network.score(noisy) * config.data_noise + noise
+    end, strength, course = start, torch.zeros(()), list[dict[str, float]]()
+    for mark in (*(mark for mark in MARKS if mark < config.check_steps), config.check_steps):
+        end, strength = trainer.walk(end, mark - (int(course[-1]["steps"]) if course else 0))
+        right = classifier(end.clamp(0, 1)).argmax(1).cpu() == labels
+        drift = float(trainer.network(end).mean() - known.mean())
+        course.append({"steps": mark, "drift": drift, "accuracy": float(right.float().mean())})
     low, high = end.aminmax()
     return end.cpu(), {
-        "steps": config.check_steps,
+        **course[-1],
+        "course": course,
         "images": len(start),
-        "drift": float(trainer.network(end).mean() - known.mean()),
         "spread": float(known.std()),
-        "accuracy": float(right.float().mean()),
+        "denoising": float(error.square().mean()),
         "strength": float(strength),
         "pixel_min": float(low),
         "pixel_max": float(high),

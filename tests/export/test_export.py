@@ -16,6 +16,7 @@ from metastable.networks.energy import EnergyNetwork
 from metastable.networks.score import ScoreNetwork
 from metastable.training.classifier import ClassifierConfig
 from metastable.training.energy import EnergyMlConfig
+from metastable.training.energy_update import DeviceConfig
 from metastable.training.malade import MaladeConfig
 from metastable.training.run import Run
 from metastable.training.score import EnergyDsmConfig, ScoreConfig
@@ -55,6 +56,10 @@ def test_a_bundle_of_digits_from_runs(tmp_path: Path) -> None:
         "classifier": (ClassifierConfig(dataset="mnist", network="cnn-2-3-4"), Cnn(widths=(2, 3, 4))),
         "autoencoder": (MaladeConfig(classifier="f", variance=0.1), Autoencoder(variance=0.1)),
         "short_run": (EnergyMlConfig(dataset="mnist", features=2), EnergyNetwork(1, 28, 2)),
+        "energy": (
+            DeviceConfig(dataset="mnist", features=2, activation="silu"),
+            EnergyNetwork(1, 28, 2, "silu"),
+        ),
     }
     for part, (config, network) in made.items():
         Run(tmp_path / part, config).finish(network, {})

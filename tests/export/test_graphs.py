@@ -12,7 +12,7 @@ from torch import nn
 
 from export import graphs
 from metastable.bundle import Bundle
-from metastable.networks.energy import EnergyNetwork
+from metastable.networks.energy import ACTIVATIONS, Activation, EnergyNetwork
 from metastable.networks.onnx_classifier import OnnxClassifier
 
 pytestmark = pytest.mark.slow
@@ -54,11 +54,12 @@ def test_exporting_twice_gives_the_same_bytes(tiny: Bundle, tiny_graphs: dict[st
     assert again == tiny_graphs["energy"]
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("size", [1, 5])
-def test_odd_sizes_export_too(size: int) -> None:
+def test_odd_sizes_export_too(size: int, activation: Activation) -> None:
     """28 x 28 is halved to 7 and 3: the transposed convolutions must give the lost row back."""
     torch.manual_seed(0)
-    network = EnergyNetwork(1, 28, features=4)
+    network = EnergyNetwork(1, 28, features=4, activation=activation)
     session = ort.InferenceSession(graphs.export(graphs.Scored(network), (1, 28, 28), "score"))
     x = torch.rand(size, 1, 28, 28)
     (got,) = session.run(None, {"x": x.numpy()})

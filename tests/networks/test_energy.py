@@ -2,14 +2,19 @@ import pytest
 import torch
 
 from metastable.attacks.smooth import smooth_backward
-from metastable.networks.energy import EnergyNetwork
+from metastable.networks.energy import ACTIVATIONS, Activation, EnergyNetwork
 
 
+@pytest.mark.parametrize(
+    ("activation", "wall"), [("leaky", 0.0), ("silu", 0.0), ("leaky", 0.1), ("silu", 0.1)]
+)
 @pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 28)])
-def test_explicit_score_equals_float64_autograd(channels: int, size: int) -> None:
+def test_explicit_score_equals_float64_autograd(
+    channels: int, size: int, activation: Activation, wall: float
+) -> None:
     torch.manual_seed(0)
-    network = EnergyNetwork(channels, size, features=8).double()
-    x = torch.rand(5, channels, size, size, dtype=torch.double, requires_grad=True)
+    network = EnergyNetwork(channels, size, features=8, activation=activation, wall=wall).double()
+    x = torch.rand(5, channels, size, size, dtype=torch.double).mul(1.4).sub(0.2).requires_grad_()
     (gradient,) = torch.autograd.grad(network(x).sum(), x)
     exact = -gradient
     assert torch.allclose(network.score(x.detach()), exact, rtol=1e-12, atol=1e-14)
@@ -24,10 +29,11 @@ def test_matches_the_papers_size_and_keeps_the_batch_dimension() -> None:
     assert network(torch.rand(1, 3, 32, 32)).shape == (1,)
 
 
-def test_score_is_differentiable_in_the_weights() -> None:
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_score_is_differentiable_in_the_weights(activation: Activation) -> None:
     """The gradient of the explicit graph equals double backward through autograd."""
     torch.manual_seed(1)
-    network = EnergyNetwork(features=4).double()
+    network = EnergyNetwork(features=4, activation=activation).double()
     x = torch.rand(2, 3, 32, 32, dtype=torch.double)
     weight = network.hidden[1].weight
     (explicit,) = torch.autograd.grad(network.score(x).square().sum(), weight)
@@ -35,6 +41,45 @@ def test_score_is_differentiable_in_the_weights() -> None:
     (g,) = torch.autograd.grad(network(y).sum(), y, create_graph=True)
     (double,) = torch.autograd.grad(g.square().sum(), weight)
     assert torch.allclose(explicit, double, rtol=1e-9, atol=1e-12)
+
+
+def test_only_the_smooth_energy_has_a_score_with_a_derivative_of_its_own() -> None:
+    """Along a line, the derivative of the score is what finite differences say; with kinks it is nothing."""
+    torch.manual_seed(1)
+    x, v, w = torch.rand(3, 2, 3, 32, 32, dtype=torch.double)
+    at = x.clone().requires_grad_()
+    for activation in ACTIVATIONS:
+        network = EnergyNetwork(features=4, activation=activation).double().requires_grad_(False)
+        if network.piecewise:
+            assert not network.score(at).requires_grad
+            continue
+        (gradient,) = torch.autograd.grad((network.score(at) * w).sum(), at)
+        h = 1e-5
+        difference = (network.score(x + h * v) - network.score(x - h * v)).mul(w).sum() / (2 * h)
+        assert float((gradient * v).sum()) == pytest.approx(float(difference), rel=1e-5)
+        assert smooth_backward(network) == network.score
+
+
+def test_a_wall_acts_outside_images_alone_and_pulls_back() -> None:
+    torch.manual_seed(0)
+    plain, walled = EnergyNetwork(features=4), EnergyNetwork(features=4, wall=0.05)
+    walled.load_state_dict(plain.state_dict())
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(walled(x), plain(x))
+    assert torch.equal(walled.score(x), plain.score(x))
+    x[:, 0, 0, 0], x[:, 1, 0, 0] = 1.1, -0.1
+    pull = walled.score(x) - plain.score(x)
+    assert pull[:, 0, 0, 0].tolist() == pytest.approx([-0.1 / 0.05**2] * 2, rel=1e-4)
+    assert pull[:, 1, 0, 0].tolist() == pytest.approx([0.1 / 0.05**2] * 2, rel=1e-4)
+    assert (pull != 0).sum() == 4
+    assert (walled(x) - plain(x)).tolist() == pytest.approx([4.0, 4.0], rel=1e-4)
+    with pytest.raises(ValueError, match="wall must lie"):
+        EnergyNetwork(wall=-1.0)
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    with pytest.raises(ValueError, match="use leaky or silu"):
+        EnergyNetwork(activation="relu")  # type: ignore[arg-type]
 
 
 SIZES = [(1, 1), (5, 40), (31, 33), (48, 64), (47, 70)]

@@ -28,6 +28,19 @@ def test_float32_is_the_networks_own_score_to_the_bit(channels: int, size: int) 
     assert torch.equal(PreparedScore(network).score(x), network.score(x))
 
 
+@pytest.mark.parametrize("wall", [0.0, 0.03])
+@torch.no_grad()
+def test_that_of_a_smooth_energy_is_its_score_but_for_rounding(wall: float) -> None:
+    torch.manual_seed(0)
+    network = channels_last(EnergyNetwork(3, 32, 8, "silu", wall))
+    network.last.weight.mul_(1e5)  # gradients of some hundreds, as trained energies have them
+    x = images(3, 32)
+    exact = network.score(x)
+    assert (PreparedScore(network).score(x) - exact).norm() < 1e-6 * exact.norm()
+    error = PreparedScore(network, torch.float16).score(x) - exact
+    assert error.norm() < 0.02 * exact.norm()
+
+
 def test_it_is_a_copy_until_it_is_refreshed() -> None:
     network = EnergyNetwork(features=4)
     prepared, x = PreparedScore(network), images(3, 32)

@@ -17,7 +17,7 @@ from metastable.errors import DataError
 from metastable.networks.energy import EnergyNetwork
 from metastable.training import energy, energy_device
 from metastable.training.energy_update import DeviceConfig, Trainer
-from metastable.training.energy_watch import PATIENCE, Watch
+from metastable.training.energy_watch import PATIENCE, Watch, check, rank
 from metastable.training.run import KEPT, Paused, sitting
 from tests.training.resident import Resident
 from tests.training.test_energy import write_mnist
@@ -32,6 +32,7 @@ TINY = DeviceConfig(
     steps=3,
     bank=8,
     report_every=2,
+    held=6,
     warm=3,
     check_images=6,
     check_steps=3,
@@ -106,6 +107,21 @@ def test_an_update_descends_the_difference_that_it_notes(data: Path, monkeypatch
     assert torch.allclose(moved, -rates * first.grad, rtol=1e-3, atol=1e-7)  # type: ignore[operator]
 
 
+def test_the_anchor_adds_score_matching_in_nats_an_image(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of its loss stands the sum of a layer's weights, whose gradient is 1."""
+    moved = []
+    for anchor in (0.0, 3.0):
+        made = trainer(data, anchor=anchor, sgd_lr=1e-3)
+        first = made.network.hidden[1].weight
+        monkeypatch.setattr(made, "_matching", lambda sigma, first=first: first.sum() * (sigma == 0.03))
+        before = first.detach().clone()
+        torch.manual_seed(1)
+        made.update(made.optimizer(adam=False))
+        moved.append(first.detach() - before)
+    rate = TINY.learning_rates["sgd"]["hidden"] / TINY.sgd_lr * 1e-3
+    assert torch.allclose(moved[1] - moved[0], torch.tensor(-rate * 3.0 * 784 / 2), rtol=1e-2)
+
+
 @pytest.mark.parametrize("half", [True, False])
 def test_chains_follow_the_langevin_equation(data: Path, half: bool) -> None:
     made = trainer(data, half=half, tau=0.5)
@@ -152,12 +168,18 @@ def test_score_matching_lowers_its_loss(data: Path) -> None:
 @pytest.mark.slow
 def test_a_run_writes_what_it_found_and_goes_on_after_a_pause(data: Path, tmp_path: Path) -> None:
     with sitting(0), pytest.raises(Paused):
-        energy_device.train(TINY, data, tmp_path, "cpu")
+        energy_device.train(TINY, data, tmp_path, "cpu")  # which ends in score matching
+    assert not (tmp_path / "so-far.json").exists()
+    energy_device.train(dataclasses.replace(TINY, updates=2), data, tmp_path, "cpu")
     said = json.loads((tmp_path / "so-far.json").read_text())
     assert said["update"] == 2
     assert said["last"]["images"] == 6
     assert (tmp_path / KEPT).exists()
-    result = energy_device.train(dataclasses.replace(TINY, updates=8), data, tmp_path, "cpu")
+    slower = dataclasses.replace(TINY, updates=8, adam_lr=5e-5)
+    result = energy_device.train(slower, data, tmp_path, "cpu")
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    # Adam until update 3, in reports at 2, 3, 5, 7 and 8
+    assert [line["lr"] for line in log] == [1e-4, 5e-5, 2e-3, 2e-3, 2e-3]
     assert (result["adam_updates"], result["sgd_updates"]) == (3, 5)
     assert [found["update"] for found in result["checks"]] == [2, 8]
     assert result["returns"] == 0
@@ -202,6 +224,39 @@ def test_a_good_run_stops_early(data: Path, tmp_path: Path, monkeypatch: pytest.
     assert result["checks"][-1]["update"] == 2
 
 
+def test_chains_that_stay_come_before_chains_that_keep_their_class() -> None:
+    checks = [
+        {"drift": -9.0, "spread": 1.0, "accuracy": 0.9},
+        {"drift": 0.5, "spread": 1.0, "accuracy": 0.3},
+        {"drift": -0.5, "spread": 1.0, "accuracy": 0.4},
+    ]
+    assert sorted(checks, key=rank) == checks
+
+
+def test_a_check_starts_from_images_that_are_never_learned_from(data: Path, tmp_path: Path) -> None:
+    every = datasets.load("mnist", data, "train")
+    made = energy_device._Training(TINY, data, tmp_path, CPU, lambda check: None)
+    assert torch.equal(made.trainer._images, every.images[:14])
+    assert torch.equal(made._images, datasets.to_float(every.images[14:]))
+    assert torch.equal(made._labels, every.labels[14:])
+    found = made.judge()
+    assert found["course"] == [{name: found[name] for name in ("steps", "drift", "accuracy")}]
+    with pytest.raises(DataError, match="lower --held"):
+        energy_device._Training(dataclasses.replace(TINY, held=20), data, tmp_path / "b", CPU, print)
+
+
+def test_a_check_follows_its_chains_on_the_way(data: Path) -> None:
+    made = trainer(data, check_steps=250)
+    with torch.no_grad():
+        made.network.last.weight.zero_()
+    classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+    _, found = check(made, classifier, torch.rand(3, 1, 28, 28), torch.tensor([0, 1, 2]))
+    assert [at["steps"] for at in found["course"]] == [100, 200, 250]
+    assert found["drift"] == found["course"][-1]["drift"]
+    assert found["drift"] == 0
+    assert found["denoising"] == pytest.approx(1.0, abs=0.1)  # of a score of zero
+
+
 def test_when_a_run_is_astray_and_when_it_is_done() -> None:
     watch = Watch(TINY, 784)
     assert watch.expected == pytest.approx(28 / 0.03)
@@ -235,6 +290,8 @@ def test_when_a_run_is_astray_and_when_it_is_done() -> None:
         ({"bank": 9}, "no multiple of a batch"),
         ({"rejuvenation": 2.0}, "rejuvenation must lie"),
         ({"warm_low": 0.5}, "not above warm_high"),
+        ({"check_images": 7}, "not above held"),
+        ({"activation": "relu"}, "use leaky or silu"),
     ],
 )
 def test_impossible_settings(change: dict[str, Any], message: str) -> None:

@@ -49,7 +49,7 @@ def tiles(inner: int, outer: int) -> list[Tile]:
 
 def fits(network: nn.Module) -> bool:
     """Whether the kernels have been written for this network; its images must be multiples of 8 high."""
-    if not isinstance(network, EnergyNetwork):
+    if not isinstance(network, EnergyNetwork) or not network.piecewise or network.wall:
         return False
     features, channels = _weights(network)[0].shape[:2]
     return features in (16, 32, 64) and channels <= 3

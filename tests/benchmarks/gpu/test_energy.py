@@ -14,7 +14,18 @@ from benchmarks.gpu import energy, loan
 def arguments(tiny_folder: Path, folder: Path, minutes: str) -> list[str]:
     data = loan.data_of(None, folder, tiny=True)
     given = ["--tiny", "--device", "cpu", "--bundle", str(tiny_folder), "--data", data, "--minutes", minutes]
-    return [*given, "--run", str(folder / "run"), "--out", str(folder / "result.json"), "--", "--tau", "0.02"]
+    return [
+        *given,
+        "--run",
+        str(folder / "run"),
+        "--out",
+        str(folder / "result.json"),
+        "--",
+        "--tau",
+        "0.02",
+        "--warm",
+        "0",
+    ]
 
 
 @pytest.mark.slow
