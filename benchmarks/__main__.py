@@ -16,6 +16,7 @@ from benchmarks import (
     door,
     fuzz,
     gradients,
+    hop,
     load,
     overload,
     price,
@@ -118,6 +119,11 @@ def run_fuzz(args: argparse.Namespace) -> dict[str, Any]:
     ports = (args.port, args.metrics_port)
     image = args.image.read_bytes()
     return fuzz.measure(args.bundle, image, args.work, count=args.n, seed=args.seed, ports=ports)
+
+
+def run_hop(args: argparse.Namespace) -> dict[str, Any]:
+    numbers = {"pairs": args.pairs, "rounds": args.rounds, "at_once": args.at_once}
+    return hop.measure(args.bundle, args.image.read_bytes(), args.work, args.setting, **numbers)
 
 
 def run_overload(args: argparse.Namespace) -> dict[str, Any]:
@@ -231,6 +237,14 @@ def fill(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--work", type=Path, default=Path("runs/fuzz"), help="folder for those that went wrong")
     one.add_argument("--port", type=int, default=8090, help="of the server")
     one.add_argument("--metrics-port", type=int, default=8093, help="of the server")
+
+    one = add("hop", "what the door adds to an answer of TorchServe", run_hop)
+    one.add_argument("--image", type=Path, default=Path("samples/cat.png"), help="what is asked")
+    one.add_argument("--setting", default="none", help="of the answers")
+    one.add_argument("--pairs", type=cli.from_one, default=200, help="answers each way, in turns")
+    one.add_argument("--rounds", type=cli.from_one, default=7, help="of so many answers each way at once")
+    one.add_argument("--at-once", type=cli.from_one, default=8, help="answers under way in a round")
+    one.add_argument("--work", type=Path, default=Path("runs/hop"), help="folder of the server")
 
     one = add("overload", "more requests than can be answered: goodput, memory, recovery", run_overload)
     one.add_argument("--image", type=Path, default=Path("samples/cat.png"), help="what is asked")
