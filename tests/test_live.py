@@ -109,7 +109,7 @@ def test_bad_requests_have_their_own_status_beside_good_ones(client: httpx.Clien
         (CAT, {"setting": "magic"}, 422, "invalid_option"),
         (CAT, {"seed": "1"}, 422, "invalid_option"),
         (CAT, {"deadline_ms": "1", "setting": "balanced"}, 504, "deadline_exceeded"),
-        (CAT + bytes(2_000_000), {}, 413, "too_large"),
+        (CAT + bytes(16_000_000), {}, 413, "too_large"),
     ] * 3
     with ThreadPoolExecutor(len(cases)) as pool:
         replies = list(pool.map(lambda case: predict(client, case[0], **case[1]), cases))

@@ -14,7 +14,7 @@ URL = "http://127.0.0.1:8080"
 def test_a_bare_name_is_a_setting() -> None:
     arm = parse_arm("fast", URL)
     assert arm == Arm("fast", "fast", URL)
-    assert arm.target.url == f"{URL}/classify"
+    assert arm.target.url == f"{URL}/predictions/metastable"
     assert arm.target.headers == {"X-Metastable-Setting": "fast"}
 
 
