@@ -1,7 +1,7 @@
 """What the door adds to an answer of TorchServe, and takes of its answers a second, paired in one server.
 
     through the door: a PNG over TCP, which is checked, decoded and handed on
-    past it:          the same exact pixels to TorchServe's own socket, with the word that only the door knows
+    past it:          the same exact pixels to TorchServe's own socket, with the key that only the door has
 
 The same client asks both ways in turns.  The setting costs little, so that the hop shows.
 """
@@ -9,6 +9,7 @@ The same client asks both ways in turns.  The setting costs little, so that the 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import statistics
 import time
@@ -23,7 +24,7 @@ from benchmarks import server
 from metastable.images import decode
 from metastable.serving.backends.channel import Channel
 from metastable.serving.backends.exchange import exact
-from metastable.serving.control import PATTERN, WORD_HEADER
+from metastable.serving.control import PATTERN
 
 PATIENCE = 60.0
 WARM = 20
@@ -53,7 +54,8 @@ async def _measured(
     shape = described["served"]["shape"]
     pixels = exact(decode(image, size=(shape[1], shape[2]), channels=shape[0]).pixels)
     named = {"X-Metastable-Setting": setting}
-    past = named | {WORD_HEADER: str(described["word"]), "Content-Type": "application/octet-stream"}
+    key = json.loads((run / "key_file.json").read_text())["inference"]["key"]
+    past = named | {"Authorization": f"Bearer {key}", "Content-Type": "application/octet-stream"}
     socket = httpx.AsyncHTTPTransport(uds=str(scratch / "inference.sock"))
     async with (
         httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as outside,

@@ -8,6 +8,7 @@ The door answers from the beginning, and is ready once a worker has made a predi
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from pathlib import Path
 
@@ -17,11 +18,16 @@ from deploy.java import Java
 from deploy.run_folder import Refused, RunFolder
 from deploy.torchserve import Supervised
 from metastable import bundle as bundles
+from metastable.bundle import Bundle
 from metastable.errors import SettingsError
 from metastable.images import ImageLimits
 from metastable.serving.configuration import Configuration
 from metastable.serving.door.stopping import Stop
 from metastable.serving.metrics import Metrics
+
+MOST_BYTES = 65_536
+HEADERS = 16_384
+"""Bytes of a request to TorchServe: exact pixels of at most four bytes each, and what is around them."""
 
 
 def serve(chosen: argparse.Namespace, sample: Path, stop: Stop, run: RunFolder, java: Java) -> int:
@@ -38,12 +44,14 @@ def serve(chosen: argparse.Namespace, sample: Path, stop: Stop, run: RunFolder, 
 
 
 def _serve(front: Front, chosen: argparse.Namespace, run: RunFolder, java: Java) -> int:
-    limits, metrics = _limits(chosen), Metrics(settings=_settings(chosen.archive))
+    limits, served = _limits(chosen), _served(chosen.archive)
+    metrics = Metrics(settings=served.settings.names)
     supervised = Supervised(
         run,
         chosen.archive,
         java.home,
         torchserve_metrics_port=chosen.torchserve_metrics_port,
+        most_bytes=max(MOST_BYTES, 4 * math.prod(served.shape) + HEADERS),
         at_once=lambda: front.stop.at_once,
         restarted=metrics.restarted,
     )
@@ -71,8 +79,8 @@ def _limits(chosen: argparse.Namespace) -> ImageLimits:
     return Configuration.of(named).image_limits
 
 
-def _settings(path: Path) -> tuple[str, ...]:
-    """Names of the archive's settings; refuses an archive whose worker could not start."""
+def _served(path: Path) -> Bundle:
+    """The archive's bundle; refuses an archive whose worker could not start."""
     with archive.unpacked(path) as folder:
         found = archive.configuration(folder)
         Configuration.of(found.get("handler"))
@@ -81,4 +89,4 @@ def _settings(path: Path) -> tuple[str, ...]:
                 f"{archive.CONFIG} in {path} wants several workers: make minWorkers and maxWorkers 1, which "
                 "uses all cores, or start another server on a port of its own"
             )
-        return tuple(bundles.load(archive.bundle_folder(folder)).settings.names)
+        return bundles.load(archive.bundle_folder(folder))

@@ -3,6 +3,7 @@
     .run/config.properties   what TorchServe really reads
     .run/logs/               new at each start, kept afterwards
     .run/metrics/            counters of door and workers, removed at the stop
+    .run/key_file.json       the keys that TorchServe asks the door for, removed at the stop
     .run/runner.json         the runner that `auto` found fastest for a bundle
     .run/tmp/                sockets and unpacked archive, removed at the stop
 
@@ -26,7 +27,6 @@ from metastable.errors import MetastableError
 
 SOCKET_PATH_LIMIT = 100  # bytes; Linux allows 107, macOS 103
 _LONGEST_SOCKET_NAME = "/control/4194304.sock"
-_MOST_BEHIND_THE_DOOR = 64 * 2**20  # bytes of a request: the door has bounded it, these are exact pixels
 
 
 class Refused(MetastableError):
@@ -82,8 +82,10 @@ class RunFolder:
         self.metrics = self.root / "metrics"
         self.runner_cache = self.root / "runner.json"
         self.config = self.root / "config.properties"
+        self.keys = self.root / "key_file.json"
         self._check()
         self._lock = self._take()
+        self.keys.unlink(missing_ok=True)
         # Files of dead workers go with the folder: their numbers would be counted again.
         self.scratch = self.root / "tmp"
         for folder in (self.logs, self.metrics, self.scratch):
@@ -97,14 +99,18 @@ class RunFolder:
         """Remove what was temporary; logs and configuration stay to be read."""
         for folder in (self.scratch, self.metrics):
             shutil.rmtree(folder, ignore_errors=True)
+        self.keys.unlink(missing_ok=True)
         self._lock.close()
 
-    def write_config(self, template: Path, archive: Path, socket: Path, metrics_port: int) -> None:
+    def write_config(
+        self, template: Path, archive: Path, socket: Path, metrics_port: int, most_bytes: int
+    ) -> None:
         """Write the copy of the template that TorchServe reads.
 
         Args:
             socket: where it takes requests; the door alone reaches it.
             metrics_port: of its own metrics, on loopback.
+            most_bytes: of a request.
         """
         store = archive.parent
         values = {
@@ -114,8 +120,7 @@ class RunFolder:
             "model_store": str(store),
             "load_models": f"metastable={archive.name}",
             "allowed_urls": allowed_urls(store),
-            "max_request_size": str(_MOST_BEHIND_THE_DOOR),
-            "disable_token_authorization": "true",  # the door has no token, and asks for keys itself
+            "max_request_size": str(most_bytes),
         }
         self.config.write_text(effective(template.read_text(encoding="utf-8"), values), encoding="utf-8")
 

@@ -43,6 +43,7 @@ class Supervised:
         run: the folder, taken; who made it closes it.
         archive: an absolute path.
         torchserve_metrics_port: of TorchServe's own metrics.
+        most_bytes: of a request to TorchServe.
         patience: seconds without readiness after which TorchServe is ended and started again: it stops
             trying to load a model after a while.
         say: what happens, in one line.
@@ -58,6 +59,7 @@ class Supervised:
         java_home: Path,
         *,
         torchserve_metrics_port: int,
+        most_bytes: int = 2_100_000,
         patience: float = 180.0,
         say: Callable[[str], None] = _say,
         at_once: Callable[[], bool] = lambda: False,
@@ -65,11 +67,11 @@ class Supervised:
         restarted: Callable[[], None] = lambda: None,
     ) -> None:
         self._run, self._archive, self._java_home = run, archive, java_home
-        self._metrics_port = torchserve_metrics_port
+        self._metrics_port, self._most_bytes = torchserve_metrics_port, most_bytes
         self._patience = patience
         self._say, self._at_once, self._launch, self._restarted = say, at_once, launch, restarted
         self._socket, self._control = run.scratch / "inference.sock", run.scratch / "control"
-        self.backend = TorchServe(self._socket, self._control)
+        self.backend = TorchServe(self._socket, self._control, keys=run.keys)
         self.starts = 0
         self.left: list[int] = []
         """Processes that could not be killed."""
@@ -78,7 +80,7 @@ class Supervised:
 
     async def __aenter__(self) -> Supervised:
         self._control.mkdir(mode=0o700, exist_ok=True)
-        self._run.write_config(TEMPLATE, self._archive, self._socket, self._metrics_port)
+        self._run.write_config(TEMPLATE, self._archive, self._socket, self._metrics_port, self._most_bytes)
         self._keeper = asyncio.create_task(self._keep())
         await self.backend.__aenter__()
         return self

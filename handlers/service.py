@@ -166,10 +166,8 @@ class Service:
         """Read the options of requests that are new; the responses to those that are at fault."""
         responses = {}
         for request in requests:
-            claim = Claim(request.headers)
+            claim = Claim(request.headers) if self._door is None else self._door.claim(request.headers)
             try:
-                if self._door is not None:
-                    claim = self._door.claim(request.headers)
                 data, fields = options_module.split_body(request.row)
                 chosen = options_module.parse(claim.headers, fields, self._policy)
                 self._new[request.id] = New(request.id, data, chosen, received - claim.waited, claim)

@@ -3,16 +3,15 @@
 A worker listens on the unix socket `<its pid>.sock` in a private folder that the environment names.  Each
 side sends one JSON object a line, of at most MOST_BYTES; `id` matches an answer with its request:
 
-    {"id": 1, "ask": "describe"}                    what is served, the requests TorchServe may hold, a word
+    {"id": 1, "ask": "describe"}                    what is served, and how many requests TorchServe may hold
     {"id": 2, "ask": "admit", "setting": "fast"}    a token for a permit that the worker keeps
     {"id": 3, "ask": "release", "token": "..."}     give it back
     {"id": 4, "ask": "cancel", "job": "..."}        the door has no use for this answer any more
     {"id": 5, "ask": "state"}                       backlog, permits out, prices and refusals
     -> {"id": 1, "answer": {...}} or {"id": 2, "refused": {"code": ..., "message": ..., "retry_after": ...}}
 
-A prediction carries the word, the token, the name by which `cancel` knows it, and when it was sent, in
-headers.  They count only where the environment names that folder.  Requests without the word are refused
-then: TorchServe's gRPC cannot be turned off, and other users of the machine may reach it.
+A prediction carries the token, the name by which `cancel` knows it, and when it was sent, in headers.  They
+count only where the environment names that folder, and then the door alone reaches TorchServe.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ FOLDER = "METASTABLE_CONTROL_DIR"
 PATTERN = "*.sock"
 MOST_BYTES = 65_536
 PERMIT_HEADER = "X-Metastable-Permit"
-WORD_HEADER = "X-Metastable-Word"
 JOB_HEADER = "X-Metastable-Job"
 SENT_HEADER = "X-Metastable-Sent"
 """Seconds on `time.monotonic`, which all processes of a machine share: waiting in TorchServe counts too."""

@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[2]
 def written_config(tmp_path: Path) -> tuple[str, dict[str, str], RunFolder]:
     run = RunFolder(tmp_path / "run")
     archive = tmp_path / "store" / "metastable.mar"
-    run.write_config(REPOSITORY / "config.properties", archive, run.scratch / "inference.sock", 18082)
+    run.write_config(REPOSITORY / "config.properties", archive, run.scratch / "inference.sock", 18082, 70_000)
     text = run.config.read_text()
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     return text, dict(line.split("=", 1) for line in lines), run
@@ -30,6 +30,8 @@ def test_the_configuration_is_absolute_and_on_loopback(tmp_path: Path) -> None:
     assert config["inference_address"] == f"unix:{run.scratch}/inference.sock"
     assert config["metrics_address"] == "http://127.0.0.1:18082"
     assert config["management_address"].startswith("unix:/")
+    assert config["disable_token_authorization"] == "false"
+    assert config["max_request_size"] == "70000"
     assert config["model_store"] == str(tmp_path / "store")
     assert config["load_models"] == "metastable=metastable.mar"
     addresses = [value for key, value in config.items() if key.endswith("_address")]

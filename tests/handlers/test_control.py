@@ -26,9 +26,6 @@ from tests.handlers.test_service import png, request, service
 pytestmark = pytest.mark.slow
 
 
-WORD = "what only the door knows"
-
-
 class Asking:
     """A connection, as the door has one."""
 
@@ -61,7 +58,6 @@ class World:
         self.registry = CollectorRegistry()
         self.service = service(tiny, self.registry, engine_limits=limits, sizes=(1, 4))
         self.door = self.service.open(window=5)
-        self.door._word = WORD
         self.door._clock = lambda: time.monotonic() + self.later
         self.engine = self.service._engine
         self.control = Control(folder, self.door)
@@ -102,8 +98,7 @@ def asking(world: World) -> Iterator[Asking]:
 
 def sent(token: str = "none such", job: str = "j", **options: str) -> Request:
     made = request(setting="langevin") if not options else request(**options)
-    own = {"x-metastable-permit": token, "X-METASTABLE-JOB": job, "X-Metastable-Word": WORD}
-    return Request(made.id, {**made.headers, **own}, made.row)
+    return Request(made.id, {**made.headers, "x-metastable-permit": token, "X-METASTABLE-JOB": job}, made.row)
 
 
 def test_it_says_what_is_served(world: World, asking: Asking, tiny: Bundle) -> None:
@@ -113,7 +108,7 @@ def test_it_says_what_is_served(world: World, asking: Asking, tiny: Bundle) -> N
     assert (served.classes, served.settings) == (tuple(tiny.classes), tiny.settings.names)
     assert (served.default, served.allow_seed, served.runner) == ("fast", False, "torch")
     assert served.fit == tiny.fit
-    assert (found["window"], found["word"]) == (5, WORD)
+    assert found["window"] == 5
     assert world.control.path.name == f"{os.getpid()}.sock"
 
 
@@ -133,19 +128,6 @@ def test_a_token_is_the_room_of_one_request(world: World, asking: Asking) -> Non
     assert done == (200, "")
     assert world.out == 0
     assert world.step(sent(token))[0] in (None, (200, ""))  # as without a token
-
-
-@pytest.mark.parametrize("word", [None, "", "what only the door know", "\u00e9"])
-def test_who_is_not_the_door_is_refused(world: World, asking: Asking, word: str | None) -> None:
-    token = asking.ask("admit", setting="langevin")["token"]
-    made = sent(token)
-    headers = {name: value for name, value in made.headers.items() if name != "X-Metastable-Word"}
-    if word is not None:
-        headers["x-metastable-word"] = word
-    # Before anything of it is read, and its token stays the door's.
-    forged = Request("forged", headers, {"body": b"no image"})
-    assert world.step(forged) == [(401, "not_authorized")]
-    assert world.step(made) in ([None], [(200, "")])
 
 
 def test_a_token_for_another_setting_is_given_back(world: World, asking: Asking) -> None:

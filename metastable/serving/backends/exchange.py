@@ -17,7 +17,7 @@ from metastable.engine.reply import of_image
 from metastable.errors import DeadlineExceeded, MetastableError, Unavailable
 from metastable.images import DecodedImage
 from metastable.serving.backends.base import Judged, Question
-from metastable.serving.control import JOB_HEADER, PERMIT_HEADER, SENT_HEADER, WORD_HEADER, error_of
+from metastable.serving.control import JOB_HEADER, PERMIT_HEADER, SENT_HEADER, error_of
 from metastable.serving.options import MAX_DEADLINE_MS
 
 SECONDS = ("anomaly", "queue", "purify", "classify")
@@ -44,14 +44,13 @@ def exact(pixels: torch.Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def headers(question: Question, job: str, token: str | None, word: str) -> dict[str, str]:
+def headers(question: Question, job: str, token: str | None) -> dict[str, str]:
     """Of the prediction; raises DeadlineExceeded if there is no time left."""
     now, options = time.monotonic(), question.options
     found = {
         "Content-Type": "application/octet-stream",
         "X-Metastable-Setting": options.setting,
         "X-Metastable-Top-K": str(options.top_k),
-        WORD_HEADER: word,
         JOB_HEADER: job,
         SENT_HEADER: repr(now),
     }
@@ -78,11 +77,15 @@ class Exchange:
         socket: TorchServe's inference address.
         model: its name there.
         patience: seconds without an answer after which there will be none.
+
+    Attributes:
+        key: that TorchServe asks for; empty where it asks for none.
     """
 
     def __init__(self, socket: str, model: str, patience: float) -> None:
         self._socket, self._target, self._patience = socket, f"/predictions/{model}", patience
         self._idle: list[_Connection] = []
+        self.key = ""
 
     async def predict(self, body: bytes, headers: dict[str, str]) -> dict[str, Any]:
         """The JSON answer.
@@ -90,6 +93,8 @@ class Exchange:
         Raises the error that the worker answered with; Unavailable where TorchServe or its worker broke off;
         MetastableError for an answer that makes no sense.
         """
+        if self.key:
+            headers = {**headers, "Authorization": f"Bearer {self.key}"}
         try:
             async with asyncio.timeout(self._patience):
                 connection = await self._connection()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import secrets
 import time
@@ -21,10 +22,10 @@ from typing import Any
 import torch
 
 from metastable.engine.engine import LATE
-from metastable.errors import DeadlineExceeded, Draining, NotAuthorized, Overloaded, Unavailable
+from metastable.errors import DeadlineExceeded, Draining, Overloaded, Unavailable
 from metastable.images import DecodedImage
 from metastable.serving.backends.base import Judged, Question, Room, Served
-from metastable.serving.backends.channel import BROKEN, Channel, cheapest, room_of
+from metastable.serving.backends.channel import Channel, cheapest, room_of
 from metastable.serving.backends.exchange import BACK_IN, Exchange, exact, headers, judged
 from metastable.serving.control import PATTERN, served_of
 from metastable.serving.options import RequestOptions
@@ -40,6 +41,8 @@ PATIENCE = 660.0
 """Seconds after which no answer comes any more: more than the longest deadline."""
 PROOF = 60.0
 """Seconds that the prediction may take which shows that there are predictions."""
+SILENCE = 10.0
+"""Seconds without any answer after which it must show again that there are predictions."""
 STARTING = "the model server is being started: try again"
 STOPPING = "the server is stopping: send the request to another one"
 
@@ -51,14 +54,17 @@ class TorchServe:
         socket: TorchServe's inference address.
         folder: of the workers' control sockets.
         model: its name in TorchServe.
+        keys: the file into which TorchServe writes the keys that it asks for, at each start; None where it
+            asks for none.
     """
 
-    def __init__(self, socket: Path, folder: Path, *, model: str = "metastable") -> None:
-        self._folder = folder
+    def __init__(
+        self, socket: Path, folder: Path, *, model: str = "metastable", keys: Path | None = None
+    ) -> None:
+        self._folder, self._keys = folder, keys
         self._exchange = Exchange(str(socket), model, PATIENCE)
         self._workers: dict[Path, Channel] = {}
         self._served: Served | None = None
-        self._word = ""
         self._room_inside = asyncio.Semaphore(1)
         self._proved = self._closing = False
         self._under_way: set[asyncio.Task[dict[str, Any]]] = set()
@@ -69,6 +75,8 @@ class TorchServe:
             BACK_IN,
         )  # when it was last ready; how long it was not, last time
         self._watch: asyncio.Task[None] | None = None
+        self._proof: asyncio.Task[None] | None = None
+        self._answered = time.monotonic()
 
     async def __aenter__(self) -> TorchServe:
         self._watch = asyncio.create_task(self._watching())
@@ -135,7 +143,8 @@ class TorchServe:
         self._closing = True
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=drain)
-        tasks: list[asyncio.Task[Any]] = [*self._under_way, *([] if self._watch is None else [self._watch])]
+        others = [one for one in (self._watch, self._proof) if one is not None]
+        tasks: list[asyncio.Task[Any]] = [*self._under_way, *others]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -149,12 +158,12 @@ class TorchServe:
     async def _predict(self, question: Question, job: str, token: str | None) -> dict[str, Any]:
         """What a worker answers; it goes on, though nobody waits, until TorchServe forgets it."""
         async with self._room_inside:
-            body, named = exact(question.image.pixels), headers(question, job, token, self._word)
+            body, named = exact(question.image.pixels), headers(question, job, token)
             self._sent.add(job)
             try:
-                return await self._exchange.predict(body, named)
-            except NotAuthorized:  # the worker that was asked has gone, and its successor has another word
-                raise Unavailable(BROKEN) from None
+                said = await self._exchange.predict(body, named)
+                self._answered = time.monotonic()
+                return said
             except Unavailable as error:
                 # Another worker may answer the next one; where there is none, only a proof can tell.
                 if len(self._alive()) <= 1:
@@ -197,12 +206,22 @@ class TorchServe:
         while True:
             try:
                 await self._find()
-                if self._workers and not self._proved:
-                    async with asyncio.timeout(PROOF + GRACE):
-                        await self._prove()
+                silent = time.monotonic() - self._answered > SILENCE
+                if self._workers and self._proof is None and (silent or not self._proved):
+                    self._proof = asyncio.create_task(self._proving())
             except Exception as error:
                 self._note(f"{type(error).__name__}: {error}")
             await asyncio.sleep(LOOK)
+
+    async def _proving(self) -> None:
+        try:
+            async with asyncio.timeout(PROOF + GRACE):
+                await self._prove()
+        except Exception as error:
+            self._note(f"{type(error).__name__}: {error}")
+            self._lose()  # also where it had predicted before: it hangs
+        finally:
+            self._proof = None
 
     def _note(self, trouble: str) -> None:
         if trouble != self._trouble:  # five times a second would be too often
@@ -221,7 +240,6 @@ class TorchServe:
             try:
                 found = await worker.ask("describe")
                 self._served, window = served_of(found["served"]), max(1, int(found["window"]))
-                self._word = str(found["word"])
             except Exception:
                 worker.close()
                 raise
@@ -243,9 +261,13 @@ class TorchServe:
         image = DecodedImage(grey, "NPY", (grey.shape[2], grey.shape[1]), False, ())
         options = RequestOptions(cheapest(state), 1, None, None)
         question = Question("proof", image, options, time.monotonic() + PROOF)
+        if self._keys is not None:
+            self._exchange.key = str(json.loads(self._keys.read_text("utf-8"))["inference"]["key"])
         with contextlib.suppress(Overloaded):  # it predicts for others
             await self._predict(question, "proof", None)
-        self._proved, self._took = True, time.monotonic() - self._lost
+        self._answered = time.monotonic()
+        if not self._proved:
+            self._proved, self._took = True, self._answered - self._lost
 
 
 class _Room:

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from metastable.errors import Cancelled, Flagged
+from metastable.engine.engine import LATE
+from metastable.errors import Cancelled, DeadlineExceeded, Flagged
 from metastable.serving import judging
 from metastable.serving.backends.base import UNFOLLOWED, Follow, Judged, Question
 from metastable.serving.door.decoding import Decoder
@@ -128,6 +129,8 @@ class Answerer:
         question = replace(first.question, id=secrets.token_hex(16), options=options)
         async with await self._shadows.admit(first.backend, rule.setting) as room:
             second = await first.backend.ask(question, room)
+        if second.body["late"]:  # cut short, it may be weaker than the first
+            raise DeadlineExceeded(LATE)
         spent = {stage: first.judged.seconds.get(stage, 0.0) + more for stage, more in second.seconds.items()}
         return Answered(first.backend, question, _saying(Judged(second.body, spent), said))
 

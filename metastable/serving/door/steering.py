@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from metastable.errors import InvalidOption
 from metastable.serving import options
 from metastable.serving.backends.base import Backend
 from metastable.serving.door.models import Models
@@ -65,7 +66,14 @@ def choose(
     Raises InvalidOption.
     """
     given = headers_of(request)
-    backend = models.of(policy.version) if named is None else named
+    backend = models.of(policy.version)
+    if named is not None and policy.clients_may_name is not None:
+        if named is not backend:
+            raise InvalidOption(
+                "which version answers is the operator's choice here: send the request without one"
+            )
+        named = None  # who names what it would get anyway stays in its arm
+    backend = named or backend
     arm = None
     if policy.split is not None and named is None and not options.names_setting(given, fields):
         arm = policy.split.arm(client_key(request, policy.split.header))

@@ -140,7 +140,7 @@ class FakeDoor:
         self.backlog = 0.0
 
     def describe(self) -> dict[str, Any]:
-        return {"served": described(SERVED), "window": self.window, "word": "a word"}
+        return {"served": described(SERVED), "window": self.window}
 
     def admit(self, setting: str, owner: object) -> dict[str, Any]:
         if self.full is not None:

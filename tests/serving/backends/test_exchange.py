@@ -57,15 +57,15 @@ def test_no_time_left_is_not_sent() -> None:
     image = DecodedImage(torch.zeros(3, 2, 2), "PNG", (2, 2), False, ())
     question = Question("q", image, RequestOptions("fast", 1, None, None), time.monotonic())
     with pytest.raises(DeadlineExceeded):
-        headers(question, "job", None, "a word")
+        headers(question, "job", None)
 
 
 def test_a_trace_goes_on_with_the_prediction() -> None:
     image = DecodedImage(torch.zeros(3, 2, 2), "PNG", (2, 2), False, ())
     question = Question("q", image, RequestOptions("fast", 1, None, None), None)
-    assert "traceparent" not in headers(question, "job", None, "a word")
+    assert "traceparent" not in headers(question, "job", None)
     followed = dataclasses.replace(question, follow=Follow("00-trace"))
-    assert headers(followed, "job", None, "a word")["traceparent"] == "00-trace"
+    assert headers(followed, "job", None)["traceparent"] == "00-trace"
 
 
 @pytest.mark.slow
@@ -80,8 +80,8 @@ def test_the_answer_is_that_of_the_picture_itself(tiny: Bundle) -> None:
 
         image = decode(buffer.getvalue(), fit=tiny.fit)
         question = Question("q", image, RequestOptions("fast", 10, None, 11), None)
-        sent = headers(question, "job", None, "a word")
-        served.open(window=4)._word = "a word"
+        sent = headers(question, "job", None)
+        served.open(window=4)
         [reply] = served.answer([Request(f"{format} again", sent, {"body": exact(image.pixels)})])
         served._door = None
 

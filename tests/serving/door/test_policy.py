@@ -17,6 +17,7 @@ import pytest
 from metastable.bundle import Bundle
 from metastable.engine.engine import EngineLimits
 from metastable.errors import SettingsError
+from metastable.serving.backends.base import Judged, Question, Room
 from metastable.serving.door.clients import Proxies
 from metastable.serving.door.schemas import Verdict
 from metastable.serving.policy.keeper import Keeper
@@ -135,6 +136,19 @@ def test_a_header_that_is_there_twice_is_not_believed(split: Running) -> None:
     for i in range(12):
         answer = post(split, headers=[("X-Account", str(i)), ("X-Account", "mine")])
         assert answer.json()["arm"] == alone
+
+
+def test_who_names_what_it_would_get_anyway_stays_in_its_arm(tiny: Bundle, tmp_path: Path) -> None:
+    held = keeper(tmp_path, "clients_may_name: []\n" + SPLIT)
+    other = dataclasses.replace(tiny, version="2.0")
+    with running(tiny, also=[other], keeper=held) as served:
+        named = infer(served, path="/v2/models/metastable/versions/1.2/infer")
+        assert named.json()["parameters"] == {"arm": named.headers["X-Metastable-Arm"]}
+        refused = infer(served, path="/v2/models/metastable/versions/2.0/infer")
+        assert refused.status_code == 422
+        assert refused.json()["error"] == (
+            "which version answers is the operator's choice here: send the request without one"
+        )
 
 
 def test_an_operator_says_which_settings_clients_may_name(tiny: Bundle, tmp_path: Path) -> None:
@@ -278,6 +292,25 @@ def test_who_cannot_have_the_stronger_answer_gets_no_weaker_one(
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "overloaded"
     assert answer.headers["Retry-After"] == "3"
+
+
+def test_a_stronger_answer_that_is_cut_short_is_none(
+    doubted: tuple[Bundle, bytes, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, honest, flagged = doubted
+    held = keeper(tmp_path, "flags: {fast: {action: stronger, setting: softmax}}")
+    with running(bundle, keeper=held) as served:
+        ask = served.backend.ask
+
+        async def cut(question: Question, room: Room) -> Judged:
+            judged: Judged = await ask(question, room)
+            return Judged(judged.body | {"late": question.options.setting == "softmax"}, judged.seconds)
+
+        monkeypatch.setattr(served.backend, "ask", cut)
+        assert post(served, content=honest).status_code == 200
+        answer = post(served, content=flagged)
+    assert answer.status_code == 504
+    assert answer.json()["error"]["code"] == "deadline_exceeded"
 
 
 # --- versions ------------------------------------------------------------------------------------
