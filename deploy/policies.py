@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +15,8 @@ from metastable.errors import SettingsError
 from metastable.serving.door.models import Models
 from metastable.serving.policy.keeper import Keeper
 from metastable.serving.policy.values import Policy
+
+log = logging.getLogger("metastable.serving.policy")
 
 
 def versions(first: Bundle, also: Sequence[str]) -> list[Bundle]:
@@ -61,7 +63,7 @@ def keeper_for(path: Path | None, models: Models, *, proxies: bool) -> Keeper:
 
 
 def reloader(keeper: Keeper) -> Callable[[], None]:
-    """What SIGHUP calls: it reads the policy again beside the event loop, and says how that went."""
+    """What SIGHUP calls: it reads the policy again beside the event loop, and logs how that went."""
     lock = threading.Lock()
 
     def read() -> None:
@@ -69,8 +71,8 @@ def reloader(keeper: Keeper) -> Callable[[], None]:
             try:
                 keeper.reload()
             except SettingsError as error:
-                print(f"error: {error}; the policy is the same as before", file=sys.stderr, flush=True)
+                log.error("%s; the policy is the same as before", error)
             else:
-                print("the policy was read again", flush=True)
+                log.warning("the policy was read again")
 
     return lambda: threading.Thread(target=read, name="policy", daemon=True).start()

@@ -85,19 +85,25 @@ def serve(chosen: argparse.Namespace) -> int:
         ("--metrics-port", chosen.metrics_host, chosen.metrics_port),
     ]
     stop = Stop()
-    with _ended_at_once(stop):
-        return _serve(chosen, sample, ports, stop)
+    ending = _Ending(stop)
+    with ending.handles():
+        return _serve(chosen, sample, ports, stop, ending)
 
 
 def _serve(
-    chosen: argparse.Namespace, sample: Path, ports: Sequence[tuple[str, str, int]], stop: Stop
+    chosen: argparse.Namespace,
+    sample: Path,
+    ports: Sequence[tuple[str, str, int]],
+    stop: Stop,
+    ending: _Ending,
 ) -> int:
     # With PyTorch, which takes seconds to import.
     if chosen.engine == "local":
         check_ports(ports)
         if chosen.bundle is None:
             chosen.archive = check_archive(chosen.archive)
-        from deploy import local
+        with ending.imports():
+            from deploy import local
 
         return local.serve(chosen, sample, stop)
     chosen.archive = check_archive(chosen.archive)
@@ -105,28 +111,52 @@ def _serve(
     with contextlib.closing(RunFolder(chosen.run_dir)) as run:
         # prometheus_client looks for this when it is imported: door and workers count in one folder.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(run.metrics)
-        from deploy import behind
+        ending.run = run
+        with ending.imports():
+            from deploy import behind
 
         return behind.serve(chosen, sample, stop, run, java.find(functools.partial(print, flush=True)))
 
 
-@contextlib.contextmanager
-def _ended_at_once(stop: Stop) -> Iterator[None]:
+class _Ending:
     """Before there is a server, a stop ends what runs at once, and the programs that it waits for.
 
-    What is imported meanwhile may swallow the exception: `stop` still says that no server is wanted.
+    Attributes:
+        importing: an exception would come up in the middle of a compiled package, which may swallow it or
+            abort; so the process ends there and then, and `run`, if there is one, is cleared away before.
     """
 
-    def end(number: int, frame: FrameType | None) -> None:
-        stop.ask(grace=False)
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+        self.importing = False
+        self.run: RunFolder | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self._stop.ask(grace=False)
+        if self.importing:
+            if self.run is not None:
+                self.run.close()
+            if number == signal.SIGINT:
+                os.write(2, b"\nstopped\n")
+            os._exit(128 + number)
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
-    before = {number: signal.signal(number, end) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    @contextlib.contextmanager
+    def handles(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def imports(self) -> Iterator[None]:
+        self.importing = True
+        try:
+            yield
+        finally:
+            self.importing = False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

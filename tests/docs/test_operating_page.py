@@ -10,13 +10,13 @@ from metastable.serving.backends.base import Served
 from metastable.serving.policy import file
 
 
-def test_the_example_is_a_policy_that_the_shipped_bundle_fits(root: Path) -> None:
+def test_the_example_is_a_policy_that_the_shipped_bundle_fits(root: Path, tmp_path: Path) -> None:
     page = (root / "docs" / "operating.md").read_text()
     [example] = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    policy = file.parse(example, salt=b"", folder=Path("here"))
+    policy = file.parse(example, salt=b"", folder=tmp_path)
     assert policy.split is not None
     assert policy.shadow is not None
-    assert policy.shadow.report == Path("here/shadow.json")
+    assert policy.shadow.report == tmp_path / "shadow.json"
     assert {rule.action for rule in policy.flags.values()} == {"mark", "refuse", "stronger"}
     settings = bundle.load(root / "model_store" / "cifar10").settings
     one = Served(

@@ -35,6 +35,8 @@ def load(path: Path, *, salt: bytes) -> Policy:
     Args:
         salt: taken where the file has none.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise SettingsError(f"the policy {path} is no file: name a file of YAML")
     try:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
@@ -115,6 +117,8 @@ def _shadow(raw: Any, folder: Path) -> Shadow:
     report = given.get("report")
     if report is not None and (not isinstance(report, str) or not report or not report.isprintable()):
         raise _wrong("shadow.report", "the path of a file", report)
+    if report is not None and ((folder / report).is_dir() or not (folder / report).parent.is_dir()):
+        raise _wrong("shadow.report", "a file in a folder that exists", report)
     setting = _setting(given["setting"], "shadow.setting")
     return Shadow(setting, float(share), waiting, None if report is None else folder / report)
 

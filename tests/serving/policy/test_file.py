@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,17 @@ def test_what_is_written_is_read(
     assert {one.name: (one.setting, one.weight) for one in found.split.arms} == arms
     assert found.shadow == Shadow("fast", share, waiting)
     assert {name: rule.action for name, rule in found.flags.items()} == actions
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(SettingsError, match="is no file: name a file of YAML"):
+            file.load(path, salt=b"s")
+
+
+@pytest.mark.parametrize("report", ["missing/report.json", "."])
+def test_a_report_needs_a_folder_that_exists(report: str, tmp_path: Path) -> None:
+    text = f"shadow: {{setting: fast, share: 0.5, report: {report}}}"
+    with pytest.raises(SettingsError, match=r"shadow\.report must be a file in a folder that exists"):
+        file.parse(text, salt=b"s", folder=tmp_path)
