@@ -289,5 +289,5 @@ def test_impossible_settings(change: dict[str, Any], message: str) -> None:
 
 
 def test_a_training_set_smaller_than_a_batch(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="20 chains cannot fill a batch of 50"):
+    with pytest.raises(ValueError, match=r"^20 chains cannot fill a batch of 50"):
         train_energy_ml(dataclasses.replace(TINY, bank=0, batch=50), data, tmp_path, "cpu")

@@ -257,6 +257,22 @@ def test_a_check_follows_its_chains_on_the_way(data: Path) -> None:
     assert found["denoising"] == pytest.approx(1.0, abs=0.1)  # of a score of zero
 
 
+def test_a_check_classifies_ends_without_the_noise_of_the_density(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trainer(data)
+    monkeypatch.setattr(made.network, "score", lambda x: (0.25 - x) / TINY.data_noise**2)
+    seen: list[Tensor] = []
+
+    def classifier(x: Tensor) -> Tensor:
+        seen.append(x)
+        return torch.eye(10)[: len(x)]
+
+    _, found = check(made, classifier, torch.rand(3, 1, 28, 28), torch.tensor([0, 1, 5]))  # type: ignore[arg-type]
+    assert torch.allclose(seen[0], torch.full_like(seen[0], 0.25), atol=1e-4)
+    assert found["accuracy"] == pytest.approx(2 / 3)
+
+
 def test_when_a_run_is_astray_and_when_it_is_done() -> None:
     watch = Watch(TINY, 784)
     assert watch.expected == pytest.approx(28 / 0.03)
