@@ -31,6 +31,7 @@ from metastable.images import ImageLimits, decode
 from metastable.pixels import at_most
 from metastable.serving import judging
 from metastable.serving import options as options_module
+from metastable.serving.control import PROOF
 from metastable.serving.metrics import Metrics
 from metastable.serving.options import Allowed, RequestOptions
 from metastable.serving.refusals import Refusal
@@ -266,7 +267,7 @@ class Service:
             held.image,
             held.options,
             runner=self._runner.name,
-            metrics=self._metrics,
+            metrics=None if held.job == PROOF else self._metrics,
         )
         total = self._clock() - held.received
         seconds = held.seconds | answer.seconds

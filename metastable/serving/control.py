@@ -29,6 +29,8 @@ FOLDER = "METASTABLE_CONTROL_DIR"
 PATTERN = "*.sock"
 MOST_BYTES = 65_536
 PERMIT_HEADER = "X-Metastable-Permit"
+PROOF = "proof"
+"""The name of a prediction that only shows that there are predictions: it counts as no verdict."""
 JOB_HEADER = "X-Metastable-Job"
 SENT_HEADER = "X-Metastable-Sent"
 """Seconds on `time.monotonic`, which all processes of a machine share: waiting in TorchServe counts too."""

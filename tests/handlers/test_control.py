@@ -230,6 +230,17 @@ def test_a_request_that_is_cancelled_before_it_comes_costs_nothing(world: World,
     assert world.door.given_up() == frozenset()
 
 
+def test_a_proof_counts_as_no_verdict(world: World) -> None:
+    def verdicts() -> float | None:
+        labels = {"setting": "none"}
+        return world.registry.get_sample_value("metastable_chains_count", labels)
+
+    assert world.step(sent(setting="none", job="proof")) == [(200, "")]
+    assert not verdicts()
+    assert world.step(sent(setting="none")) == [(200, "")]
+    assert verdicts() == 1
+
+
 def test_waiting_in_torchserve_counts_in_the_deadline(world: World) -> None:
     def waited(seconds: float) -> Request:
         made = sent(setting="none", deadline_ms="60000")

@@ -28,6 +28,7 @@ from metastable.serving.backends.base import Judged, Question, Room, Served
 from metastable.serving.backends.channel import Channel, cheapest, room_of
 from metastable.serving.backends.exchange import BACK_IN, Exchange, exact, headers, judged
 from metastable.serving.control import PATTERN, served_of
+from metastable.serving.control import PROOF as PROOF_JOB
 from metastable.serving.options import RequestOptions
 
 log = logging.getLogger(__name__)
@@ -264,7 +265,7 @@ class TorchServe:
         if self._keys is not None:
             self._exchange.key = str(json.loads(self._keys.read_text("utf-8"))["inference"]["key"])
         with contextlib.suppress(Overloaded):  # it predicts for others
-            await self._predict(question, "proof", None)
+            await self._predict(question, PROOF_JOB, None)
         self._answered = time.monotonic()
         if not self._proved:
             self._proved, self._took = True, self._answered - self._lost
