@@ -44,7 +44,7 @@ def compare(first: Sequence[Sample], second: Sequence[Sample], *, paired: bool) 
 def flags(first: Sequence[Record], second: Sequence[Record]) -> list[FlagContrast]:
     """How often the score norm flagged each source's images, of those that were answered."""
     found = []
-    for source in dict.fromkeys(record.source for record in (*first, *second)):
+    for source in sorted({record.source for record in (*first, *second)}):
         both = [[r.verdict.flagged for r in rs if r.source == source and r.verdict] for rs in (first, second)]
         n, flagged = (len(both[0]), len(both[1])), (sum(both[0]), sum(both[1]))
         p = fisher(flagged, n) if all(n) else 1.0
