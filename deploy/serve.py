@@ -5,7 +5,7 @@
     metastable serve --engine local   # without TorchServe (deploy.local)
 
 Exit status: 0 after a stop that was asked for, 1 if the server failed, 2 if it cannot be started
-as asked.
+as asked; 128 and the number of a signal that came before there was a server.
 """
 
 from __future__ import annotations
