@@ -18,6 +18,7 @@ from metastable.errors import Draining, Overloaded
 from metastable.settings import Setting
 
 FOLLOW = 0.1  # weight of a new observation of what a setting needs
+BOUNDS = (0.05, 20.0)  # what a setting was seen to need, in units of what it needs by the cost curve
 
 
 class Permit:
@@ -25,19 +26,21 @@ class Permit:
 
     Attributes:
         setting: of the job.
-        price: seconds of the machine that it is expected to need.
+        listed: seconds of the machine that its setting needs by the cost curve.
+        price: those that it is expected to need, by what others of its setting needed.
         served: seconds that it has got so far.
+        expected: the price, doubled each time that it is used up.
     """
 
-    def __init__(self, admission: Admission, setting: Setting, price: float) -> None:
-        self._admission, self.setting, self.price = admission, setting, price
-        self.served = 0.0
+    def __init__(self, admission: Admission, setting: Setting, listed: float, price: float) -> None:
+        self._admission, self.setting, self.listed, self.price = admission, setting, listed, price
+        self.served, self.expected = 0.0, price
         self.taken = False
 
     @property
     def left(self) -> float:
         """Seconds of expected work that is left to do."""
-        return max(self.price - self.served, 0.0)
+        return self.expected - self.served
 
     def charge(self, seconds: float) -> None:
         """Its job got `seconds` of the machine."""
@@ -67,7 +70,7 @@ class Admission:
 
     def __init__(self, costs: Costs, *, backlog: float, jobs: int) -> None:
         self._costs, self._most, self._jobs = costs, backlog, jobs
-        self._share: dict[str, float] = {}  # of a setting's chains that its requests have needed, lately
+        self._ratios: dict[str, float] = {}  # what a setting's requests needed lately, to what they should
         self._out: set[Permit] = set()
         self._left = 0.0  # of all that are out; a sum at every admission would grow with their square
         self._draining = False
@@ -81,7 +84,8 @@ class Admission:
             Draining: no more work is taken on.
             Overloaded: too much work is waiting; says after how many seconds to try again.
         """
-        permit = Permit(self, setting, self.price(setting))
+        listed = self._listed(setting)
+        permit = Permit(self, setting, listed, listed * self._ratios.get(setting.name, 1.0))
         with self._lock:
             if self._draining:
                 raise Draining("the server is stopping: send the request to another one")
@@ -103,19 +107,16 @@ class Admission:
 
         The look at its image counts where costs have one.  Raises ValueError where its cost is not known.
         """
-        kind = setting.dynamics.kind
-        if not all(work in self._costs for work in (CLASSIFY, *([] if kind is None else [kind]))):
-            raise ValueError(f"this engine was not made for setting {setting.name}: its cost is not known")
-        classify = self._costs.unit(CLASSIFY)
-        look = self._costs.unit(LOOK) if LOOK in self._costs else 0.0
-        if kind is None:
-            return look + classify
-        chains = setting.chains * self._share.get(setting.name, 1.0)
-        return look + max(chains, 1.0) * (setting.steps * self._costs.unit(kind) + classify)
+        return self._listed(setting) * self._ratios.get(setting.name, 1.0)
 
-    def needed(self, setting: Setting, share: float) -> None:
-        """A job of this setting needed this share of its chains: prices follow."""
-        self._share[setting.name] = (1 - FOLLOW) * self._share.get(setting.name, 1.0) + FOLLOW * share
+    def learn(self, permit: Permit) -> None:
+        """The job of a permit has come to its answer: prices of its setting follow what it needed.
+
+        Fewer chains, where the label was settled early; more time a chain, where batches were small.
+        """
+        name = permit.setting.name
+        ratio = min(max(permit.served / permit.listed, BOUNDS[0]), BOUNDS[1])
+        self._ratios[name] = (1 - FOLLOW) * self._ratios.get(name, 1.0) + FOLLOW * ratio
 
     def take(self, permit: Permit, setting: Setting) -> None:
         """A job of `setting` takes a permit over; `end` gives it back.
@@ -134,6 +135,8 @@ class Admission:
         with self._lock:
             before = permit.left
             permit.served += seconds
+            while permit.served >= permit.expected:
+                permit.expected *= 2
             if permit in self._out:
                 self._left += permit.left - before
 
@@ -168,3 +171,13 @@ class Admission:
             self._out.remove(permit)
             # Sums of floats drift: nothing is left when nobody is.
             self._left = self._left - permit.left if self._out else 0.0
+
+    def _listed(self, setting: Setting) -> float:
+        kind = setting.dynamics.kind
+        if not all(work in self._costs for work in (CLASSIFY, *([] if kind is None else [kind]))):
+            raise ValueError(f"this engine was not made for setting {setting.name}: its cost is not known")
+        classify = self._costs.unit(CLASSIFY)
+        look = self._costs.unit(LOOK) if LOOK in self._costs else 0.0
+        if kind is None:
+            return look + classify
+        return look + setting.chains * (setting.steps * self._costs.unit(kind) + classify)

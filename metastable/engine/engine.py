@@ -267,7 +267,7 @@ class Engine:
         capped = setting.delta is not None and active.cap > 1 and not decision.decided and not late
         self.counters.capped += capped
         if not late:
-            self.admission.needed(setting, len(active.finished) / active.cap)
+            self.admission.learn(active.permit)
         self._leave(active)
         answer = Answer(active.job, result, decision, late, capped, active.redrawn, active.seconds)
         self._ended.append(answer)

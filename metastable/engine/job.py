@@ -129,9 +129,9 @@ class ActiveJob:
         return self.goal - self.begun
 
     @property
-    def served(self) -> float:
-        """Seconds of the machine that it got."""
-        return self.permit.served
+    def left(self) -> float:
+        """Seconds of the machine that it is expected to need still."""
+        return self.permit.left
 
     def charge(self, stage: str, seconds: float) -> None:
         """Note that `stage` spent `seconds` of machine time on it."""

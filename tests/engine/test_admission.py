@@ -181,3 +181,17 @@ def test_a_job_given_up_before_the_engine_saw_it_gives_its_permit_back() -> None
         held.result(WAIT)
         driver.submit(job("b")).result(WAIT)
         assert engine.admission.out == 0
+
+
+def test_prices_follow_what_requests_of_the_setting_needed() -> None:
+    engine, *_ = world()
+    first = engine.admit(SHORT)
+    first.charge(2 * first.price)
+    assert first.left == pytest.approx(2 * first.price)  # it has used up the double, too
+    for i in range(60):
+        permit = engine.admit(SHORT)
+        engine.submit(job(f"r{i}"), permit)
+        permit.charge(2 * permit.listed)  # the look at a large image, say
+        run_out(engine)
+    assert engine.admission.price(SHORT) == pytest.approx(3 * first.price, rel=0.01)
+    assert engine.admission.price(LONG) == pytest.approx(PRICE)

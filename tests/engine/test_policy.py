@@ -4,9 +4,11 @@ import pytest
 
 from metastable.engine.engine import EngineLimits
 from metastable.engine.job import Answer, Job
+from metastable.settings import Setting
 from tests.engine.worlds import LONG, SHORT, job, run_out, world
 
 SEGMENT = 0.03
+MEDIUM = Setting.of("medium", "langevin", network="energy", chains=4, steps=20, tau=0.1)
 
 
 def latencies(long_jobs: int, short_jobs: int, gap: float) -> tuple[list[float], list[float]]:
@@ -55,7 +57,30 @@ def test_a_long_request_gets_its_share_however_many_short_ones_come() -> None:
     assert long <= 4.5 * alone
 
 
-def test_requests_of_one_kind_take_turns() -> None:
+def test_equal_requests_end_one_after_the_other() -> None:
+    engine, _, clock = world(EngineLimits(backlog=1e9))
+    ended: dict[str, float] = {}
+    for i in range(20):
+        engine.submit(job(f"r{i}", MEDIUM, seed=i))
+    while engine.advance():
+        ended |= {outcome.job.id: clock.now for outcome in engine.collect()}
+    assert list(ended) == [f"r{i}" for i in range(20)]
+    # The first has waited for its own work, and not for that of all.
+    assert ended["r0"] <= 0.15 * ended["r19"]
+
+
+def test_a_request_that_needs_more_than_expected_does_not_keep_the_machine() -> None:
+    engine, *_ = world(EngineLimits(backlog=1e9))
+    permit = engine.admit(LONG)
+    permit.expected = 0.01  # by a price that is far too low
+    engine.submit(job("wrong", LONG), permit)
+    for i in range(3):
+        engine.submit(job(f"right{i}", MEDIUM, seed=i))
+    run_out(engine)
+    assert [outcome.job.id for outcome in engine.collect()][-1] == "wrong"
+
+
+def test_requests_of_one_kind_all_end() -> None:
     engine, *_ = world()
     for i in range(3):
         engine.submit(job(f"r{i}", LONG.moving(steps=5), seed=i))
