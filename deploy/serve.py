@@ -26,6 +26,7 @@ from types import FrameType
 from deploy import engines, java
 from deploy.run_folder import Refused, RunFolder
 from metastable import console
+from metastable.serving import logs
 from metastable.serving.door.stopping import Stop
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -144,6 +145,8 @@ class _Ending:
     @contextlib.contextmanager
     def handles(self) -> Iterator[None]:
         before = {number: signal.signal(number, self) for number in SIGNALS}
+        # The log's level is changed by them, once there is a log: until then they would end the process.
+        before |= {number: signal.signal(number, _not_yet) for number in logs.SIGNALS}
         try:
             yield
         finally:
@@ -157,6 +160,10 @@ class _Ending:
             yield
         finally:
             self.importing = False
+
+
+def _not_yet(number: int, frame: FrameType | None) -> None:
+    """A handler and no SIG_IGN, which programs that are started would inherit."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ from deploy.process import ServerGroup
 from deploy.run_folder import Failed, RunFolder
 from deploy.starting import FAILED_LOADS, start
 from metastable.serving.backends.torchserve import TorchServe
+
+log = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "config.properties"
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
@@ -46,7 +49,7 @@ class Supervised:
         most_bytes: of a request to TorchServe.
         patience: seconds without readiness after which TorchServe is ended and started again: it stops
             trying to load a model after a while.
-        say: what happens, in one line.
+        say: that it is waited for, in one line; that it is started again is logged.
         at_once: whether a stop is to wait no longer.
         launch: starts a group; it has the arguments of `start`.
         restarted: called whenever it is started again.
@@ -119,7 +122,7 @@ class Supervised:
         while True:
             why, steady = await self._one_life()
             pause = FIRST_PAUSE if steady else pause
-            self._say(f"TorchServe {why}: starting it again in {pause:g} s")
+            log.warning("TorchServe %s: starting it again in %g s", why, pause)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
             self._restarted()

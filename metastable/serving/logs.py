@@ -27,6 +27,7 @@ FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 OURS = ("metastable", "deploy", "handlers")
 """Loggers whose messages are our own, and those below them."""
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 HARMLESS = (*OURS, "opentelemetry")
 """Others whose messages say nothing of requests: what became of spans."""
 
@@ -141,7 +142,7 @@ def _signals(level: Level) -> Iterator[None]:
     def changed(number: int, frame: FrameType | None) -> None:
         level.step(more=number == signal.SIGUSR1)
 
-    before = {number: signal.signal(number, changed) for number in (signal.SIGUSR1, signal.SIGUSR2)}
+    before = {number: signal.signal(number, changed) for number in SIGNALS}
     try:
         yield
     finally:

@@ -94,3 +94,17 @@ def test_while_java_is_looked_for(
     monkeypatch.delenv("JAVA_HOME", raising=False)
     found = stopped(command, number, "looking")
     assert found == (status, "\nstopped" if number == signal.SIGINT else "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_for_the_log_does_not_end_what_has_none_yet(command: list[str], number: int) -> None:
+    with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as one:
+        assert one.stderr is not None
+        imported = (line.split("|")[-1].strip() for line in one.stderr)
+        assert "torch" in imported  # reads on to there
+        one.send_signal(number)
+        assert "httpx" in imported
+        one.send_signal(signal.SIGTERM)
+        one.communicate(timeout=PATIENCE)
+    assert one.returncode == 128 + signal.SIGTERM

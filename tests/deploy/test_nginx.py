@@ -128,8 +128,10 @@ def test_ids_pass_both_ways_and_only_they_are_in_the_log(front: Proxied) -> None
 def test_the_door_sees_the_clients_address(before: tuple[Served, Proxied]) -> None:
     door, front = before
     with front.client("127.0.0.5") as client:
-        assert client.get("/echo", "X-Forwarded-For: 9.9.9.9").status == 200
+        assert client.get("/echo", "X-Forwarded-For: 9.9.9.9", "X-Account: another").status == 200
     assert door.app.seen[-1]["state"]["client"] == "127.0.0.5"
+    # A policy may split by it: clients cannot choose their arm.
+    assert b"x-account" not in dict(door.app.seen[-1]["headers"])
 
 
 @needs_nginx

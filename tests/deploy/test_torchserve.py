@@ -42,7 +42,7 @@ class Group:
 
 
 class World:
-    """Supervises fakes; `said` is what it says."""
+    """Supervises fakes; `said` is what it logs."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
         self.groups: list[Group] = []
@@ -50,6 +50,7 @@ class World:
         self.ends = True
         self.run = RunFolder(folder / "run")
         monkeypatch.setattr(torchserve, "LOOK", 0.001)
+        monkeypatch.setattr(torchserve.log, "warning", lambda text, *of: self.said.append(text % of))
 
         async def no_sleep(seconds: float, sleep: Any = asyncio.sleep) -> None:
             await sleep(min(seconds, 0.001))
@@ -59,7 +60,6 @@ class World:
             *(self.run, folder / "metastable.mar", folder),
             torchserve_metrics_port=2,
             **more,
-            say=self.said.append,
             launch=self.launch,  # type: ignore[arg-type]
         )
 
@@ -162,18 +162,17 @@ def test_only_the_owner_reaches_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.server
 @pytest.mark.timeout(4 * PATIENCE)
-def test_the_real_one_answers_lets_go_and_comes_back(tmp_path: Path) -> None:
+def test_the_real_one_answers_lets_go_and_comes_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     archive = tmp_path / "metastable.mar"
     mar.build(REPOSITORY / "model_store" / "cifar10", REPOSITORY / "model-config.yaml", archive)
     run = RunFolder(tmp_path / "run")
     home = java.find(print).home
     image = decode((REPOSITORY / "samples" / "cat.png").read_bytes())
-    said: list[str] = []
 
     async def main() -> None:
-        async with Supervised(
-            run, archive, home, torchserve_metrics_port=free_port(), say=said.append
-        ) as supervised:
+        async with Supervised(run, archive, home, torchserve_metrics_port=free_port()) as supervised:
             backend = supervised.backend
 
             async def ask(setting: str) -> Judged:
@@ -218,7 +217,7 @@ def test_the_real_one_answers_lets_go_and_comes_back(tmp_path: Path) -> None:
                 assert (await ask("none")).body["class"] == "cat"
 
     asyncio.run(main())
-    ends = [line for line in said if not line.startswith("waiting for")]
+    ends = [record.getMessage() for record in caplog.records if record.name == "deploy.torchserve"]
     assert ends == ["TorchServe ended by itself: starting it again in 1 s"], run.log_tail()
     run.close()
     children = [one for one in psutil.Process(os.getpid()).children(recursive=True) if "java" in one.name()]
