@@ -114,14 +114,18 @@ class EndingProtocol(H11Protocol):
             if self.cycle.response_started:
                 return self._close()
             state, head_only = self.scope["state"], self.scope["method"] == "HEAD"
-        self._tell(refusal, state.get("account"))
+            state["refusal"] = refusal
+        self._tell(refusal, state)
         fields = [*self.server_state.default_headers, *identity.echo(state)]
         self.transport.write(refusal.wire(fields, state.get("request_id"), head_only))
         self._linger()
 
-    def _tell(self, refusal: Refusal, account: Account | None) -> None:
+    def _tell(self, refusal: Refusal, state: dict[str, Any]) -> None:
         """Of a refusal that is not the application's: with the request that it ends, or by itself."""
+        account: Account | None = state.get("account")
         if account is not None:
             account.refuse(refusal.status, refusal.code)
+        elif "refusal" in state:
+            pass  # the application has not begun: `Observed` finds it when it does
         elif self.observer is not None:
             self.observer.refused(refusal.status, refusal.code)

@@ -74,7 +74,10 @@ class Observed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        account = scope.setdefault("state", {})["account"] = self.observer.begin(scope)
+        state = scope.setdefault("state", {})
+        account = state["account"] = self.observer.begin(scope)
+        if (refusal := state.get("refusal")) is not None:  # the connection has ended already
+            account.refuse(refusal.status, refusal.code)
 
         async def read() -> Message:
             message = await receive()

@@ -63,7 +63,7 @@ class DoorProtocol(EndingProtocol):
             self._fresh = False  # its deadline stays
             self._arm(min(HEARING_SECONDS, self.limits.head_seconds), lambda: self._refuse(refusal))
         else:
-            self._tell(refusal, None)
+            self._tell(refusal, {})
             transport.write(refusal.wire(self.server_state.default_headers, None, False))
             self._close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -77,6 +78,25 @@ def test_a_body_that_does_not_come_is_one_line(tmp_path: Path) -> None:
     assert (line["status"], line["code"], line["request_id"]) == (408, "too_slow", "slow")
     assert line["bytes_in"] == 3
     assert "receive" not in line["seconds"]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_body_that_breaks_is_one_line(tmp_path: Path, at_once: bool) -> None:
+    with small(tmp_path / "log") as (door, log):
+        with door.client() as client:
+            head = request("POST", "/echo", "Transfer-Encoding: chunked", "X-Request-Id: broken")
+            client.send(head + b"nonsense\r\n" if at_once else head)
+            if not at_once:
+                client.send(b"1\r\nx\r\n")
+                time.sleep(0.1)  # the application is reading by now
+                client.send(b"nonsense\r\n")
+            assert client.answer().status == 400
+        [line] = log.next()
+        assert (line["event"], line["status"], line["request_id"]) == ("request", 400, "broken")
+        with door.client() as client:
+            assert client.get("/echo").status == 200
+        [line] = log.next()
+        assert line["status"] == 200
 
 
 def test_who_leaves_is_told_as_that(tmp_path: Path) -> None:
