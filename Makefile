@@ -13,7 +13,7 @@ SOURCES := $(shell find metastable handlers export -name '*.py' 2>/dev/null)
 # Tests work on small tensors: threads that wait for each other cost several times what they do.
 ONE_THREAD := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 
-.PHONY: serve test quick check audit demo bench archive install format clean
+.PHONY: serve test quick check audit demo bench soak archive install format clean
 
 serve: $(READY) $(ARCHIVE)
 	@$(COMMAND) serve --archive $(ARCHIVE) --sample samples/cat.png $(ARGS)
@@ -43,6 +43,11 @@ demo: $(READY)
 # Needs the data sets in METASTABLE_DATA and a machine with nothing else to do.
 bench: $(READY)
 	@$(COMMAND) bench all $(ARGS)
+
+# An hour with each engine: rude clients, parts that are killed and frozen (docs/reliability.md).
+soak: $(READY)
+	@$(COMMAND) bench soak --engine torchserve --out docs/results/soak.json $(ARGS)
+	@$(COMMAND) bench soak --engine local --out docs/results/soak-local.json $(ARGS)
 
 archive: $(ARCHIVE)
 

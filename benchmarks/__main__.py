@@ -20,6 +20,7 @@ from benchmarks import (
     load,
     overload,
     price,
+    soak,
     steps,
 )
 from benchmarks.gpu import __main__ as gpu
@@ -131,6 +132,16 @@ def run_overload(args: argparse.Namespace) -> dict[str, Any]:
         args.engine, args.setting, args.deadline_ms, args.clients, args.times, args.seconds
     )
     return overload.measure(args.bundle, args.image.read_bytes(), args.work, config, _picture(args))
+
+
+def run_soak(args: argparse.Namespace) -> dict[str, Any]:
+    images = [path.read_bytes() for path in sorted(args.images.glob("*.png"))]
+    if len(images) < 2:
+        raise MetastableError(
+            f"{args.images} needs at least two PNG files: name another folder with --images"
+        )
+    config = soak.SoakConfig(args.engine, args.minutes, args.pause, args.clients, tuple(args.settings))
+    return soak.measure(args.bundle, images, args.work, config, _picture(args))
 
 
 def run_gradients(args: argparse.Namespace) -> dict[str, Any]:
@@ -255,6 +266,17 @@ def fill(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--times", type=float, default=3.0, help="of that rate, in the overload")
     one.add_argument("--seconds", type=float, default=60.0, help="of the overload")
     one.add_argument("--work", type=Path, default=Path("runs/overload"), help="folders of the servers")
+
+    one = add("soak", "a server for hours, beside rude clients, with parts killed and frozen", run_soak)
+    one.add_argument(
+        "--images", type=Path, default=Path("samples"), help="folder of PNG files that are asked"
+    )
+    one.add_argument("--engine", choices=ENGINES, default="torchserve", help="what answers behind the door")
+    one.add_argument("--settings", nargs="+", default=["fast"], help="that are asked for, besides none")
+    one.add_argument("--minutes", type=float, default=60.0, help="of the campaign")
+    one.add_argument("--pause", type=float, default=60.0, help="seconds between two things that happen")
+    one.add_argument("--clients", type=cli.from_one, default=8, help="that ask honestly")
+    one.add_argument("--work", type=Path, default=Path("runs/soak"), help="folders of the servers")
 
     one = add(
         "steps",

@@ -39,6 +39,15 @@ def serving(
 
     Raises MetastableError with the launcher's output if it does not get ready.
     """
+    with started(bundle, folder, changes, engine) as (url, _):
+        yield url
+
+
+@contextlib.contextmanager
+def started(
+    bundle: Path, folder: Path, changes: Mapping[str, str], engine: str
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The same, with its launcher."""
     folder.mkdir(parents=True, exist_ok=True)
     config, archive = folder / "model-config.yaml", folder / "metastable.mar"
     config.write_text(changed((ROOT / "model-config.yaml").read_text(), changes))
@@ -65,7 +74,7 @@ def serving(
                 break
         else:
             raise MetastableError("the server did not start:\n" + "".join(output))
-        yield f"http://127.0.0.1:{ports[0]}/classify"
+        yield f"http://127.0.0.1:{ports[0]}/classify", launcher
     finally:
         launcher.send_signal(signal.SIGTERM)
         launcher.communicate()

@@ -22,6 +22,7 @@ from export import mar
 from metastable.errors import Unavailable
 from metastable.images import decode
 from metastable.serving import control
+from metastable.serving.backends import torchserve as torchserve_backend
 from metastable.serving.backends.base import Judged, Question
 from metastable.serving.options import RequestOptions
 from tests.launched import PATIENCE, REPOSITORY, free_port
@@ -163,7 +164,7 @@ def test_only_the_owner_reaches_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.server
 @pytest.mark.timeout(4 * PATIENCE)
 def test_the_real_one_answers_lets_go_and_comes_back(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = tmp_path / "metastable.mar"
     mar.build(REPOSITORY / "model_store" / "cifar10", REPOSITORY / "model-config.yaml", archive)
@@ -216,9 +217,26 @@ def test_the_real_one_answers_lets_go_and_comes_back(
                 await until(lambda: backend.ready)
                 assert (await ask("none")).body["class"] == "cat"
 
+            for name, value in {"SILENCE": 0.5, "PROOF": 5.0}.items():
+                monkeypatch.setattr(torchserve_backend, name, value)
+            supervised._patience, starts = 1.0, supervised.starts
+            (pid,) = (int(path.stem) for path in backend._workers)
+            victim = psutil.Process(pid).parent()
+            assert victim is not None
+            victim.suspend()  # it is there, and does nothing
+            with pytest.raises(Unavailable):
+                await ask("accurate")
+            await until(lambda: supervised.starts > starts)
+            supervised._patience = PATIENCE
+            await until(lambda: backend.ready)
+            assert (await ask("none")).body["class"] == "cat"
+
     asyncio.run(main())
     ends = [record.getMessage() for record in caplog.records if record.name == "deploy.torchserve"]
-    assert ends == ["TorchServe ended by itself: starting it again in 1 s"], run.log_tail()
+    assert ends == [
+        "TorchServe ended by itself: starting it again in 1 s",
+        "TorchServe made no prediction for 1 s: starting it again in 2 s",
+    ], run.log_tail()
     run.close()
     children = [one for one in psutil.Process(os.getpid()).children(recursive=True) if "java" in one.name()]
     assert children == []
