@@ -14,6 +14,7 @@ write there.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -90,10 +91,10 @@ class RunFolder:
         self.scratch = self.root / "tmp"
         for folder in (self.logs, self.metrics, self.scratch):
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(mode=0o700)
+            folder.mkdir(mode=0o700, exist_ok=True)  # one that is mounted there stays
         if len(os.fsencode(self.scratch)) + len(_LONGEST_SOCKET_NAME) > SOCKET_PATH_LIMIT:
             self.scratch.rmdir()
-            self.scratch = _short_folder()
+            self.scratch = _short_folder(self.root)
 
     def close(self) -> None:
         """Remove what was temporary; logs and configuration stay to be read."""
@@ -153,7 +154,10 @@ class RunFolder:
             raise Refused(f"{self.root} holds files of something else: name an empty or new --run-dir")
 
     def _take(self) -> IO[str]:
-        lock = (self.root / "lock").open("w")
+        try:
+            lock = (self.root / "lock").open("w")
+        except OSError as error:
+            raise Refused(f"cannot write to {self.root}: {error.strerror}: name another --run-dir") from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -162,8 +166,18 @@ class RunFolder:
         return lock
 
 
-def _short_folder() -> Path:
+def _short_folder(root: Path) -> Path:
+    """A new one, of one name for a run folder: who is killed leaves it to the next."""
+    name = f"metastable-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
     for parent in (tempfile.gettempdir(), "/tmp"):
-        if len(os.fsencode(parent)) + len("/metastable-xxxxxxxx" + _LONGEST_SOCKET_NAME) <= SOCKET_PATH_LIMIT:
-            return Path(tempfile.mkdtemp(prefix="metastable-", dir=parent))
+        if len(os.fsencode(f"{parent}/{name}xxxxxxxx{_LONGEST_SOCKET_NAME}")) > SOCKET_PATH_LIMIT:
+            continue
+        folder = Path(parent, name)
+        if not folder.is_symlink() and folder.is_dir() and folder.stat().st_uid == os.getuid():
+            shutil.rmtree(folder, ignore_errors=True)  # who holds the lock is alone
+        try:
+            folder.mkdir(mode=0o700)
+        except OSError:  # somebody else's
+            return Path(tempfile.mkdtemp(prefix=name, dir=parent))
+        return folder
     raise Refused("no folder with a path short enough for a unix socket: set TMPDIR or --run-dir to one")

@@ -1,12 +1,15 @@
 """The run folder: the configuration that it writes, whom it lets in, what it leaves behind."""
 
+import os
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploy import run_folder
 from deploy.run_folder import Refused, RunFolder, allowed_urls, effective, escape
 
 REPOSITORY = Path(__file__).parents[2]
@@ -108,6 +111,29 @@ def test_a_long_path_gets_a_short_folder_for_its_sockets(tmp_path: Path) -> None
     assert run.scratch.stat().st_mode & 0o077 == 0
     run.close()
     assert not run.scratch.exists()
+
+
+def test_one_that_was_killed_leaves_its_short_folder_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(run_folder, "SOCKET_PATH_LIMIT", len(os.fsencode(tmp_path)) + 60)
+    place = tmp_path / ("long" * 25)
+    run = RunFolder(place)
+    (run.scratch / "archive").touch()
+    run._lock.close()
+    again = RunFolder(place)
+    assert (again.scratch, list(again.scratch.iterdir())) == (run.scratch, [])
+    assert again.scratch.parent == tmp_path
+    again.close()
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    run.scratch.symlink_to(other)  # nobody chooses for us where sockets lie
+    third = RunFolder(place)
+    assert not third.scratch.is_symlink()
+    assert third.scratch.stat().st_mode & 0o077 == 0
+    third.close()
+    assert list(other.iterdir()) == []
 
 
 def test_a_run_folder_in_use_is_refused(tmp_path: Path) -> None:
