@@ -1,11 +1,12 @@
-"""Places that a server may have to live in: a checkout that nobody may write, a full disk for its logs.
+"""Where a server may have to live: nobody may write the checkout, the disk is full, the clock jumps.
 
-Both need mounts of one's own, in a user namespace: what a machine forbids is skipped there.
+That needs mounts of one's own, in a user namespace: what a machine forbids is skipped there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import httpx
@@ -23,6 +25,7 @@ from export import mar
 from tests.launched import PATIENCE, REPOSITORY, free_port
 from tests.serving.door.conftest import png
 
+FAKETIME = sorted(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1"))
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 
 
@@ -123,3 +126,29 @@ def test_a_disk_that_is_full_for_torchserves_logs(archive: Path, tmp_path: Path)
                 time.sleep(0.1)
         assert httpx.post(f"{url}/classify", **ask).status_code == 200  # type: ignore[arg-type]
     assert os.listdir(run / "logs") == []  # they were never on this disk
+
+
+@pytest.mark.skipif(not FAKETIME, reason="no libfaketime here")
+@pytest.mark.parametrize("days", ["+400d", "-400d"])
+def test_a_clock_that_jumps(days: str, tiny_folder: Path, tmp_path: Path) -> None:
+    # Of the door and the engine: a JVM does not start under libfaketime.
+    clock = tmp_path / "clock"
+    clock.write_text("+0d")
+    names = {
+        "LD_PRELOAD": FAKETIME[0],
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    script = "".join(f"export {name}={value}\n" for name, value in names.items())
+    with server(script, ["--engine", "local", "--bundle", str(tiny_folder)], tmp_path) as (url, _):
+        ask = {"content": png(), "trust_env": False, "timeout": PATIENCE}
+        before = httpx.post(f"{url}/classify", **ask)  # type: ignore[arg-type]
+        clock.write_text(days)
+        after = [httpx.post(f"{url}/classify", **ask) for _ in range(5)]  # type: ignore[arg-type]
+        assert [one.status_code for one in (before, *after)] == 6 * [200]
+        # The jump is true: the server's own dates say so.
+        dates = [parsedate_to_datetime(one.headers["date"]) for one in (before, after[-1])]
+        assert abs((dates[1] - dates[0]).days) >= 399
+        headers = {"X-Metastable-Deadline-Ms": "60000"}
+        assert httpx.post(f"{url}/classify", headers=headers, **ask).status_code == 200  # type: ignore[arg-type]
