@@ -10,6 +10,9 @@ ARTIFACTS := model_store/artifacts/cifar10
 ARCHIVE := model_store/metastable.mar
 SOURCES := $(shell find metastable handlers export -name '*.py' 2>/dev/null)
 
+# Where a worker dies the run ends: xdist would wait for ever for the tests that it had.
+PYTEST := -m pytest -n auto --dist loadgroup --max-worker-restart 0
+
 # Tests work on small tensors: threads that wait for each other cost several times what they do.
 ONE_THREAD := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 
@@ -19,10 +22,10 @@ serve: $(READY) $(ARCHIVE)
 	@$(COMMAND) serve --archive $(ARCHIVE) --sample samples/cat.png $(ARGS)
 
 test: $(READY)
-	@$(ONE_THREAD) $(PY) -m pytest -n auto --dist loadgroup $(ARGS)
+	@$(ONE_THREAD) $(PY) $(PYTEST) $(ARGS)
 
 quick: $(READY)
-	@$(ONE_THREAD) $(PY) -m pytest -m fast -n auto --dist loadgroup $(ARGS)
+	@$(ONE_THREAD) $(PY) $(PYTEST) -m fast $(ARGS)
 
 check: $(READY)
 	@$(VENV)/bin/ruff check .

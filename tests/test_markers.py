@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -71,3 +72,9 @@ def test_a_server_needs_its_marker(tmp_path: Path) -> None:
         launched.launched(tmp_path, tmp_path / "x.mar"),
     ):
         pass
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process runs them all")
+def test_a_worker_takes_whole_files(request: pytest.FixtureRequest) -> None:
+    # How xdist writes a group; with a pytest that it does not know there are none.
+    assert request.node.nodeid.endswith("@" + request.path.as_posix())
