@@ -90,15 +90,18 @@ async def _measured(url: str, image: bytes, config: OverloadConfig, picture: Pat
             return Answer(time.monotonic(), time.monotonic() - begun, status)
 
         alone = statistics.median([(await ask()).seconds for _ in range(12)][2:])
+        used, begun = time.process_time(), time.monotonic()
         best = goodput(await _busy(ask, config.clients, config.seconds / 3), config.seconds / 3)
+        client = {"best": (time.process_time() - used) / (time.monotonic() - begun)}
         memory = [_memory()]
-        begun = time.monotonic()
+        used, begun = time.process_time(), time.monotonic()
         crowd = asyncio.create_task(_crowd(ask, config.times * best, config.seconds))
         while not crowd.done():
             await asyncio.wait([crowd], timeout=1)
             memory.append(_memory())
         under_way = crowd.result()
         ended = time.monotonic()
+        client["overload"] = (time.process_time() - used) / (ended - begun)
         recovered = await _recovery(ask, AGAIN * alone)
         answers = await asyncio.gather(*under_way)
     within = [one for one in answers if one.at <= ended]
@@ -121,6 +124,7 @@ async def _measured(url: str, image: bytes, config: OverloadConfig, picture: Pat
         "refused_median_s": _median([one.seconds for one in answers if one.status in ("429", "503")]),
         "memory_mb": {"before": memory[0], "most": max(memory), "after": memory[-1]},
         "recovered_s": recovered,
+        "client_cores": client,
     }
 
 

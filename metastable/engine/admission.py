@@ -64,7 +64,8 @@ class Admission:
 
     Args:
         costs: the runner's cost curve.
-        backlog: seconds of expected work that may wait; what goes above it is refused, unless it is alone.
+        backlog: seconds of expected work that a job may have before it; one that would have more is refused.
+            What goes before it is what ends sooner (`policy`): a cheap job gets in where dear ones wait.
         jobs: permits that may be out.
     """
 
@@ -89,13 +90,13 @@ class Admission:
         with self._lock:
             if self._draining:
                 raise Draining("the server is stopping: send the request to another one")
-            waiting = self._left
-            over = waiting + permit.price - self._most
-            if self._out and (over > 0 or len(self._out) >= self._jobs):
-                wait = over if over > 0 else waiting / len(self._out)
+            before = sum(one.left for one in self._out if one.left <= permit.price)
+            over = before - self._most
+            if over > 0 or len(self._out) >= self._jobs:
+                wait = over if over > 0 else self._left / len(self._out)
                 raise Overloaded(
-                    f"the server has {waiting:.1f} s of work waiting: try again in {wait:.1f} s, or choose a "
-                    "cheaper setting",
+                    f"the server has {before:.1f} s of work to do before yours: try again in {wait:.1f} s, or "
+                    "choose a cheaper setting",
                     wait,
                 )
             self._out.add(permit)

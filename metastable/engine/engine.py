@@ -39,14 +39,14 @@ class EngineLimits:
         segment: seconds that one call of `advance` aims at; a step of one chain may take longer.
         slots: chains that can be under way, and `state_bytes` what their states may take in memory: of large
             images there are fewer.
-        backlog: seconds of expected work that may wait; a job above it is refused, unless it is alone.
+        backlog: seconds of expected work that a job may have before it; one that would have more is refused.
         jobs: jobs that may be admitted and not ended.
     """
 
     segment: float = 0.03
     slots: int = 1024
     state_bytes: int = 2**28
-    backlog: float = 30.0
+    backlog: float = 5.0
     jobs: int = 1024
 
     def slots_of(self, shape: tuple[int, int, int]) -> int:

@@ -29,7 +29,7 @@ class Configuration:
         runner: what runs the networks, one of `choose.MAKERS`, or `auto`.
         threads: of the worker; 0 is one a core.
         segment_ms: work between two looks at new requests, in milliseconds.
-        backlog_seconds: expected work of the requests held; one that would exceed it is refused.
+        backlog_seconds: expected work that a request may have before it; one that would have more is refused.
         allow_seed: whether clients may fix the chains' noise.
         max_bytes, max_pixels: of an image.
 

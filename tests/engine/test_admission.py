@@ -23,10 +23,10 @@ def nothing_is_out(engine: Engine) -> bool:
 
 
 def test_a_permit_counts_before_anything_is_submitted() -> None:
-    engine, *_ = world(EngineLimits(backlog=2.0))
+    engine, *_ = world(EngineLimits(backlog=1.0))
     permit = engine.admit(LONG)
     assert engine.backlog == permit.price == pytest.approx(PRICE)
-    with pytest.raises(Overloaded, match=r"1\.3 s of work waiting: try again in 0\.6 s"):
+    with pytest.raises(Overloaded, match=r"1\.3 s of work to do before yours: try again in 0\.3 s"):
         engine.admit(LONG)
     engine.admit(SHORT).release()
     permit.release()
@@ -195,3 +195,15 @@ def test_prices_follow_what_requests_of_the_setting_needed() -> None:
         run_out(engine)
     assert engine.admission.price(SHORT) == pytest.approx(3 * first.price, rel=0.01)
     assert engine.admission.price(LONG) == pytest.approx(PRICE)
+
+
+def test_dear_requests_keep_no_cheap_one_out() -> None:
+    engine, *_ = world(EngineLimits(backlog=0.01))
+    engine.submit(job("dear", LONG))
+    with pytest.raises(Overloaded):
+        engine.admit(LONG)
+    engine.submit(job("cheap"))  # 0.016 s, and it goes first
+    with pytest.raises(Overloaded):
+        engine.admit(SHORT)
+    run_out(engine)
+    assert [outcome.job.id for outcome in engine.collect()] == ["cheap", "dear"]
