@@ -95,8 +95,8 @@ class Admission:
             if over > 0 or len(self._out) >= self._jobs:
                 wait = over if over > 0 else self._left / len(self._out)
                 raise Overloaded(
-                    f"the server has {before:.1f} s of work to do before yours: try again in {wait:.1f} s, or "
-                    "choose a cheaper setting",
+                    f"the server has {before:.1f} s of work to do before yours: try again in {wait:.1f} s, "
+                    "or choose a cheaper setting",
                     wait,
                 )
             self._out.add(permit)
