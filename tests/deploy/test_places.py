@@ -45,7 +45,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def archive(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("places") / "tiny.mar"
+    path = tmp_path_factory.mktemp("places") / "with spaces" / "tiny.mar"
+    path.parent.mkdir()
     mar.build(tiny_folder, REPOSITORY / "model-config.yaml", path)
     return path
 
@@ -94,7 +95,7 @@ def test_a_checkout_that_nobody_may_write(
     script = f'{read_only}cd {REPOSITORY}\n! touch new 2> /dev/null\nset -- unshare --user "$@"'
     words = {
         "local": ["--engine", "local", "--bundle", str(tiny_folder)],
-        "torchserve": of_torchserve(archive, tmp_path / "run"),
+        "torchserve": of_torchserve(archive, tmp_path / "a run folder"),
     }[engine]
     with server(script, words, tmp_path) as (url, process):
         uids = Path(f"/proc/{process.pid}/status").read_text()

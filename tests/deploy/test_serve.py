@@ -262,3 +262,16 @@ def test_a_killed_launcher_takes_the_server_with_it(tiny_archive: Path, tmp_path
         server.process.kill()
         server.finish()
         assert server.alive() == []
+
+
+@pytest.mark.server
+@pytest.mark.timeout(4 * PATIENCE)
+def test_two_servers_on_one_machine_leave_each_other_alone(tiny_archive: Path, tmp_path: Path) -> None:
+    with launched(tmp_path / "one", tiny_archive) as one, launched(tmp_path / "two", tiny_archive) as two:
+        said = [server.until_ready() for server in (one, two)]
+        assert [by_the_printed_curl_line(output).status_code for output in said] == [200, 200]
+        one.process.send_signal(signal.SIGTERM)
+        assert one.finish()[0] == 0
+        assert by_the_printed_curl_line(said[1]).status_code == 200
+        two.process.send_signal(signal.SIGTERM)
+        assert two.finish()[0] == 0
