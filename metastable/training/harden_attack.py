@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from metastable.training.harden_pipeline import Pipeline
 
@@ -78,10 +79,13 @@ def judge(
         each: Tensor = made.view(copies, len(x), -1)
         return each
 
-    with pipeline.held():
-        for x, y in zip(torch.split(images, batch), torch.split(labels, batch), strict=True):
+    parts = list(zip(torch.split(images, batch), torch.split(labels, batch), strict=True))
+    shown = tqdm(total=len(parts) * steps, desc="judging", unit="step", mininterval=2, leave=False)
+    with pipeline.held(), shown as bar:
+        for x, y in parts:
 
             def objective(at: Tensor, _: int, y: Tensor = y) -> Tensor:
+                bar.update()
                 return F.cross_entropy(logits(at, eot).flatten(0, 1), y.repeat(eot), reduction="sum")
 
             with torch.no_grad():
