@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import random
 import time
 from collections import Counter
@@ -29,9 +30,9 @@ from benchmarks.rude import MANNERS
 
 PATIENCE = 120.0
 """Seconds after which a request counts as hanging: more than any of them may take."""
-HANGS, CLOSED = "hangs", "closed"
-REFUSED = ("415", "422", "429", "503", "504")
-"""Answers that an honest request may get besides a verdict."""
+HANGS, CLOSED, GARBAGE = "hangs", "closed", "no JSON"
+REFUSED = ("429", "503")
+"""Answers that an honest request may get besides a verdict; 504 too, where it has a deadline."""
 PROBE, LOOK = 0.2, 10.0
 """Seconds between two requests of the client that asks all the time, and between two looks at the memory."""
 
@@ -63,6 +64,7 @@ class Course:
     ended: float = 0.0
     outcomes: list[tuple[float, str]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    answered: Counter[str] = field(default_factory=Counter)
     rude: Counter[str] = field(default_factory=Counter)
     verdicts: list[float] = field(default_factory=list)  # of the client that asks all the time
     happened: list[tuple[float, str]] = field(default_factory=list)
@@ -102,6 +104,7 @@ def figures(course: Course, config: SoakConfig) -> dict[str, Any]:
         "minutes": config.minutes,
         "requests": len(course.outcomes),
         "outcomes": dict(Counter(outcome for _, outcome in course.outcomes)),
+        "verdicts": dict(course.answered),
         "wrong": len(course.wrong),
         "examples": course.wrong[:5],
         "rude": dict(course.rude),
@@ -154,8 +157,9 @@ async def _honest(
                 course.wrong.append(f"{body['class']} instead of {labels[which]}")
             elif outcome == "200" and body["setting"] != setting:
                 course.wrong.append(f"{body['setting']} instead of {setting}")
-            elif outcome != "200" and outcome not in REFUSED:
+            elif outcome not in ("200", *REFUSED) and not (outcome == "504" and len(headers) > 1):
                 course.wrong.append(outcome)
+            course.answered[setting] += outcome == "200"
             if outcome != "200":
                 await asyncio.sleep(0.5)
 
@@ -222,6 +226,8 @@ async def _ask(
         return HANGS, {}
     except httpx.HTTPError:
         return CLOSED, {}
+    except json.JSONDecodeError:
+        return GARBAGE, {}
 
 
 def _client(number: int) -> httpx.AsyncClient:

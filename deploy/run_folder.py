@@ -168,7 +168,9 @@ class RunFolder:
 
 def _short_folder(root: Path) -> Path:
     """A new one, of one name for a run folder: who is killed leaves it to the next."""
-    name = f"metastable-{hashlib.sha256(os.fsencode(root)).hexdigest()[:8]}"
+    found = root.stat()  # containers that share a temporary directory may have folders of one path
+    same = f"{found.st_dev}:{found.st_ino}:".encode() + os.fsencode(root)
+    name = f"metastable-{hashlib.sha256(same).hexdigest()[:8]}"
     for parent in (tempfile.gettempdir(), "/tmp"):
         if len(os.fsencode(f"{parent}/{name}xxxxxxxx{_LONGEST_SOCKET_NAME}")) > SOCKET_PATH_LIMIT:
             continue

@@ -18,29 +18,52 @@ from metastable.errors import Draining, Overloaded
 from metastable.settings import Setting
 
 FOLLOW = 0.1  # weight of a new observation of what a setting needs
-BOUNDS = (0.05, 20.0)  # what a setting was seen to need, in units of what it needs by the cost curve
+BOUNDS = (0.01, 20.0)  # what a setting was seen to need, in units of what it needs by the cost curve
+CROWD = 3.0
+"""Times the backlog that all jobs may come to, each counted with one backlog at most."""
+
+
+class Line:
+    """What is known of a setting.
+
+    Attributes:
+        listed: seconds that a job of it needs, by the cost curve when it was first asked for.
+        price: those that it is expected to need, by what others needed lately.
+        left: seconds of expected work of its jobs, and `counted`, with one backlog a job at most.
+    """
+
+    __slots__ = ("counted", "left", "listed", "price")
+
+    def __init__(self, listed: float) -> None:
+        self.listed = self.price = listed
+        self.left = self.counted = 0.0
 
 
 class Permit:
-    """Room for one job: its price counts as work that waits until it is given back.
+    """Room for one job: what it is expected to need counts as work that waits until it is given back.
 
     Attributes:
         setting: of the job.
-        listed: seconds of the machine that its setting needs by the cost curve.
-        price: those that it is expected to need, by what others of its setting needed.
-        served: seconds that it has got so far.
-        expected: the price, doubled each time that it is used up.
+        served: seconds of the machine that it has got so far.
     """
 
-    def __init__(self, admission: Admission, setting: Setting, listed: float, price: float) -> None:
-        self._admission, self.setting, self.listed, self.price = admission, setting, listed, price
-        self.served, self.expected = 0.0, price
+    def __init__(self, admission: Admission, setting: Setting, line: Line) -> None:
+        self._admission, self.setting, self.line = admission, setting, line
+        self.served = 0.0
         self.taken = False
 
     @property
+    def price(self) -> float:
+        """Seconds that a job of its setting is expected to need, as of now."""
+        return self.line.price
+
+    @property
     def left(self) -> float:
-        """Seconds of expected work that is left to do."""
-        return self.expected - self.served
+        """Seconds of expected work that is left: of the price, which doubles each time that it is used up."""
+        expected = self.line.price
+        while expected <= self.served:
+            expected *= 2
+        return expected - self.served
 
     def charge(self, seconds: float) -> None:
         """Its job got `seconds` of the machine."""
@@ -62,20 +85,23 @@ class Permit:
 class Admission:
     """Prices settings, gives permits, and knows how much work they stand for.  Any thread may call it.
 
+    All permits of a setting have its price of the moment: were it the one of their time, a price that falls
+    would put those that wait behind all that come.
+
     Args:
-        costs: the runner's cost curve.
+        costs: the runner's cost curve, as it is when a setting is first asked for.
         backlog: seconds of expected work that a job may have before it; one that would have more is refused.
-            What goes before it is what ends sooner (`policy`): a cheap job gets in where dear ones wait.
+            What goes before it is what costs no more (`policy`): a cheap job gets in where dear ones wait.
         jobs: permits that may be out.
     """
 
     def __init__(self, costs: Costs, *, backlog: float, jobs: int) -> None:
         self._costs, self._most, self._jobs = costs, backlog, jobs
-        self._ratios: dict[str, float] = {}  # what a setting's requests needed lately, to what they should
+        self._lines: dict[Setting, Line] = {}
         self._out: set[Permit] = set()
-        self._left = 0.0  # of all that are out; a sum at every admission would grow with their square
+        self._fresh = True  # whether the lines' sums are
         self._draining = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def admit(self, setting: Setting) -> Permit:
         """A permit, at once.
@@ -85,22 +111,26 @@ class Admission:
             Draining: no more work is taken on.
             Overloaded: too much work is waiting; says after how many seconds to try again.
         """
-        listed = self._listed(setting)
-        permit = Permit(self, setting, listed, listed * self._ratios.get(setting.name, 1.0))
         with self._lock:
+            line = self._line(setting)
             if self._draining:
                 raise Draining("the server is stopping: send the request to another one")
-            before = sum(one.left for one in self._out if one.left <= permit.price)
-            over = before - self._most
-            if over > 0 or len(self._out) >= self._jobs:
-                wait = over if over > 0 else self._left / len(self._out)
+            self._sum()
+            before = sum(one.left for one in self._lines.values() if one.price <= line.price)
+            crowd = sum(one.counted for one in self._lines.values())
+            over = max(before - self._most, crowd - CROWD * self._most)
+            if over > 0:
                 raise Overloaded(
-                    f"the server has {before:.1f} s of work to do before yours: try again in {wait:.1f} s, "
-                    "or choose a cheaper setting",
-                    wait,
+                    f"the server has {before:.1f} s of work to do before yours, and {self.backlog:.1f} s in "
+                    f"all: try again in {over:.1f} s, or choose a cheaper setting",
+                    over,
                 )
+            if len(self._out) >= self._jobs:
+                wait = self.backlog / len(self._out)
+                raise Overloaded(f"the server holds {len(self._out)} jobs, and no more: try again soon", wait)
+            permit = Permit(self, setting, line)
             self._out.add(permit)
-            self._left += permit.left
+            self._count(permit)
         return permit
 
     def price(self, setting: Setting) -> float:
@@ -108,16 +138,8 @@ class Admission:
 
         The look at its image counts where costs have one.  Raises ValueError where its cost is not known.
         """
-        return self._listed(setting) * self._ratios.get(setting.name, 1.0)
-
-    def learn(self, permit: Permit) -> None:
-        """The job of a permit has come to its answer: prices of its setting follow what it needed.
-
-        Fewer chains, where the label was settled early; more time a chain, where batches were small.
-        """
-        name = permit.setting.name
-        ratio = min(max(permit.served / permit.listed, BOUNDS[0]), BOUNDS[1])
-        self._ratios[name] = (1 - FOLLOW) * self._ratios.get(name, 1.0) + FOLLOW * ratio
+        with self._lock:
+            return self._line(setting).price
 
     def take(self, permit: Permit, setting: Setting) -> None:
         """A job of `setting` takes a permit over; `end` gives it back.
@@ -134,16 +156,20 @@ class Admission:
     def charge(self, permit: Permit, seconds: float) -> None:
         """The job of a permit got `seconds` of the machine."""
         with self._lock:
-            before = permit.left
             permit.served += seconds
-            while permit.served >= permit.expected:
-                permit.expected *= 2
-            if permit in self._out:
-                self._left += permit.left - before
+            self._fresh = False
 
-    def end(self, permit: Permit) -> None:
-        """The job that has the permit has ended."""
+    def end(self, permit: Permit, *, whole: bool) -> None:
+        """The job that has the permit has ended, with a whole answer or not.
+
+        Prices of its setting follow what it needed: fewer chains where the label was settled early, more time
+        a chain where batches were small.  One that was cut off tells that this was not enough.
+        """
         with self._lock:
+            line = permit.line
+            seen = min(max(permit.served, BOUNDS[0] * line.listed), BOUNDS[1] * line.listed)
+            if whole or seen > line.price:
+                line.price = (1 - FOLLOW) * line.price + FOLLOW * seen
             self._give_back(permit)
 
     def release(self, permit: Permit) -> None:
@@ -160,7 +186,9 @@ class Admission:
     @property
     def backlog(self) -> float:
         """Seconds of expected work that is left to do."""
-        return max(self._left, 0.0)
+        with self._lock:
+            self._sum()
+            return sum(one.left for one in self._lines.values())
 
     @property
     def out(self) -> int:
@@ -168,12 +196,32 @@ class Admission:
         return len(self._out)
 
     def _give_back(self, permit: Permit) -> None:
-        if permit in self._out:
-            self._out.remove(permit)
-            # Sums of floats drift: nothing is left when nobody is.
-            self._left = self._left - permit.left if self._out else 0.0
+        self._out.discard(permit)
+        self._fresh = False
 
-    def _listed(self, setting: Setting) -> float:
+    def _sum(self) -> None:
+        """Sum up the lines anew where something has changed.
+
+        That is once a segment: a refusal costs no more for the permits that are out.
+        """
+        if not self._fresh:
+            for line in self._lines.values():
+                line.left = line.counted = 0.0
+            for permit in self._out:
+                self._count(permit)
+            self._fresh = True
+
+    def _count(self, permit: Permit) -> None:
+        left = permit.left
+        permit.line.left += left
+        permit.line.counted += min(left, self._most)
+
+    def _line(self, setting: Setting) -> Line:
+        if (line := self._lines.get(setting)) is None:
+            line = self._lines[setting] = Line(self._by_curve(setting))
+        return line
+
+    def _by_curve(self, setting: Setting) -> float:
         kind = setting.dynamics.kind
         if not all(work in self._costs for work in (CLASSIFY, *([] if kind is None else [kind]))):
             raise ValueError(f"this engine was not made for setting {setting.name}: its cost is not known")

@@ -266,14 +266,12 @@ class Engine:
         decision = stopping.decide(result.outputs[0], _rule(setting))
         capped = setting.delta is not None and active.cap > 1 and not decision.decided and not late
         self.counters.capped += capped
-        if not late:
-            self.admission.learn(active.permit)
-        self._leave(active)
+        self._leave(active, whole=not late)
         answer = Answer(active.job, result, decision, late, capped, active.redrawn, active.seconds)
         self._ended.append(answer)
 
     def _fail(self, active: ActiveJob, error: MetastableError) -> None:
-        self._leave(active)
+        self._leave(active, whole=False)
         self._ended.append(Failure(active.job, error))
 
     def _fail_all(self, jobs: list[ActiveJob], what: str, cause: Exception | None = None) -> None:
@@ -281,10 +279,10 @@ class Engine:
             self.counters.failures += 1
             self._fail(active, broken(what, cause))
 
-    def _leave(self, active: ActiveJob) -> None:
+    def _leave(self, active: ActiveJob, *, whole: bool) -> None:
         self.chains.leave(active)
         del self._held[active.job.id]
-        self.admission.end(active.permit)
+        self.admission.end(active.permit, whole=whole)
 
     def _check(self, job: Job) -> None:
         if job.id in self._held:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 
@@ -26,7 +27,9 @@ def test_a_permit_counts_before_anything_is_submitted() -> None:
     engine, *_ = world(EngineLimits(backlog=1.0))
     permit = engine.admit(LONG)
     assert engine.backlog == permit.price == pytest.approx(PRICE)
-    with pytest.raises(Overloaded, match=r"1\.3 s of work to do before yours: try again in 0\.3 s"):
+    with pytest.raises(
+        Overloaded, match=r"1\.3 s of work to do before yours, and 1\.3 s in all: try again in 0\.3 s"
+    ):
         engine.admit(LONG)
     engine.admit(SHORT).release()
     permit.release()
@@ -185,16 +188,61 @@ def test_a_job_given_up_before_the_engine_saw_it_gives_its_permit_back() -> None
 
 def test_prices_follow_what_requests_of_the_setting_needed() -> None:
     engine, *_ = world()
-    first = engine.admit(SHORT)
-    first.charge(2 * first.price)
-    assert first.left == pytest.approx(2 * first.price)  # it has used up the double, too
+    listed = engine.admission.price(SHORT)
     for i in range(60):
         permit = engine.admit(SHORT)
         engine.submit(job(f"r{i}"), permit)
-        permit.charge(2 * permit.listed)  # the look at a large image, say
+        permit.charge(2 * listed)  # the look at a large image, say
         run_out(engine)
-    assert engine.admission.price(SHORT) == pytest.approx(3 * first.price, rel=0.01)
+    assert engine.admission.price(SHORT) == pytest.approx(3 * listed, rel=0.01)
     assert engine.admission.price(LONG) == pytest.approx(PRICE)
+
+
+def test_what_is_used_up_doubles() -> None:
+    engine, *_ = world()
+    permit = engine.admit(SHORT)
+    for used, left in ((0.5, 0.5), (1.0, 1.0), (2.5, 1.5), (4.0, 4.0)):
+        permit.charge(used * permit.price - permit.served)
+        assert permit.left == pytest.approx(left * permit.price)
+        assert engine.backlog == pytest.approx(permit.left)
+
+
+def test_a_job_that_was_cut_off_teaches_that_it_was_not_enough() -> None:
+    engine, *_ = world()
+    price = engine.admission.price(LONG)
+    for share in (0.5, 3.0):
+        permit = engine.admit(LONG)
+        engine.submit(job("late", LONG), permit)
+        permit.charge(share * price)
+        engine.cancel("late")
+        assert engine.admission.price(LONG) == pytest.approx(price * (1.2 if share > 1 else 1))
+
+
+def test_who_waits_counts_also_when_prices_have_fallen() -> None:
+    engine, *_ = world(EngineLimits(backlog=1.0))
+    permits = []
+    for _ in range(40):
+        try:
+            permits.append(engine.admit(LONG))
+        except Overloaded:
+            cheap = engine.admit(SHORT)
+            engine.submit(job("cheap"), cheap)
+            permits[0].line.price *= 1 - 1e-12  # as costs and needs move all the time
+            engine.cancel("cheap")
+    assert len(permits) == 1
+
+
+def test_many_settings_let_no_crowd_in() -> None:
+    engine, *_ = world(EngineLimits(backlog=0.1))
+    settings = [
+        Setting.of(f"s{steps}", "langevin", network="energy", chains=20, steps=steps, tau=0.1)
+        for steps in range(60, 0, -1)  # dear ones first: none has cheaper ones before it
+    ]
+    for setting in settings:
+        with contextlib.suppress(Overloaded):
+            engine.admit(setting)
+    assert 3 <= engine.admission.out <= 4
+    assert sum(min(one.left, 0.1) for one in engine.admission._out) <= 0.3 + 0.1
 
 
 def test_dear_requests_keep_no_cheap_one_out() -> None:

@@ -72,7 +72,7 @@ def test_equal_requests_end_one_after_the_other() -> None:
 def test_a_request_that_needs_more_than_expected_does_not_keep_the_machine() -> None:
     engine, *_ = world(EngineLimits(backlog=1e9))
     permit = engine.admit(LONG)
-    permit.expected = 0.01  # by a price that is far too low
+    permit.line.price = 0.01  # far too low
     engine.submit(job("wrong", LONG), permit)
     for i in range(3):
         engine.submit(job(f"right{i}", MEDIUM, seed=i))
