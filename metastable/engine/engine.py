@@ -46,7 +46,7 @@ class EngineLimits:
     segment: float = 0.03
     slots: int = 1024
     state_bytes: int = 2**28
-    backlog: float = 5.0
+    backlog: float = 10.0
     jobs: int = 1024
 
     def slots_of(self, shape: tuple[int, int, int]) -> int:
