@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import struct
 
 import numpy as np
-from numpy.lib import format as npy
 
 from metastable.errors import InvalidImage
 from metastable.images.limits import ImageLimits, check_size
 from metastable.images.raster import Raster
 
 _MAX_NPY_HEADER = 10_000  # bytes; numpy's own limit
-# The only headers that numpy's reader gets to see: on others it may warn, or recurse deeply. `*+` never
-# backtracks, so that 10 000 spaces take linear time.
-_ENTRY = (
-    rb"\s*+['\"](?:descr|fortran_order|shape)['\"]\s*+:\s*+"
-    rb"(?:['\"][<>|=]?[bBiufcmMOSUV?]\d{0,4}['\"]|True|False|\((?:\s*+-?\d{1,15}\s*+,?)*+\s*+\))\s*+"
+# Not read by numpy: on some headers it warns, or recurses deeply, and the parser of Python 3.11.7 that it
+# uses may fail on a good one while another thread uses it. `*+` never backtracks, so that 10 000 spaces take
+# linear time.
+_NUMBER = rb"(?:0|-?[1-9]\d{0,14})"
+_ENTRY = re.compile(
+    rb"\s*+['\"](?P<key>descr|fortran_order|shape)['\"]\s*+:\s*+"
+    rb"(?:['\"](?P<dtype>[<>|=]?[bBiufcmMOSUV?]\d{0,4})['\"]|(?P<truth>True|False)"
+    rb"|\((?P<numbers>\s*+(?:%b\s*+,\s*+)*+(?:%b\s*+)?)\))\s*+" % (_NUMBER, _NUMBER)
 )
-_NPY_HEADER = re.compile(rb"\s*+\{%b,%b,%b(?:,\s*+)?\}\s*+" % (_ENTRY, _ENTRY, _ENTRY))
+_UNNAMED = re.sub(rb"\?P<\w+>", b"?:", _ENTRY.pattern)
+_NPY_HEADER = re.compile(rb"\s*+\{%b,%b,%b(?:,\s*+)?\}\s*+" % (_UNNAMED, _UNNAMED, _UNNAMED))
 
 
 def read_npy(data: bytes, limits: ImageLimits) -> Raster:
@@ -58,6 +60,12 @@ def _npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     end = start + int(struct.unpack_from("<H" if major == 1 else "<I", data, 8)[0])
     if end - start > _MAX_NPY_HEADER or not _NPY_HEADER.fullmatch(data, start, end):
         raise InvalidImage("The .npy header is damaged or not of a plain array: save it with numpy.save.")
-    read = npy.read_array_header_1_0 if major == 1 else npy.read_array_header_2_0
-    shape, fortran, dtype = read(io.BytesIO(data[8:end]), max_header_size=_MAX_NPY_HEADER)
-    return shape, fortran, dtype, end
+    found = {one["key"]: one for one in _ENTRY.finditer(data, start, end)}
+    dtype, fortran, numbers = (
+        found[key][kind] if key in found else None
+        for key, kind in ((b"descr", "dtype"), (b"fortran_order", "truth"), (b"shape", "numbers"))
+    )
+    if dtype is None or fortran is None or numbers is None:
+        raise InvalidImage("The .npy header is damaged: save it with numpy.save.")
+    shape = tuple(int(one) for one in numbers.split(b",") if one.strip())
+    return shape, fortran == b"True", np.dtype(dtype.decode()), end

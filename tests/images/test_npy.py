@@ -128,6 +128,16 @@ def test_npy_headers_that_numpy_warns_about_are_not_read(shape: str) -> None:
     assert not seen
 
 
+def test_npy_is_read_without_the_parser_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    # That of 3.11.7 raises now and then where another thread uses it too (CPython's issue 106905).
+    def failing(*_: object, **__: object) -> None:
+        raise SystemError("AST constructor recursion depth mismatch")
+
+    data = npy(GREY)
+    monkeypatch.setattr("ast.parse", failing)
+    assert torch.equal(decode(data).pixels, expected(GREY))
+
+
 def test_npy_length_must_be_exact() -> None:
     data = npy(GREY)
     for wrong in (data[:-1], data + b"\0", data[:-1024]):
