@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import overload
+from benchmarks.asking import Answer
 from benchmarks.overload import OverloadConfig
 from tests.serving.door.conftest import png
 
@@ -25,5 +26,5 @@ def test_the_figures_of_an_overload(tiny_folder: Path, tmp_path: Path) -> None:
 
 
 def test_goodput_counts_verdicts_alone() -> None:
-    answers = [overload.Answer(at, 0.1, status) for at, status in ((1, "200"), (2, "503"), (3, "200"))]
+    answers = [Answer(at, 0.1, status) for at, status in ((1, "200"), (2, "503"), (3, "200"))]
     assert overload.goodput(answers, 4.0) == 0.5
