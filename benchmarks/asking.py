@@ -9,11 +9,15 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import h11
 
+from metastable.errors import MetastableError
+
 FAILED = "no answer"
+PATIENCE = 120.0
 _READ = 65_536
 
 
@@ -38,23 +42,39 @@ class _Connection:
 
 
 class Asker:
-    """From one loopback address.
+    """See the module.
 
     Args:
         url: that is asked, by POST; `body` and `headers` of every request.
         local: the address that requests come from.
+        socket: a unix socket that is asked in place of the url's host.
         patience: seconds that an answer may take.
     """
 
     def __init__(
-        self, url: str, body: bytes, headers: Mapping[str, str], local: str, patience: float
+        self,
+        url: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        local: str = "127.0.0.1",
+        socket: Path | None = None,
+        patience: float = PATIENCE,
     ) -> None:
         parts = urlsplit(url)
-        self._host, self._port, self._local = parts.hostname, parts.port, local
+        self._host, self._port, self._local, self._socket = parts.hostname, parts.port, local, socket
         given = {"Host": parts.netloc, "Content-Length": str(len(body)), **headers}
-        self._request = h11.Request(method="POST", target=parts.path, headers=list(given.items()))
+        target = parts._replace(scheme="", netloc="").geturl()
+        self._request = h11.Request(method="POST", target=target, headers=list(given.items()))
         self._body, self._patience = h11.Data(data=body), patience
         self._kept: list[_Connection] = []
+
+    async def seconds(self) -> float:
+        """Of one request; raises MetastableError if it gets no verdict."""
+        answer = await self()
+        if not answer.good:
+            raise MetastableError(f"a request of the benchmark got {answer.status}")
+        return answer.seconds
 
     async def __call__(self) -> Answer:
         """What became of one request."""
@@ -66,10 +86,12 @@ class Asker:
             status = FAILED
         return Answer(time.monotonic(), time.monotonic() - begun, status)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the connections that were kept."""
         while self._kept:
-            self._kept.pop().writer.close()
+            writer = self._kept.pop().writer
+            writer.close()
+            await writer.wait_closed()
 
     async def _ask(self) -> int:
         connection = await self._connection()
@@ -91,6 +113,8 @@ class Asker:
             if not kept.reader.at_eof():
                 return kept
             kept.writer.close()
+        if self._socket is not None:
+            return _Connection(*await asyncio.open_unix_connection(self._socket))
         return _Connection(
             *await asyncio.open_connection(self._host, self._port, local_addr=(self._local, 0))
         )

@@ -1,6 +1,7 @@
 """What HTTP adds: the door beside the same backend asked without it, in turns, in one process.
 
-The client is in this process too, on a thread of its own, so its own time counts as the door's.
+The client is in this process too, on a thread of its own, so its own time counts as the door's; it costs
+little (`asking`).
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
-import httpx
 from prometheus_client import CollectorRegistry
 from tqdm import tqdm
 
+from benchmarks.asking import Asker
 from metastable.bundle import Bundle
 from metastable.engine.runners import Runner
 from metastable.errors import MetastableError
@@ -73,19 +74,20 @@ def measure(
     backend = Local(bundle, runner, metrics)
     with _listening(backend, metrics) as (url, loop):
         there = _There(backend, loop, image, RequestOptions(setting, 3, None, None))
-        with httpx.Client(trust_env=False, timeout=300) as client:
-            address = f"{url}/classify?setting={setting}"
+        asker = Asker(f"{url}/classify?setting={setting}", image, {})
+        with asyncio.Runner() as client:  # apart from the loop that answers
 
             def over_http() -> float:
-                return _timed(lambda: client.post(address, content=image).raise_for_status())
+                return client.run(asker.seconds())
 
             for ask in (there.one, over_http):
                 ask()
             one = [(there.one(), over_http()) for _ in tqdm(range(pairs), desc="pairs")]
-        many = [
-            (there.many(pairs, at_once), asyncio.run(_many(address, image, pairs, at_once)))
-            for _ in tqdm(range(rounds), desc="rounds")
-        ]
+            many = [
+                (there.many(pairs, at_once), client.run(_crowd(asker.seconds, pairs, at_once)))
+                for _ in tqdm(range(rounds), desc="rounds")
+            ]
+            client.run(asker.close())
     added = [1e3 * (http - direct) for direct, http in one]
     return {
         "setting": setting,
@@ -128,17 +130,7 @@ class _There:
             raise MetastableError(f"an answer was refused: {found.refusal.message}")
 
 
-async def _many(url: str, image: bytes, count: int, at_once: int) -> float:
-    limits = httpx.Limits(max_connections=at_once)
-    async with httpx.AsyncClient(trust_env=False, timeout=300, limits=limits) as client:
-
-        async def one() -> None:
-            (await client.post(url, content=image)).raise_for_status()
-
-        return await _crowd(one, count, at_once)
-
-
-async def _crowd(ask: Callable[[], Awaitable[None]], count: int, at_once: int) -> float:
+async def _crowd(ask: Callable[[], Awaitable[object]], count: int, at_once: int) -> float:
     """Seconds of `count` questions with so many under way."""
     left = iter(range(count))
 
@@ -148,10 +140,4 @@ async def _crowd(ask: Callable[[], Awaitable[None]], count: int, at_once: int) -
 
     started = time.perf_counter()
     await asyncio.gather(*(worker() for _ in range(at_once)))
-    return time.perf_counter() - started
-
-
-def _timed(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
     return time.perf_counter() - started

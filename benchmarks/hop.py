@@ -1,14 +1,16 @@
 """What the door adds to an answer of TorchServe, and takes of its answers a second, paired in one server.
 
-    through the door: a PNG over TCP, which is checked, decoded and handed on
-    past it:          the same exact pixels to TorchServe's own socket, with the key that only the door has
+    through the door: a PNG over TCP, which is checked, decoded and handed on as exact pixels
+    past it:          the same PNG to TorchServe's own socket, with the key that only the door has
 
-The same client asks both ways in turns.  The setting costs little, so that the hop shows.
+A client that costs little (`asking`) asks both ways in turns.  The setting costs little too, so that the hop
+shows.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import statistics
@@ -17,16 +19,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 from tqdm import tqdm
 
 from benchmarks import server
-from metastable.images import decode
-from metastable.serving.backends.channel import Channel
-from metastable.serving.backends.exchange import exact
-from metastable.serving.control import PATTERN
+from benchmarks.asking import Asker
 
-PATIENCE = 60.0
 WARM = 20
 Ask = Callable[[], Awaitable[float]]
 
@@ -47,24 +44,18 @@ async def _measured(
     url: str, image: bytes, run: Path, setting: str, pairs: int, rounds: int, at_once: int
 ) -> dict[str, Any]:
     scratch = scratch_of((run / "config.properties").read_text())
-    [control] = (scratch / "control").glob(PATTERN)
-    worker = await Channel.connect(control)
-    described = await worker.ask("describe")
-    worker.close()
-    shape = described["served"]["shape"]
-    pixels = exact(decode(image, size=(shape[1], shape[2]), channels=shape[0]).pixels)
     named = {"X-Metastable-Setting": setting}
     key = json.loads((run / "key_file.json").read_text())["inference"]["key"]
     past = named | {"Authorization": f"Bearer {key}", "Content-Type": "application/octet-stream"}
-    socket = httpx.AsyncHTTPTransport(uds=str(scratch / "inference.sock"))
-    async with (
-        httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as outside,
-        httpx.AsyncClient(transport=socket, timeout=PATIENCE) as inside,
-    ):
-        ways: dict[str, Ask] = {
-            "door": _asking(outside, url, image, named),
-            "past": _asking(inside, "http://torchserve/predictions/metastable", pixels, past),
-        }
+    at = "http://torchserve/predictions/metastable"
+    async with contextlib.AsyncExitStack() as stack:
+        ways: dict[str, Ask] = {}
+        for way, asker in (
+            ("door", Asker(url, image, named)),
+            ("past", Asker(at, image, past, socket=scratch / "inference.sock")),
+        ):
+            stack.push_async_callback(asker.close)
+            ways[way] = asker.seconds
         for ask in ways.values():
             for _ in range(WARM):
                 await ask()
@@ -96,16 +87,6 @@ def scratch_of(config: str) -> Path:
     found = re.search(r"^inference_address=unix:(.*)/", config, re.MULTILINE)
     assert found is not None, "the launcher writes it"
     return Path(found[1])
-
-
-def _asking(client: httpx.AsyncClient, url: str, body: bytes, headers: dict[str, str]) -> Ask:
-    async def ask() -> float:
-        begun = time.perf_counter()
-        answer = await client.post(url, content=body, headers=headers)
-        answer.raise_for_status()
-        return time.perf_counter() - begun
-
-    return ask
 
 
 async def _rate(ask: Ask, at_once: int, count: int) -> float:

@@ -24,9 +24,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks import server
-from benchmarks.asking import Answer, Asker
+from benchmarks.asking import PATIENCE, Answer, Asker
 
-PATIENCE = 120.0
 CLIENTS = 16
 """Addresses that requests come from: the door bounds what one of them may have under way."""
 AGAIN = 2.0
@@ -64,10 +63,10 @@ async def _measured(url: str, image: bytes, config: OverloadConfig, picture: Pat
     headers = {"X-Metastable-Setting": config.setting}
     if config.deadline_ms:
         headers["X-Metastable-Deadline-Ms"] = str(config.deadline_ms)
-    with contextlib.ExitStack() as stack:
-        askers = [Asker(url, image, headers, f"127.0.0.{i + 2}", PATIENCE) for i in range(CLIENTS)]
+    async with contextlib.AsyncExitStack() as stack:
+        askers = [Asker(url, image, headers, local=f"127.0.0.{i + 2}") for i in range(CLIENTS)]
         for asker in askers:
-            stack.callback(asker.close)
+            stack.push_async_callback(asker.close)
         turns = itertools.cycle(askers)
 
         async def ask() -> Answer:

@@ -19,7 +19,7 @@ from metastable.settings import Setting
 
 FOLLOW = 0.1  # weight of a new observation of what a setting needs
 BOUNDS = (0.01, 20.0)  # what a setting was seen to need, in units of what it needs by the cost curve
-CROWD = 3.0
+CROWD = 7.5
 """Times the backlog that all jobs may come to, each counted with one backlog at most."""
 
 
@@ -93,10 +93,12 @@ class Admission:
         backlog: seconds of expected work that a job may have before it; one that would have more is refused.
             What goes before it is what costs no more (`policy`): a cheap job gets in where dear ones wait.
         jobs: permits that may be out.
+        few: permits that may be out whatever they cost: prices that were measured beside other work are too
+            high, and must not close the door to a handful of requests.
     """
 
-    def __init__(self, costs: Costs, *, backlog: float, jobs: int) -> None:
-        self._costs, self._most, self._jobs = costs, backlog, jobs
+    def __init__(self, costs: Costs, *, backlog: float, jobs: int, few: int = 1) -> None:
+        self._costs, self._most, self._jobs, self._few = costs, backlog, jobs, few
         self._lines: dict[Setting, Line] = {}
         self._out: set[Permit] = set()
         self._fresh = True  # whether the lines' sums are
@@ -119,7 +121,7 @@ class Admission:
             before = sum(one.left for one in self._lines.values() if one.price <= line.price)
             crowd = sum(one.counted for one in self._lines.values())
             over = max(before - self._most, crowd - CROWD * self._most)
-            if over > 0:
+            if over > 0 and len(self._out) >= self._few:
                 raise Overloaded(
                     f"the server has {before:.1f} s of work to do before yours, and {self.backlog:.1f} s in "
                     f"all: try again in {over:.1f} s, or choose a cheaper setting",

@@ -40,14 +40,16 @@ class EngineLimits:
         slots: chains that can be under way, and `state_bytes` what their states may take in memory: of large
             images there are fewer.
         backlog: seconds of expected work that a job may have before it; one that would have more is refused.
-        jobs: jobs that may be admitted and not ended.
+        jobs: jobs that may be admitted and not ended, and `few` those of them that are admitted whatever they
+            cost.
     """
 
     segment: float = 0.03
     slots: int = 1024
     state_bytes: int = 2**28
-    backlog: float = 10.0
+    backlog: float = 4.0
     jobs: int = 1024
+    few: int = 4
 
     def slots_of(self, shape: tuple[int, int, int]) -> int:
         """Chains of images of this shape that can be under way, at least one."""
@@ -87,7 +89,9 @@ class Engine:
         self._costs, self._shape, self._clock = costs, shape, clock
         self.limits = limits or EngineLimits()
         self.chains = Chains(runner, costs, self.limits.slots_of(shape), shape, clock)
-        self.admission = Admission(costs, backlog=self.limits.backlog, jobs=self.limits.jobs)
+        self.admission = Admission(
+            costs, backlog=self.limits.backlog, jobs=self.limits.jobs, few=self.limits.few
+        )
         self._held: dict[str, ActiveJob] = {}
         self._ended: list[Outcome] = []
         self._orders = 0

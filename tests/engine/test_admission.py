@@ -24,7 +24,7 @@ def nothing_is_out(engine: Engine) -> bool:
 
 
 def test_a_permit_counts_before_anything_is_submitted() -> None:
-    engine, *_ = world(EngineLimits(backlog=1.0))
+    engine, *_ = world(EngineLimits(backlog=1.0, few=1))
     permit = engine.admit(LONG)
     assert engine.backlog == permit.price == pytest.approx(PRICE)
     with pytest.raises(
@@ -118,7 +118,7 @@ def test_a_permit_from_before_a_drain_is_too_late_and_comes_back() -> None:
 
 @pytest.mark.timeout(300)
 def test_concurrent_clients_leave_nothing_behind() -> None:
-    engine, runner, _ = world(EngineLimits(backlog=0.5, jobs=20))
+    engine, runner, _ = world(EngineLimits(backlog=0.5, few=1, jobs=20))
     runner.break_on = lambda batch: any(seed % 50 == 7 for seed, _ in batch.keys)
     ends: dict[str, int] = {}
     lock = threading.Lock()
@@ -219,7 +219,7 @@ def test_a_job_that_was_cut_off_teaches_that_it_was_not_enough() -> None:
 
 
 def test_who_waits_counts_also_when_prices_have_fallen() -> None:
-    engine, *_ = world(EngineLimits(backlog=1.0))
+    engine, *_ = world(EngineLimits(backlog=1.0, few=1))
     permits = []
     for _ in range(40):
         try:
@@ -233,7 +233,7 @@ def test_who_waits_counts_also_when_prices_have_fallen() -> None:
 
 
 def test_many_settings_let_no_crowd_in() -> None:
-    engine, *_ = world(EngineLimits(backlog=0.1))
+    engine, *_ = world(EngineLimits(backlog=0.1, few=1))
     settings = [
         Setting.of(f"s{steps}", "langevin", network="energy", chains=20, steps=steps, tau=0.1)
         for steps in range(60, 0, -1)  # dear ones first: none has cheaper ones before it
@@ -241,12 +241,12 @@ def test_many_settings_let_no_crowd_in() -> None:
     for setting in settings:
         with contextlib.suppress(Overloaded):
             engine.admit(setting)
-    assert 3 <= engine.admission.out <= 4
-    assert sum(min(one.left, 0.1) for one in engine.admission._out) <= 0.3 + 0.1
+    assert 8 <= engine.admission.out <= 9
+    assert sum(min(one.left, 0.1) for one in engine.admission._out) <= 0.75 + 0.1
 
 
 def test_dear_requests_keep_no_cheap_one_out() -> None:
-    engine, *_ = world(EngineLimits(backlog=0.01))
+    engine, *_ = world(EngineLimits(backlog=0.01, few=1))
     engine.submit(job("dear", LONG))
     with pytest.raises(Overloaded):
         engine.admit(LONG)
@@ -255,3 +255,21 @@ def test_dear_requests_keep_no_cheap_one_out() -> None:
         engine.admit(SHORT)
     run_out(engine)
     assert [outcome.job.id for outcome in engine.collect()] == ["cheap", "dear"]
+
+
+def test_a_few_jobs_get_in_whatever_they_cost() -> None:
+    engine, *_ = world(EngineLimits(backlog=0.01, few=3))
+    permits = [engine.admit(LONG) for _ in range(3)]
+    with pytest.raises(Overloaded):
+        engine.admit(LONG)
+    engine.admit(NONE).release()  # cheaper than all that waits
+    permits[0].release()
+    assert engine.admit(LONG).price == pytest.approx(PRICE)
+
+
+def test_a_crowd_of_cheap_jobs_leaves_no_room_for_dear_ones() -> None:
+    engine, *_ = world(EngineLimits(backlog=0.01, few=3))
+    for _ in range(3):
+        engine.admit(SHORT)
+    with pytest.raises(Overloaded):
+        engine.admit(LONG)

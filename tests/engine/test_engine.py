@@ -110,7 +110,7 @@ def test_a_job_that_cannot_be_taken_is_refused() -> None:
 
 
 def test_work_beyond_the_backlog_is_refused_with_a_time() -> None:
-    engine, _, clock = world(EngineLimits(backlog=1.0))
+    engine, _, clock = world(EngineLimits(backlog=1.0, few=1))
     engine.submit(job("small"))  # 4 * (2 * 1 ms + 2 ms) = 0.016 s
     engine.submit(job("first", LONG))  # 60 * (20 * 1 ms + 2 ms) = 1.32 s
     with pytest.raises(Overloaded, match=r"try again in 0\.3 s") as refused:
@@ -125,7 +125,7 @@ def test_work_beyond_the_backlog_is_refused_with_a_time() -> None:
 
 
 def test_a_job_larger_than_the_backlog_is_taken_where_none_goes_before_it() -> None:
-    engine, *_ = world(EngineLimits(backlog=0.001))
+    engine, *_ = world(EngineLimits(backlog=0.001, few=1))
     engine.submit(job("only", LONG))
     run_out(engine)
     assert set(answers(engine)) == {"only"}

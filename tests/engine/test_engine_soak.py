@@ -24,7 +24,7 @@ def shorter(setting: Setting, chains: int) -> Setting:
 @pytest.mark.timeout(600)
 def test_soak_every_request_has_one_outcome_and_nothing_is_left() -> None:
     rng = random.Random(5)
-    engine, runner, clock = world(EngineLimits(slots=32, backlog=0.5, jobs=40))
+    engine, runner, clock = world(EngineLimits(slots=32, backlog=0.5, few=1, jobs=40))
     runner.poison = lambda batch: [i for i, (seed, _) in enumerate(batch.keys) if seed % 97 == 3]
     runner.break_on = lambda batch: any(seed % 499 == 7 for seed, _ in batch.keys)
     small = [shorter(s, chains=rng.randrange(1, 7)) for s in SETTINGS]

@@ -81,7 +81,7 @@ def test_a_cheap_request_does_not_wait_for_a_dear_one() -> None:
 
 
 def test_a_dear_request_is_refused_with_the_time_that_its_steps_take() -> None:
-    engine, _, clock = slow_world(EngineLimits(backlog=1.0))
+    engine, _, clock = slow_world(EngineLimits(backlog=1.0, few=1))
     price = 4 * (2 * SLOW * STEP + LOOK)  # 2.4 s
     engine.submit(job("first"))
     with pytest.raises(Overloaded) as refused:

@@ -69,7 +69,7 @@ def permits(served: Service) -> int:
 
 
 def test_what_is_refused_was_not_decoded_scored_or_classified(tiny: Bundle, decoded: list[int]) -> None:
-    served, runner = made(tiny, backlog=1e-9)
+    served, runner = made(tiny, backlog=1e-9, few=1)
     long, short, unknown = request(setting="langevin"), request(setting="fast"), request(setting="magic")
     found = served.step([long, short, unknown])
     while found[0] is None:

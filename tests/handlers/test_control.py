@@ -84,7 +84,7 @@ class World:
 @pytest.fixture
 def world(tiny: Bundle, tmp_path: Path) -> Iterator[World]:
     # A segment is a chain, and little work may wait: requests stay for some steps, and the second is refused.
-    made = World(tiny, tmp_path, EngineLimits(segment=1e-6, backlog=1e-6))
+    made = World(tiny, tmp_path, EngineLimits(segment=1e-6, backlog=1e-6, few=1))
     yield made
     made.control.close()
 

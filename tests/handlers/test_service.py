@@ -171,7 +171,7 @@ def test_requests_join_while_others_run_and_those_that_vanish_are_given_up(
 
 
 def test_work_beyond_the_backlog_is_503_with_a_time(tiny: Bundle, registry: CollectorRegistry) -> None:
-    small = service(tiny, registry, engine_limits=EngineLimits(backlog=1e-9))
+    small = service(tiny, registry, engine_limits=EngineLimits(backlog=1e-9, few=1))
     fine, refused = small.answer([request(setting="fast"), request(setting="fast")])
     assert (fine.status, refused.status) == (200, 503)
     assert int(refused.headers["Retry-After"]) >= 1
