@@ -12,7 +12,7 @@ import math
 import time
 from pathlib import Path
 
-from deploy import archive, observing
+from deploy import archive, observing, policies
 from deploy.front import PHOTOGRAPH, Behind, Front
 from deploy.java import Java
 from deploy.run_folder import Refused, RunFolder
@@ -21,6 +21,7 @@ from metastable import bundle as bundles
 from metastable.bundle import Bundle
 from metastable.errors import SettingsError
 from metastable.images import ImageLimits
+from metastable.serving import judging
 from metastable.serving.configuration import Configuration
 from metastable.serving.door.stopping import Stop
 from metastable.serving.metrics import Metrics
@@ -55,13 +56,17 @@ def _serve(front: Front, chosen: argparse.Namespace, run: RunFolder, java: Java)
         at_once=lambda: front.stop.at_once,
         restarted=metrics.restarted,
     )
+    known = judging.served_of(served, allow_seed=False, runner="")  # the worker says more, once it is there
+    keeper = policies.keeper_for(chosen.policy, {served.version: known}, proxies=bool(chosen.proxy))
     behind = Behind(
         supervised.backend,
         limits,
+        keeper=keeper,
+        on_hangup=policies.on_hangup(chosen.policy, keeper),
         life=supervised,
         until_ready=lambda: supervised.until_ready(chosen.ready_timeout),
         opening=f"starting TorchServe with Java {java.version} ({java.source})",
-        notes=(f"  logs:     {run.logs}",),
+        notes=(f"  logs:     {run.logs}", *policies.notes(chosen.policy)),
         trouble=run.log_tail,
     )
     status = front.serve(behind, metrics)

@@ -28,14 +28,14 @@ def fill(parser: argparse.ArgumentParser) -> None:
     )
     add("--proxy", action="append", help="address of a proxy whose X-Forwarded-For is believed")
     add("--origin", action="append", help="origin whose pages browsers may let ask (CORS)")
-    add = parser.add_argument_group("with --engine local").add_argument
-    add("--bundle", help="folder of what is served, or a shipped bundle's name; no archive is read")
-    add("--also", action="append", metavar="[VERSION=]BUNDLE", help="another version, loaded beside it")
     add(
         "--policy",
         type=Path,
         help="file of what becomes of requests: docs/operating.md; SIGHUP reads it again",
     )
+    add = parser.add_argument_group("with --engine local").add_argument
+    add("--bundle", help="folder of what is served, or a shipped bundle's name; no archive is read")
+    add("--also", action="append", metavar="[VERSION=]BUNDLE", help="another version, loaded beside it")
     add("--runner", help="what runs the networks (default: that of the archive, or auto)")
     add("--threads", type=int, help="of the runner (default: one a core)")
     add("--allow-seeds", action="store_const", const=True, help="let clients fix the chains' noise: unsafe")
@@ -45,7 +45,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
     add("--ready-timeout", type=float, default=180.0, help="seconds until the first prediction")
 
 
-LOCAL = ("bundle", "also", "policy", "runner", "threads", "allow_seeds")
+LOCAL = ("bundle", "also", "runner", "threads", "allow_seeds")
 """Names of options that mean something to an engine in this process alone."""
 TORCHSERVE = ("torchserve_metrics_port", "run_dir", "ready_timeout")
 """Names of those that mean something to TorchServe alone."""

@@ -18,9 +18,8 @@ from pathlib import Path
 
 import torch
 
-from deploy import archive, observing
+from deploy import archive, observing, policies
 from deploy.front import PHOTOGRAPH, Behind, Front
-from deploy.policies import keeper_for, reloader, versions
 from metastable import bundle as bundles
 from metastable.bundle import Bundle, shipped
 from metastable.engine import assembly
@@ -49,7 +48,7 @@ def _serve(front: Front, chosen: argparse.Namespace) -> int:
     with _opened(chosen) as (loaded, exported, configuration):
         threads = configuration.threads or os.cpu_count() or 1
         torch.set_num_threads(threads)
-        offered = versions(loaded, chosen.also or ())
+        offered = policies.versions(loaded, chosen.also or ())
         parts = [exported, *[{} for _ in offered[1:]]]
         runners = [
             assembly.runner_for(one, configuration.runner, artifacts=part, threads=threads)
@@ -62,16 +61,13 @@ def _serve(front: Front, chosen: argparse.Namespace) -> int:
     ]
     metrics.follow(lambda: sum(one.backlog for one in backends), lambda: sum(one.chains for one in backends))
     models = Models(backends)
-    keeper = keeper_for(chosen.policy, models, proxies=bool(chosen.proxy))
-    notes: tuple[str, ...] = ()
-    if chosen.policy is not None:
-        notes = (f"  policy:   {chosen.policy}, read again at kill -HUP {os.getpid()}",)
+    keeper = policies.keeper_for(chosen.policy, models.served, proxies=bool(chosen.proxy))
     behind = Behind(
         models,
         configuration.image_limits,
         keeper=keeper,
-        on_hangup=None if chosen.policy is None else reloader(keeper),
-        notes=notes,
+        on_hangup=policies.on_hangup(chosen.policy, keeper),
+        notes=policies.notes(chosen.policy),
     )
     status = front.serve(behind, metrics)
     print("stopped", flush=True)

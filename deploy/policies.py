@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from deploy.run_folder import Refused
 from metastable import bundle as bundles
 from metastable.bundle import Bundle, shipped
 from metastable.errors import SettingsError
-from metastable.serving.door.models import Models
+from metastable.serving.backends.base import Served
 from metastable.serving.policy.keeper import Keeper
 from metastable.serving.policy.values import Policy
 
@@ -43,13 +44,13 @@ def versions(first: Bundle, also: Sequence[str]) -> list[Bundle]:
     return found
 
 
-def keeper_for(path: Path | None, models: Models, *, proxies: bool) -> Keeper:
+def keeper_for(path: Path | None, served: Mapping[str, Served], *, proxies: bool) -> Keeper:
     """The keeper of a policy's file, which must fit what is served; raises SettingsError.
 
     Args:
+        served: the models by version, that which answers without a policy first.
         proxies: whether some are trusted.
     """
-    served = models.served
 
     def check(policy: Policy) -> None:
         policy.check(served)
@@ -60,6 +61,16 @@ def keeper_for(path: Path | None, models: Models, *, proxies: bool) -> Keeper:
             )
 
     return Keeper(path, check)
+
+
+def on_hangup(path: Path | None, keeper: Keeper) -> Callable[[], None] | None:
+    """What SIGHUP calls where there is a policy; None lets it stop the server."""
+    return None if path is None else reloader(keeper)
+
+
+def notes(path: Path | None) -> tuple[str, ...]:
+    """What the server says of it when it is ready."""
+    return () if path is None else (f"  policy:   {path}, read again at kill -HUP {os.getpid()}",)
 
 
 def reloader(keeper: Keeper) -> Callable[[], None]:

@@ -21,7 +21,7 @@ from metastable.bundle import Bundle
 from metastable.engine.admission import Permit
 from metastable.engine.engine import Engine
 from metastable.errors import InvalidOption, RequestError
-from metastable.serving.backends.base import Served
+from metastable.serving import judging
 from metastable.serving.control import (
     JOB_HEADER,
     PERMIT_HEADER,
@@ -29,7 +29,6 @@ from metastable.serving.control import (
     described,
     refusal,
 )
-from metastable.serving.options import Allowed
 from metastable.settings import Setting
 
 KEPT = 60.0
@@ -81,7 +80,7 @@ class Door:
     """See the module.
 
     Args:
-        policy: of the options of requests.
+        allow_seed: whether clients may set the seed.
         runner: what runs the networks.
         window: requests that TorchServe may hold, those in its queue among them.
         clock: seconds, monotonic, the same for all processes of the machine.
@@ -93,25 +92,14 @@ class Door:
         self,
         engine: Engine,
         bundle: Bundle,
-        policy: Allowed,
+        allow_seed: bool,
         runner: str,
         window: int,
         clock: Callable[[], float] = time.monotonic,
         looked: Callable[[], None] = lambda: None,
     ) -> None:
         self._engine, self._settings = engine, bundle.settings.by_name
-        self._served = Served(
-            name=bundle.name,
-            version=bundle.version,
-            digest=bundle.digest,
-            shape=bundle.shape,
-            fit=bundle.fit,
-            classes=tuple(bundle.classes),
-            settings=policy.settings,
-            default=policy.default,
-            allow_seed=policy.allow_seed,
-            runner=runner,
-        )
+        self._served = judging.served_of(bundle, allow_seed=allow_seed, runner=runner)
         self._window, self._clock, self._looked = window, clock, looked
         self._kept: dict[str, _Kept] = {}
         self._gone: dict[str, float] = {}  # jobs given up, and until when that is remembered

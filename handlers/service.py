@@ -31,7 +31,7 @@ from metastable.images import ImageLimits, decode
 from metastable.pixels import at_most
 from metastable.serving import judging
 from metastable.serving import options as options_module
-from metastable.serving.control import PROOF
+from metastable.serving.control import UNCOUNTED
 from metastable.serving.metrics import Metrics
 from metastable.serving.options import Allowed, RequestOptions
 from metastable.serving.refusals import Refusal
@@ -98,7 +98,12 @@ class Service:
             window: requests that TorchServe may hold, those in its queue among them.
         """
         self._door = Door(
-            self._engine, self._bundle, self._policy, self._runner.name, window, looked=self._stands
+            self._engine,
+            self._bundle,
+            self._policy.allow_seed,
+            self._runner.name,
+            window,
+            looked=self._stands,
         )
         return self._door
 
@@ -267,7 +272,7 @@ class Service:
             held.image,
             held.options,
             runner=self._runner.name,
-            metrics=None if held.job == PROOF else self._metrics,
+            metrics=None if (held.job or "").startswith(UNCOUNTED) else self._metrics,
         )
         total = self._clock() - held.received
         seconds = held.seconds | answer.seconds

@@ -16,6 +16,7 @@ from metastable.engine.reply import reply
 from metastable.engine.timeline import Timeline
 from metastable.engine.verdict import Verdict, verdict_of
 from metastable.images import DecodedImage
+from metastable.serving.backends.base import Served
 from metastable.serving.metrics import SCORE_NORM, SHIFT, Counted, Metrics
 from metastable.serving.options import RequestOptions
 
@@ -31,6 +32,22 @@ def introduce(bundle: Bundle, engine: Engine, runner: str, metrics: Metrics) -> 
         metrics.calibrated(SHIFT, setting, shift)
     metrics.capacity(engine.limits.backlog, engine.chains.slots)
     engine.watch = metrics.segment
+
+
+def served_of(bundle: Bundle, *, allow_seed: bool, runner: str) -> Served:
+    """What is said of a bundle that answers."""
+    return Served(
+        name=bundle.name,
+        version=bundle.version,
+        digest=bundle.digest,
+        shape=bundle.shape,
+        fit=bundle.fit,
+        classes=tuple(bundle.classes),
+        settings=bundle.settings.names,
+        default=bundle.settings.default,
+        allow_seed=allow_seed,
+        runner=runner,
+    )
 
 
 def job_of(

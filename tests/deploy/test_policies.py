@@ -16,24 +16,14 @@ from metastable.bundle import Bundle
 from metastable.errors import BundleError, SettingsError
 from metastable.images import Fit
 from metastable.serving.backends.base import Served
-from metastable.serving.door.models import Models
 from tests.deploy.test_local import refused, said, started
 from tests.launched import PATIENCE
 from tests.serving.door.conftest import png
 
-
-class Named:
-    """A backend that says what it serves."""
-
-    ready = True
-    backlog = 0.0
-
-    def __init__(self, version: str) -> None:
-        classes, settings = ("x", "y"), ("fast", "none")
-        self.served = Served("m", version, "d", (3, 4, 4), Fit(), classes, settings, "fast", False, "torch")
-
-
-MODELS = Models([Named("1"), Named("2")])  # type: ignore[list-item]
+SERVED = {
+    version: Served("m", version, "d", (3, 4, 4), Fit(), ("x", "y"), ("fast", "none"), "fast", False, "torch")
+    for version in ("1", "2")
+}
 
 
 @pytest.mark.slow
@@ -58,17 +48,16 @@ def test_a_policy_must_fit_what_is_served(tmp_path: Path) -> None:
     with pytest.raises(
         SettingsError, match="version 3, which is not loaded: use 1, 2, or load it with --also"
     ):
-        policies.keeper_for(path, MODELS, proxies=False)
+        policies.keeper_for(path, SERVED, proxies=False)
     path.write_text("split: {header: X-Account, arms: {a: {setting: none, weight: 1}}}")
     with pytest.raises(SettingsError, match="name it with --proxy, or leave"):
-        policies.keeper_for(path, MODELS, proxies=False)
-    assert policies.keeper_for(path, MODELS, proxies=True).policy.split is not None
-    assert policies.keeper_for(None, MODELS, proxies=False).policy.split is None
+        policies.keeper_for(path, SERVED, proxies=False)
+    assert policies.keeper_for(path, SERVED, proxies=True).policy.split is not None
+    assert policies.keeper_for(None, SERVED, proxies=False).policy.split is None
 
 
-def test_both_options_are_of_the_local_engine(capsys: pytest.CaptureFixture[str]) -> None:
-    for option in ("--also", "--policy"):
-        assert f"{option} does nothing with --engine torchserve" in refused(capsys, option, "x")
+def test_torchserve_has_one_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--also does nothing with --engine torchserve" in refused(capsys, "--also", "x")
 
 
 @pytest.mark.slow

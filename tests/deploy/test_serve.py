@@ -139,7 +139,10 @@ def test_a_server_starts_answers_and_leaves_nothing_behind(tiny_archive: Path, t
     keys, key = tmp_path / "keys", "k" * 40
     keys.write_text(f"me:{key}\n")
     keys.chmod(0o600)
-    with launched(tmp_path, tiny_archive, "--keys", str(keys)) as server:
+    policy = tmp_path / "policy.yaml"
+    arm = "split: {arms: {only: {setting: fast, weight: 1}}}"
+    policy.write_text(f"{arm}\nshadow: {{setting: none, share: 1, waiting: 4}}")
+    with launched(tmp_path, tiny_archive, "--keys", str(keys), "--policy", str(policy)) as server:
         url = f"http://127.0.0.1:{server.ports[0]}"
         # It answers before anything stands behind it.
         until(lambda: reachable(url))
@@ -149,10 +152,20 @@ def test_a_server_starts_answers_and_leaves_nothing_behind(tiny_archive: Path, t
         answer = by_the_printed_curl_line(output, key=key)
         assert answer.status_code == 200
         assert answer.json()["model"]["name"] == "tiny"
+        assert (answer.json()["arm"], answer.json()["setting"]) == ("only", "fast")
 
-        metrics = httpx.get(f"http://127.0.0.1:{server.ports[1]}/metrics", trust_env=False).text
-        assert re.search(r"^metastable_requests_total{.*outcome=\"ok\".*} 1.0$", metrics, re.M)
-        assert re.search(r"^metastable_chains_count{.*} 1.0$", metrics, re.M)  # which the worker counts
+        def metric(pattern: str) -> bool:
+            metrics = httpx.get(f"http://127.0.0.1:{server.ports[1]}/metrics", trust_env=False).text
+            return re.search(f"^metastable_{pattern}$", metrics, re.M) is not None
+
+        until(lambda: metric(r"shadow_total{.*outcome=\"compared\".*} 1.0"))
+        assert metric(r"requests_total{.*arm=\"only\".*outcome=\"ok\".*} 1.0")
+        assert metric(r"chains_count{setting=\"fast\"} 1.0")  # which the worker counts
+        assert not metric(r"chains_count{setting=\"none\"} [1-9].*")  # no client asked for it
+        policy.write_text(arm.replace("fast", "none"))
+        assert f"read again at kill -HUP {server.process.pid}" in output
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: by_the_printed_curl_line(output, key=key).json()["setting"] == "none")
 
         names = worker_of(server).environ()
         assert "METASTABLE_SECRET" not in names

@@ -20,7 +20,7 @@ from handlers.door import KEPT, Door
 from handlers.requests import Request
 from metastable.bundle import Bundle
 from metastable.engine.engine import EngineLimits
-from metastable.serving.control import MOST_BYTES, served_of
+from metastable.serving.control import MOST_BYTES, UNCOUNTED, served_of
 from tests.handlers.test_service import png, request, service
 
 pytestmark = pytest.mark.slow
@@ -233,12 +233,12 @@ def test_a_request_that_is_cancelled_before_it_comes_costs_nothing(world: World,
     assert world.door.given_up() == frozenset()
 
 
-def test_a_proof_counts_as_no_verdict(world: World) -> None:
+def test_what_no_client_asked_for_counts_as_no_verdict(world: World) -> None:
     def verdicts() -> float | None:
         labels = {"setting": "none"}
         return world.registry.get_sample_value("metastable_chains_count", labels)
 
-    assert world.step(sent(setting="none", job="proof")) == [(200, "")]
+    assert world.step(sent(setting="none", job=UNCOUNTED + "1")) == [(200, "")]
     assert not verdicts()
     assert world.step(sent(setting="none")) == [(200, "")]
     assert verdicts() == 1

@@ -77,8 +77,7 @@ class Question:
     Attributes:
         id: unique among those that are asked.
         deadline: on `time.monotonic`; None for none.  The `deadline_ms` of the options has become this.
-        counted: whether a client asks, so that metrics of verdicts count it, where the backend counts them
-            in this process.
+        counted: whether a client asks, so that metrics of verdicts count it.
     """
 
     id: str

@@ -22,7 +22,7 @@ from metastable.engine.runners import Runner
 from metastable.errors import DeadlineExceeded
 from metastable.pixels import at_most
 from metastable.serving import judging
-from metastable.serving.backends.base import Judged, Question, Room, Served
+from metastable.serving.backends.base import Judged, Question, Room
 from metastable.serving.metrics import Metrics
 
 LOOKS, LOOK_PIXELS = 32, 2**15
@@ -69,18 +69,7 @@ class Local:
         self._driver = Driver(self._engine, closed="the server is stopping: send the request to another one")
         self._looks = _Looks(inspector, self._engine, self._driver, at_most(LOOKS, bundle.shape, LOOK_PIXELS))
         self._closed = False
-        self.served = Served(
-            bundle.name,
-            bundle.version,
-            bundle.digest,
-            bundle.shape,
-            bundle.fit,
-            tuple(bundle.classes),
-            bundle.settings.names,
-            bundle.settings.default,
-            allow_seed,
-            runner.name,
-        )
+        self.served = judging.served_of(bundle, allow_seed=allow_seed, runner=runner.name)
 
     @property
     def ready(self) -> bool:

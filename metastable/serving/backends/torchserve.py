@@ -27,8 +27,7 @@ from metastable.images import DecodedImage
 from metastable.serving.backends.base import Judged, Question, Room, Served
 from metastable.serving.backends.channel import Channel, cheapest, room_of
 from metastable.serving.backends.exchange import BACK_IN, Exchange, exact, headers, judged
-from metastable.serving.control import PATTERN, served_of
-from metastable.serving.control import PROOF as PROOF_JOB
+from metastable.serving.control import PATTERN, UNCOUNTED, served_of
 from metastable.serving.options import RequestOptions
 
 log = logging.getLogger(__name__)
@@ -117,7 +116,7 @@ class TorchServe:
     async def ask(self, question: Question, room: Room) -> Judged:
         assert isinstance(room, _Room), "a room is of the backend that gave it"
         room.taken = True
-        job = secrets.token_hex(8)
+        job = ("" if question.counted else UNCOUNTED) + secrets.token_hex(8)
         exchange = asyncio.create_task(self._predict(question, job, room.token))
         self._under_way.add(exchange)
         exchange.add_done_callback(self._under_way.discard)
@@ -265,7 +264,7 @@ class TorchServe:
         if self._keys is not None:
             self._exchange.key = str(json.loads(self._keys.read_text("utf-8"))["inference"]["key"])
         with contextlib.suppress(Overloaded):  # it predicts for others
-            await self._predict(question, PROOF_JOB, None)
+            await self._predict(question, UNCOUNTED + "proof", None)
         self._answered = time.monotonic()
         if not self._proved:
             self._proved, self._took = True, self._answered - self._lost
