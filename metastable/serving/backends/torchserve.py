@@ -15,6 +15,7 @@ import json
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,6 +36,11 @@ log = logging.getLogger(__name__)
 LOOK = 0.2
 """Seconds between two looks at the workers; what `check_room` goes by is at most FRESH old."""
 FRESH = 0.25
+UNBOOKED = 16
+"""Requests that may be under way without a permit of a worker that has room, as far as is known.
+
+Asking for one takes a millisecond of both sides.  These the worker admits, or refuses, when they come.
+"""
 GRACE = 1.0
 """Seconds that a worker has after a deadline to send the best answer so far."""
 PATIENCE = 660.0
@@ -67,6 +73,7 @@ class TorchServe:
         self._served: Served | None = None
         self._room_inside = asyncio.Semaphore(1)
         self._proved = self._closing = False
+        self._unbooked, self._most_unbooked = 0, 0
         self._under_way: set[asyncio.Task[dict[str, Any]]] = set()
         self._sent: set[str] = set()  # jobs that TorchServe has
         self._trouble = ""
@@ -111,6 +118,10 @@ class TorchServe:
 
     async def admit(self, setting: str) -> Room:
         worker = self._least()[0]
+        fresh = worker.seen >= asyncio.get_running_loop().time() - FRESH
+        if fresh and self._unbooked < self._most_unbooked and room_of(worker.state, setting) is None:
+            self._unbooked += 1
+            return _Unbooked(worker, self._came_back)
         return _Room(worker, await worker.admit(setting))
 
     async def ask(self, question: Question, room: Room) -> Judged:
@@ -152,6 +163,9 @@ class TorchServe:
             worker.close()
         self._workers.clear()
         self._exchange.close()
+
+    def _came_back(self) -> None:
+        self._unbooked -= 1
 
     # --- one prediction ------------------------------------------------------------------------
 
@@ -246,6 +260,7 @@ class TorchServe:
             self._workers[path] = worker
             if not self._proved:
                 self._room_inside = asyncio.Semaphore(window)
+                self._most_unbooked = min(UNBOOKED, window // 2)  # none of these waits here
         await asyncio.gather(*(one.look() for one in self._workers.values()), return_exceptions=True)
         if not self._workers:
             self._lose()
@@ -271,13 +286,14 @@ class TorchServe:
 
 
 class _Room:
-    """A permit that a worker keeps under a token."""
+    """A permit that a worker keeps under a token; without one, none."""
 
-    def __init__(self, worker: Channel, token: str) -> None:
+    def __init__(self, worker: Channel, token: str | None) -> None:
         self._worker, self.token, self.taken = worker, token, False
 
     def release(self) -> None:
-        self._worker.tell("release", token=self.token)
+        if self.token is not None:
+            self._worker.tell("release", token=self.token)
 
     async def __aenter__(self) -> _Room:
         return self
@@ -287,6 +303,19 @@ class _Room:
     ) -> None:
         if not self.taken:
             self.release()
+
+
+class _Unbooked(_Room):
+    """A place among those that come without a permit."""
+
+    def __init__(self, worker: Channel, left: Callable[[], None]) -> None:
+        super().__init__(worker, None)
+        self._left = left
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left()
 
 
 def _left(deadline: float | None) -> float | None:

@@ -39,6 +39,12 @@ from tests.serving.backends.fake_torchserve import (
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture
+def booked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every request asks for a permit first."""
+    monkeypatch.setattr(torchserve, "UNBOOKED", 0)
+
+
 async def ask(world: World, **more: float) -> Judged:
     async with await world.backend.admit("fast") as room:
         return await world.backend.ask(asked(**more), room)  # type: ignore[arg-type]
@@ -49,6 +55,7 @@ async def hangs(headers: dict[str, str], body: bytes) -> Answer:
     return None
 
 
+@pytest.mark.usefixtures("booked")
 def test_an_answer_and_what_was_sent_for_it(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as world:
@@ -209,6 +216,7 @@ def test_a_dead_worker_is_noticed_and_the_next_one_found(tmp_path: Path) -> None
     asyncio.run(main())
 
 
+@pytest.mark.usefixtures("booked")
 def test_no_room_is_known_without_asking(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as world:
@@ -233,6 +241,7 @@ def test_no_room_is_known_without_asking(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.usefixtures("booked")
 def test_a_room_that_is_not_used_is_given_back(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as world:
@@ -266,6 +275,61 @@ def test_cancelling_tells_the_worker(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_few_come_without_a_permit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchserve, "UNBOOKED", 2)
+
+    async def main() -> None:
+        async with running(tmp_path) as world:
+            go = asyncio.Event()
+
+            async def waits(headers: dict[str, str], body: bytes) -> Answer:
+                await go.wait()
+                return await says(200, VERDICT)(headers, body)
+
+            world.server.behaviour = waits
+            asking = [asyncio.create_task(ask(world)) for _ in range(3)]
+            await world.until(lambda: world.server.inside == 3)
+            assert world.door.told["admit"] == ["token-0"]
+            permits = [headers.get("x-metastable-permit") for headers, _ in world.server.seen]
+            assert sorted(map(str, permits)) == ["None", "None", "token-0"]
+            asking[0].cancel()  # its place is free again
+            await asyncio.gather(asking[0], return_exceptions=True)
+            await world.until(lambda: len(world.door.told["cancel"]) == 1)
+            asking.append(asyncio.create_task(ask(world)))
+            await world.until(lambda: world.server.inside == 4)
+            assert world.door.told == {
+                "admit": ["token-0"],
+                "release": [],
+                "cancel": world.door.told["cancel"],
+            }
+            go.set()
+            await asyncio.gather(*asking[1:])
+
+    asyncio.run(main())
+
+
+def test_where_there_is_no_room_everyone_asks(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as world:
+            world.door.full = Overloaded("too much", 4.0)
+
+            def known() -> bool:
+                try:
+                    world.backend.check_room("fast")
+                except Overloaded:
+                    return True
+                return False
+
+            await world.until(known)
+            with pytest.raises(Overloaded) as refused:
+                await ask(world)
+            assert refused.value.retry_after == 4.0
+            assert world.server.seen == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("booked")
 def test_no_more_than_the_window_is_with_torchserve(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path, FakeDoor(window=3)) as world:

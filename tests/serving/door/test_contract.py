@@ -6,6 +6,7 @@ import base64
 import gzip
 import io
 import json
+import math
 import threading
 import time
 import zlib
@@ -34,6 +35,17 @@ def same(answer: httpx.Response) -> dict[str, Any]:
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
     return {name: value for name, value in body.items() if name not in ("request_id", "timings_ms")}
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Equal but for the last digits of numbers: images that are computed in one batch may differ in them."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(alike(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(alike, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-4)
+    return bool(one == other)
 
 
 def refused(answer: httpx.Response, status: int, code: str) -> str:
@@ -86,7 +98,7 @@ def test_several_images_have_an_outcome_each(served: Running, form: str) -> None
     assert second["error"]["code"] == "unsupported_image"
     for seed, one in ((1, first), (2, third)):
         alone = same(post(served, content=png(seed), headers=FIXED))
-        assert {k: v for k, v in one.items() if k in alone} == alone
+        assert alike({k: v for k, v in one.items() if k in alone}, alone)
 
 
 def test_one_in_the_plural_is_a_list(served: Running) -> None:
@@ -337,7 +349,7 @@ def test_requests_that_are_named_alike_are_two(served: Running) -> None:
             pool.map(lambda name: post(served, content=png(), headers=FIXED | {"X-Request-Id": name}), names)
         )
     assert [one.json()["request_id"] for one in answers] == names
-    assert all(same(one) == same(answers[0]) for one in answers)
+    assert all(alike(same(one), same(answers[0])) for one in answers)
 
 
 @pytest.mark.parametrize("name", ["Content-Type", "Content-Encoding"])
