@@ -27,9 +27,9 @@ def introduce(bundle: Bundle, engine: Engine, runner: str, metrics: Metrics) -> 
     Raises BundleError for a bundle without an anomaly calibration.
     """
     metrics.model(bundle.name, bundle.version, bundle.digest, runner)
-    metrics.calibrated(SCORE_NORM, "", bundle.calibration)
+    metrics.calibrated(bundle.version, SCORE_NORM, "", bundle.calibration)
     for setting, shift in bundle.shifts.items():
-        metrics.calibrated(SHIFT, setting, shift)
+        metrics.calibrated(bundle.version, SHIFT, setting, shift)
     metrics.capacity(engine.limits.backlog, engine.chains.slots)
     engine.watch = metrics.segment
 

@@ -165,7 +165,7 @@ class Metrics:
         self._changed = self._counter(
             "label_changed_total", "Verdicts whose label is not that of the image as it came", "setting"
         )
-        labels = ("statistic", "setting")
+        labels = ("version", "statistic", "setting")
         self._threshold = self._known_of(
             "anomaly_threshold", "Value above which an image is flagged", *labels
         )
@@ -246,17 +246,17 @@ class Metrics:
         self._build.labels(__version__, name, digest, runner).set(1)
         self._loads.inc()
 
-    def calibrated(self, statistic: str, setting: str, found: Threshold) -> None:
-        """What is expected of a statistic; `setting` is empty where it is the same for all."""
-        self._threshold.labels(statistic, setting).set(found.threshold)
-        self._expected.labels(statistic, setting).set(found.false_positive_rate)
+    def calibrated(self, version: str, statistic: str, setting: str, found: Threshold) -> None:
+        """What a version expects of a statistic; `setting` is empty where it is the same for all."""
+        self._threshold.labels(version, statistic, setting).set(found.threshold)
+        self._expected.labels(version, statistic, setting).set(found.false_positive_rate)
         for share, value in found.curve:
-            self._calibrated.labels(statistic, setting, f"{share:g}").set(value)
+            self._calibrated.labels(version, statistic, setting, f"{share:g}").set(value)
 
     def capacity(self, backlog: float, chains: int) -> None:
-        """The most seconds of work that may wait, and chains that can be under way."""
-        self._most_backlog.set(backlog)
-        self._slots.set(chains)
+        """One more engine: the seconds of work that may wait for it, and chains that can be under way."""
+        self._most_backlog.inc(backlog)
+        self._slots.inc(chains)
 
     def engine(self, backlog: float, chains: int) -> None:
         """So many seconds of work and chains are left."""

@@ -96,7 +96,7 @@ from metastable.serving.metrics import Counted, Metrics
 metrics = Metrics(settings=["fast"])
 found = Threshold(threshold=0.9, false_positive_rate=0.1, n=9, data={}, quantiles={"0.5": 0.5})
 metrics.model("cifar10", "1", "ab12", "torch")
-metrics.calibrated("score_norm", "", found)
+metrics.calibrated("1", "score_norm", "", found)
 metrics.capacity(30.0, 1024)
 metrics.request("fast", "ok", 0.1)
 metrics.stage("queue", 0.1)

@@ -124,7 +124,8 @@ def test_images_like_the_calibrated_ones_show_no_drift(
     assert found["above 95 %"] < 0.11
     assert found["below 5 %"] < 0.11
     assert found["flagged"] < 0.11
-    labels = {"statistic": SCORE_NORM, "setting": ""}
+    version = served.backend.served.version
+    labels = {"version": version, "statistic": SCORE_NORM, "setting": ""}
     assert served.count("anomaly_expected_flag_ratio", **labels) == 0.05
     assert served.count("anomaly_calibrated_value", **labels, share="0.5") > 0
 

@@ -115,8 +115,9 @@ def test_every_promised_name_is_exposed() -> None:
 def test_what_is_expected_of_the_statistics_is_shown() -> None:
     metrics = Metrics(settings=["fast"])
     found = threshold_of(torch.arange(1, 100).double(), false_positive_rate=0.05, data={})
-    metrics.calibrated(SHIFT, "fast", found)
-    value, labels = metrics.registry.get_sample_value, {"statistic": SHIFT, "setting": "fast"}
+    metrics.calibrated("1", SHIFT, "fast", found)
+    labels = {"version": "1", "statistic": SHIFT, "setting": "fast"}
+    value = metrics.registry.get_sample_value
     assert value("metastable_anomaly_threshold", labels) == 95
     assert value("metastable_anomaly_expected_flag_ratio", labels) == 0.05
     assert value("metastable_anomaly_calibrated_value", labels | {"share": "0.5"}) == 50
@@ -127,6 +128,18 @@ def test_what_is_expected_of_the_statistics_is_shown() -> None:
         if sample.name == "metastable_anomaly_calibrated_value"
     ]
     assert tuple(shares) == MARKS
+    other = threshold_of(torch.arange(1, 100).double() / 10, false_positive_rate=0.1, data={})
+    metrics.calibrated("2", SHIFT, "fast", other)
+    assert value("metastable_anomaly_threshold", labels) == 95
+    assert value("metastable_anomaly_threshold", labels | {"version": "2"}) == 9
+
+
+def test_each_engine_adds_what_it_can_do() -> None:
+    metrics = Metrics(settings=["fast"])
+    for chains in (1024, 64):
+        metrics.capacity(4.0, chains)
+    assert metrics.registry.get_sample_value("metastable_backlog_limit_seconds") == 8
+    assert metrics.registry.get_sample_value("metastable_chain_slots") == 1088
 
 
 def test_ranks_are_counted_at_the_marks_of_a_calibration() -> None:
