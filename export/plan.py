@@ -23,6 +23,10 @@ from metastable.training import harden
 from metastable.training.harden_config import HardenConfig
 
 HARDENED_BATCH = 8
+CHECKED = 20
+"""Held-out pictures, at most, of a check while a purifier is hardened."""
+WORTH = 0.2
+"""A gain on so few pictures that is less may be chance."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,9 @@ def carry_out(plan: Plan) -> dict[str, Any]:
     if plan.minutes:
         tuned["hardened"] = _harden(plan, claim, budget.Candidate(**tuned["chosen"]), train)
         runner = tune.runner_of(bundle.load(plan.out))
-        notes.append(
-            f"the purifier was hardened: {tuned['hardened']['updates']} updates of {plan.minutes:g} minutes"
-        )
+        notes += _hardened(plan, tuned["hardened"])
     judged = tune.judge(plan.out, test, plan.wanted, runner, [*notes, *_chosen(tuned)])
-    _sum_up(plan.out, tuned, judged)
+    _sum_up(plan, tuned, judged)
     return found | {"tuned": tuned, "judged": judged}
 
 
@@ -170,6 +172,21 @@ def _chosen(tuned: dict[str, Any]) -> list[str]:
     return said
 
 
+def _hardened(plan: Plan, metrics: dict[str, Any]) -> list[str]:
+    """What the training came to, by its own checks: whoever waited for it should see what it brought."""
+    before, best = metrics["robust_before"], metrics["robust_at_best"]
+    said = [
+        f"the purifier was hardened: {metrics['updates']} updates of {plan.minutes:g} minutes; a short "
+        f"on the whole defense left {before:.0%} of its held-out pictures before and {best:.0%} at best"
+    ]
+    if best - before < WORTH:
+        said.append(
+            "that is no gain that shows: more minutes, more pictures, or the bundle without --harden are "
+            "better"
+        )
+    return said
+
+
 def _harden(plan: Plan, claim: Claim, chosen: budget.Candidate, train: Split) -> dict[str, Any]:
     """Train the purifier against attacks on the whole defense, and put it into the bundle.
 
@@ -188,7 +205,7 @@ def _harden(plan: Plan, claim: Claim, chosen: budget.Candidate, train: Split) ->
         fit_minutes=plan.minutes,
         batch=min(HARDENED_BATCH, len(train) - held),
         held_out=held,
-        check_images=min(held, 20),
+        check_images=min(held, CHECKED),
         check_steps=3,
         check_eot=1,
         smoothing=0.0,
@@ -229,12 +246,13 @@ def _tell(file: str, found: dict[str, Any]) -> None:
         print(f"  warning: {looked['warning']}", file=sys.stderr)
 
 
-def _sum_up(out: Path, tuned: dict[str, Any], judged: dict[str, Any]) -> None:
-    print(f"runner {tuned['runner']}", *_chosen(tuned), sep="\n")
+def _sum_up(plan: Plan, tuned: dict[str, Any], judged: dict[str, Any]) -> None:
+    trained = _hardened(plan, tuned["hardened"]) if plan.minutes else []
+    print(f"runner {tuned['runner']}", *trained, *_chosen(tuned), sep="\n")
     word = "right" if judged["labels"] == "given" else "kept"
     for row in judged["rows"]:
         shares = ", ".join(f"{100 * share[0]:.0f} % {view}" for view, share in row["kept"].items())
         print(f"  {row['setting']:<10} {row['ms']:7.1f} ms   {word}: {shares}")
     if not judged["not_attacked"]:
         print("attackers who know the defense were not tried: `metastable evaluate robust --attack suite`")
-    print(f"on {judged['n']} other pictures; report: {out / tune.REPORT / 'report.md'}")
+    print(f"on {judged['n']} other pictures; report: {plan.out / tune.REPORT / 'report.md'}")

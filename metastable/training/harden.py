@@ -48,6 +48,8 @@ def schedule(step: int, warmup: float, total: int) -> float:
 def train(config: HardenConfig, data: datasets.Source, out: Path, device: str = "auto") -> dict[str, Any]:
     """Train, resume where a checkpoint is, and return the metrics: accuracies on held-out training images.
 
+    `robust_before` and `robust_at_best` are those of the checks, before the first update and at most.
+
     Raises DataError or BundleError for missing data or parts, or a folder with another configuration;
     ValueError for a classifier that there is not.
     """
@@ -70,12 +72,15 @@ def train(config: HardenConfig, data: datasets.Source, out: Path, device: str = 
         bf16=config.bf16,
         seed=1,
     )
+    checks = [one["robust"] for one in session.run.read_log() if "robust" in one]
     harden_parts.put_whole(out, session.judged, session.parts, config.dataset)
     result = session.run.finish(
         session.judged,
         {
             "natural": best["natural"],
             "robust_pgd20": best["robust"],
+            "robust_before": checks[0],
+            "robust_at_best": max(checks),
             "judged_on": f"{len(session.held[1])} held-out training images",
             **({} if session.labelled else {"accuracy_is": AGREEMENT}),
             "updates": session.learner.step,
