@@ -158,8 +158,15 @@ def run_price(args: argparse.Namespace) -> dict[str, Any]:
         raise MetastableError(f"--setting must be one of {', '.join(loaded.settings.names)}")
     whole = _images(args, loaded, "train")
     held = whole.take(args.n, skip=len(whole) - args.n)
-    runner = contenders.make(loaded, (args.runner,), torch.empty(0, *loaded.shape))[args.runner]
-    return {"rows": price.measure(loaded, runner, args.setting, args.chains, held, args.rounds)}
+    names = tuple(name for name in args.lower.split(",") if name)
+    scales = datasets.to_float(whole.take(args.calibration).images)
+    runners = contenders.make(loaded, (args.runner, *names), scales)
+    lower = {name: runners[name] for name in names}
+    rows = price.measure(loaded, runners[args.runner], args.setting, args.chains, held, args.rounds, lower)
+    if not names:
+        return {"rows": rows}
+    chains = {args.setting: args.chains}
+    return {"rows": rows, "agreement": agreement.measure(loaded, runners, args.runner, chains, held)}
 
 
 def run_all(args: argparse.Namespace) -> dict[str, Any]:
@@ -311,6 +318,12 @@ def fill(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--n", type=int, default=500, help="held-out training images whose labels are judged")
     one.add_argument("--rounds", type=int, default=15, help="samples of each time")
     one.add_argument("--runner", default="openvino", help=f"of {', '.join(contenders.NAMES)}")
+    one.add_argument(
+        "--lower", default="", help="others, of fewer bits, with commas between: their times and labels too"
+    )
+    one.add_argument(
+        "--calibration", type=int, default=64, help="training images that set the scales of int8"
+    )
     one.set_defaults(bundle=Path("model_store/cifar10-hardened"))
 
     one = add(

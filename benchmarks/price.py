@@ -3,13 +3,16 @@
 Version 0.1.0 evaluated the score twice in a step, for its adaptive size, and classified every chain together
 with its mirror image.  A purifier that was trained for whole steps needs the first only once, and mirroring
 every second chain gives the same mean for half of the second.  Each is left out in turn, on one runner,
-interleaved; accuracies are those of the same images with the same number of chains.
+interleaved; accuracies are those of the same images with the same number of chains.  The cheapest case may be
+timed on runners of fewer bits as well, in the same rounds.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,9 +52,17 @@ class BothViews(nn.Module):
 
 
 def measure(
-    bundle: Bundle, runner: Runner, setting: str, chains: int, test: ImageSet, rounds: int
+    bundle: Bundle,
+    runner: Runner,
+    setting: str,
+    chains: int,
+    test: ImageSet,
+    rounds: int,
+    lower: Mapping[str, Runner] | None = None,
 ) -> list[dict[str, Any]]:
     """A row a case: median milliseconds of `chains` chains, its ratio to the last case, and accuracy.
+
+    `lower`: runners of fewer bits, by name: a row each for the last case, without accuracy.
 
     Raises MetastableError for a setting without ADP's steps, or a classifier that averages views itself.
     """
@@ -64,25 +75,27 @@ def measure(
         name: variant(chosen, chains, adapts=adapts, both=both) for name, (adapts, both) in CASES.items()
     }
     x = to_float(test.images[:1]).expand(chains, *bundle.shape).contiguous()
-    works = {
-        name: lambda s=s, both=CASES[name][1]: answer(runner, s, x, both) for name, s in variants.items()
-    }
-    seconds = interleave(works, rounds, "price")
+    works = {name: partial(answer, runner, one, x, CASES[name][1]) for name, one in variants.items()}
     least = list(CASES)[-1]
+    fewer = {f"{least}, {name}": one for name, one in (lower or {}).items()}
+    works |= {name: partial(answer, one, variants[least], x, False) for name, one in fewer.items()}
+    seconds = interleave(works, rounds, "price")
+
+    def timed(name: str) -> dict[str, Any]:
+        paired = [ours / theirs for ours, theirs in zip(seconds[name], seconds[least], strict=True)]
+        return {
+            "case": name,
+            "chains": chains,
+            "ms": round(1e3 * statistics.median(seconds[name]), 2),
+            "ratio": round(statistics.median(paired), 3),
+        }
+
     rows = []
     for name, one in variants.items():
-        paired = [ours / theirs for ours, theirs in zip(seconds[name], seconds[least], strict=True)]
         right = sum(_right(bundle, one, test, CASES[name][1]))
-        rows.append(
-            {
-                "case": name,
-                "chains": chains,
-                "ms": round(1e3 * statistics.median(seconds[name]), 2),
-                "ratio": round(statistics.median(paired), 3),
-                "accuracy": [round(v, 4) for v in (right / len(test), *wilson(right, len(test)))],
-            }
-        )
-    return rows
+        accuracy = [round(v, 4) for v in (right / len(test), *wilson(right, len(test)))]
+        rows.append(timed(name) | {"accuracy": accuracy})
+    return [*rows, *map(timed, fewer)]
 
 
 def variant(setting: Setting, chains: int, *, adapts: bool, both: bool) -> Setting:

@@ -67,6 +67,15 @@ def test_rows_have_times_ratios_and_accuracy(one_view: Bundle) -> None:
     assert all(row["ms"] > 0 and 0 <= row["accuracy"][1] <= row["accuracy"][0] <= 1 for row in rows)
 
 
+def test_runners_of_fewer_bits_are_timed_beside_it(one_view: Bundle) -> None:
+    runner = TorchRunner(one_view.networks, one_view.classifier)
+    lower = {"torch-bf16": TorchRunner(one_view.networks, one_view.classifier, precision="bf16")}
+    rows = price.measure(one_view, runner, "fast", 2, images(4), rounds=2, lower=lower)
+    assert rows[-1]["case"] == "one evaluation, one view, torch-bf16"
+    assert rows[-1]["ms"] > 0
+    assert "accuracy" not in rows[-1]
+
+
 def test_what_has_no_such_price_is_refused(one_view: Bundle, tiny: Bundle) -> None:
     runner = TorchRunner(one_view.networks, one_view.classifier)
     with pytest.raises(MetastableError, match="price needs a setting of dynamics adp"):
