@@ -6,6 +6,7 @@ It asks one question again and again, over connections that it keeps; of an answ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -91,7 +92,8 @@ class Asker:
         while self._kept:
             writer = self._kept.pop().writer
             writer.close()
-            await writer.wait_closed()
+            with contextlib.suppress(OSError):  # of one that was reset
+                await writer.wait_closed()
 
     async def _ask(self) -> int:
         connection = await self._connection()

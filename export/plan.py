@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import shutil
 import sys
 from dataclasses import dataclass, field
@@ -25,8 +26,6 @@ from metastable.training.harden_config import HardenConfig
 HARDENED_BATCH = 8
 CHECKED = 20
 """Held-out pictures, at most, of a check while a purifier is hardened."""
-WORTH = 0.2
-"""A gain on so few pictures that is less may be chance."""
 
 
 @dataclass(frozen=True)
@@ -174,12 +173,14 @@ def _chosen(tuned: dict[str, Any]) -> list[str]:
 
 def _hardened(plan: Plan, metrics: dict[str, Any]) -> list[str]:
     """What the training came to, by its own checks: whoever waited for it should see what it brought."""
-    before, best = metrics["robust_before"], metrics["robust_at_best"]
+    before, after, n = metrics["robust_before"], metrics["robust_kept"], metrics["checked"]
     said = [
-        f"the purifier was hardened: {metrics['updates']} updates of {plan.minutes:g} minutes; a short "
-        f"on the whole defense left {before:.0%} of its held-out pictures before and {best:.0%} at best"
+        f"the purifier was hardened: {metrics['updates']} updates of {plan.minutes:g} minutes; "
+        f"a short attack on the whole defense left {before:.0%} of {n} held-out pictures before and "
+        f"{after:.0%} after"
     ]
-    if best - before < WORTH:
+    mean = (before + after) / 2
+    if after - before <= 2 * math.sqrt(2 * mean * (1 - mean) / n):  # two standard errors
         said.append(
             "that is no gain that shows: more minutes, more pictures, or the bundle without --harden are "
             "better"
@@ -215,7 +216,7 @@ def _harden(plan: Plan, claim: Claim, chosen: budget.Candidate, train: Split) ->
         pad=0,
         check_every=50,
     )
-    metrics = harden.train(config, train.folder, run)
+    metrics = harden.train(config, train.folder, run) | {"checked": config.check_images}
     settings = run / "settings.yaml"
     settings.write_text(budget.settings_of(chosen, hardened.PURIFIER))
     before, made = claim.beside("before"), claim.beside("hardened")

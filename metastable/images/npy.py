@@ -60,7 +60,10 @@ def _npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     end = start + int(struct.unpack_from("<H" if major == 1 else "<I", data, 8)[0])
     if end - start > _MAX_NPY_HEADER or not _NPY_HEADER.fullmatch(data, start, end):
         raise InvalidImage("The .npy header is damaged or not of a plain array: save it with numpy.save.")
-    found = {one["key"]: one for one in _ENTRY.finditer(data, start, end)}
+    found, at = {}, data.index(b"{", start) + 1
+    while (entry := _ENTRY.match(data, at, end)) is not None:  # and no search, which would try every space
+        found[entry["key"]] = entry
+        at = entry.end() + 1  # the comma
     dtype, fortran, numbers = (
         found[key][kind] if key in found else None
         for key, kind in ((b"descr", "dtype"), (b"fortran_order", "truth"), (b"shape", "numbers"))

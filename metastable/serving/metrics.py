@@ -254,8 +254,8 @@ class Metrics:
             self._calibrated.labels(version, statistic, setting, f"{share:g}").set(value)
 
     def capacity(self, backlog: float, chains: int) -> None:
-        """One more engine: the seconds of work that may wait for it, and chains that can be under way."""
-        self._most_backlog.inc(backlog)
+        """One more engine: the seconds of work that may wait for each, and chains that can be under way."""
+        self._most_backlog.set(backlog)
         self._slots.inc(chains)
 
     def engine(self, backlog: float, chains: int) -> None:

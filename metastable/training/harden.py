@@ -48,7 +48,7 @@ def schedule(step: int, warmup: float, total: int) -> float:
 def train(config: HardenConfig, data: datasets.Source, out: Path, device: str = "auto") -> dict[str, Any]:
     """Train, resume where a checkpoint is, and return the metrics: accuracies on held-out training images.
 
-    `robust_before` and `robust_at_best` are those of the checks, before the first update and at most.
+    `robust_before` and `robust_kept` are of the checks: before the first update, and of the weights kept.
 
     Raises DataError or BundleError for missing data or parts, or a folder with another configuration;
     ValueError for a classifier that there is not.
@@ -72,15 +72,17 @@ def train(config: HardenConfig, data: datasets.Source, out: Path, device: str = 
         bf16=config.bf16,
         seed=1,
     )
-    checks = [one["robust"] for one in session.run.read_log() if "robust" in one]
+    checks = [one for one in session.run.read_log() if "robust" in one]
     harden_parts.put_whole(out, session.judged, session.parts, config.dataset)
     result = session.run.finish(
         session.judged,
         {
             "natural": best["natural"],
             "robust_pgd20": best["robust"],
-            "robust_before": checks[0],
-            "robust_at_best": max(checks),
+            "robust_before": checks[0]["robust"],
+            "robust_kept": next(
+                one["robust"] for one in reversed(checks) if one.get("kept", one["step"] == 0)
+            ),
             "judged_on": f"{len(session.held[1])} held-out training images",
             **({} if session.labelled else {"accuracy_is": AGREEMENT}),
             "updates": session.learner.step,
@@ -101,7 +103,7 @@ def baseline(session: Session) -> None:
         found = session.check()
         session.guard.judge(found["robust"], finite=True)
         session.keep("best.")
-        session.run.log(step=0, **found, check_s=time.monotonic() - began)
+        session.run.log(step=0, **found, kept=1.0, check_s=time.monotonic() - began)
 
 
 def fit(session: Session) -> None:
@@ -154,7 +156,8 @@ def _checked(session: Session) -> bool:
     step, began = session.learner.step, time.monotonic()
     found = session.check()
     verdict = session.guard.judge(found["robust"], finite=session.finite)
-    session.run.log(step=step, **found, check_s=time.monotonic() - began)
+    kept = float(verdict == "best")
+    session.run.log(step=step, **found, kept=kept, check_s=time.monotonic() - began)
     if verdict in ("good", "best"):
         session.keep("good.")
         if verdict == "best":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import pickle
+import time
 import warnings
 
 import numpy as np
@@ -126,6 +127,22 @@ def test_npy_headers_that_numpy_warns_about_are_not_read(shape: str) -> None:
         seen.clear()
         refused(data, InvalidImage)
     assert not seen
+
+
+@pytest.mark.parametrize("rest", ["{'descr': '|u1', 'fortran_order': False, 'shape': (32, 32)}", ""])
+@pytest.mark.parametrize("before", [True, False])
+def test_npy_headers_take_linear_time(rest: str, before: bool) -> None:
+    def seconds(spaces: int) -> float:
+        header = " " * spaces + rest if before else rest + " " * spaces
+        data, best = npy_raw(header, GREY.tobytes(), (2, 0)), float("inf")
+        for _ in range(5):
+            began = time.perf_counter()
+            with contextlib.suppress(InvalidImage):
+                decode(data)
+            best = min(best, time.perf_counter() - began)
+        return best
+
+    assert seconds(9_900) < 20 * max(seconds(990), 1e-4)  # a quadratic one takes a hundred times as long
 
 
 def test_npy_is_read_without_the_parser_of_python(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,7 @@ def test_it_learns_a_toy_problem(tmp_path: Path, folder: Path) -> None:
     assert losses[-1] < 0.75 * losses[0]
     assert result["natural"] == 1.0
     assert result["robust_pgd20"] >= 0.9
-    assert result["robust_before"] < result["robust_at_best"]
+    assert result["robust_before"] < result["robust_kept"]
     names = {path.name for path in (tmp_path / "copies").iterdir()}
     assert names == {
         *("purifier.fp16.safetensors", "classifier.fp16.safetensors", "parts.json"),

@@ -139,6 +139,9 @@ class TorchServe:
         except TimeoutError:
             self._give_up(exchange, job, room)
             raise DeadlineExceeded(LATE) from None
+        except Overloaded:  # what was known of it is not true any more: the next one asks
+            room.worker.seen = float("-inf")
+            raise
         except asyncio.CancelledError:
             self._give_up(exchange, job, room)
             task = asyncio.current_task()
@@ -289,11 +292,11 @@ class _Room:
     """A permit that a worker keeps under a token; without one, none."""
 
     def __init__(self, worker: Channel, token: str | None) -> None:
-        self._worker, self.token, self.taken = worker, token, False
+        self.worker, self.token, self.taken = worker, token, False
 
     def release(self) -> None:
         if self.token is not None:
-            self._worker.tell("release", token=self.token)
+            self.worker.tell("release", token=self.token)
 
     async def __aenter__(self) -> _Room:
         return self

@@ -308,6 +308,18 @@ def test_a_few_come_without_a_permit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     asyncio.run(main())
 
 
+def test_after_a_worker_has_refused_one_the_next_one_asks(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path) as world:
+            world.server.behaviour = says(503, OURS, Retry_After="7")
+            for wanted in ([], ["token-0"]):
+                with pytest.raises(Overloaded):
+                    await ask(world)
+                assert world.door.told["admit"] == wanted
+
+    asyncio.run(main())
+
+
 def test_where_there_is_no_room_everyone_asks(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path) as world:
