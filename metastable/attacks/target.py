@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from metastable import noise
 from metastable.attacks.detectors import Detector, ShiftDetector, Statistic
+from metastable.attacks.squeezed import surrogate
 from metastable.defense import Classifier, as_averaged, begin, mirrored, purify, walk
 from metastable.dynamics import ScoreFunction
 from metastable.settings import Setting
@@ -87,7 +88,7 @@ class WhiteBox:
         Held step sizes break as many images as exact ones in three quarters of the time (docs/results.md).
         """
         if not self.setting.dynamics.differentiable:
-            return "bpda"
+            return "bpda" if surrogate(self.setting.dynamics) is None else "smooth"
         if self.smooth is not None:
             return "smooth"
         return "held" if self.setting.dynamics.adapts else "exact"
@@ -115,7 +116,8 @@ class Eot:
     The exact gradient is that of the sampled paths.  The score of a network with LeakyReLU and a
     scalar output (`EnergyNetwork`) is piecewise constant, so it has no gradient and `exact` equals
     `bpda` but for clipping: there, agreement of the two is no evidence of robustness.  `smooth` is `held`
-    with `WhiteBox.smooth` for the score's derivative, where there is one.
+    with `WhiteBox.smooth` for the score's derivative, where there is one, and for squeezed images has the
+    derivative of metastable.attacks.squeezed.
 
     Args:
         seed: of the chains; the n-th call of every equal target draws the same noise.
@@ -218,6 +220,10 @@ class Eot:
 
     def _purify(self, x: Tensor, keys: Sequence[noise.ChainKey], flagged: Tensor) -> Tensor:
         setting = self.defense.setting
+        if self.gradient == "smooth" and (soft := surrogate(setting.dynamics)) is not None:
+            with torch.no_grad():
+                value = purify(x, keys, setting, self.defense.score, flagged)[0]
+            return _identity_gradient(value, soft(x)) if x.requires_grad else value
         if not (torch.is_grad_enabled() and x.requires_grad):
             return purify(x, keys, setting, self.defense.score, flagged)[0]
         dynamics, flags, hold = setting.dynamics, flagged.tolist(), self.gradient in ("held", "smooth")

@@ -1,8 +1,8 @@
 """Squeezing the input: JPEG, fewer bits, a median filter.  Baselines that a purifier has to beat.
 
 Xu, Evans and Qi (2018, "Feature squeezing") and Dziugaite et al. (2016, JPEG).  Nothing here is random, so
-one chain says all, and an attacker who knows of it takes the identity for its gradient (BPDA, Athalye et
-al. 2018): they are here to be compared with, not to be relied on.
+one chain says all, and an attacker who knows of it takes the gradient of something smooth in its place
+(metastable.attacks.squeezed): they are here to be compared with, not to be relied on.
 """
 
 from __future__ import annotations
