@@ -163,9 +163,7 @@ def run_price(args: argparse.Namespace) -> dict[str, Any]:
     runners = contenders.make(loaded, (args.runner, *names), scales)
     lower = {name: runners[name] for name in names}
     rows = price.measure(loaded, runners[args.runner], args.setting, args.chains, held, args.rounds, lower)
-    if not names:
-        return {"rows": rows}
-    chains = {args.setting: args.chains}
+    chains = {args.setting: args.chains} if names else {}
     return {"rows": rows, "agreement": agreement.measure(loaded, runners, args.runner, chains, held)}
 
 
