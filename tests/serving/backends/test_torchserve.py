@@ -55,6 +55,16 @@ async def hangs(headers: dict[str, str], body: bytes) -> Answer:
     return None
 
 
+def after(go: asyncio.Event) -> Behaviour:
+    """A verdict, once `go` is set."""
+
+    async def waits(headers: dict[str, str], body: bytes) -> Answer:
+        await go.wait()
+        return await says(200, VERDICT)(headers, body)
+
+    return waits
+
+
 @pytest.mark.usefixtures("booked")
 def test_an_answer_and_what_was_sent_for_it(tmp_path: Path) -> None:
     async def main() -> None:
@@ -281,12 +291,7 @@ def test_a_few_come_without_a_permit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     async def main() -> None:
         async with running(tmp_path) as world:
             go = asyncio.Event()
-
-            async def waits(headers: dict[str, str], body: bytes) -> Answer:
-                await go.wait()
-                return await says(200, VERDICT)(headers, body)
-
-            world.server.behaviour = waits
+            world.server.behaviour = after(go)
             asking = [asyncio.create_task(ask(world)) for _ in range(3)]
             await world.until(lambda: world.server.inside == 3)
             assert world.door.told["admit"] == ["token-0"]
@@ -346,12 +351,7 @@ def test_no_more_than_the_window_is_with_torchserve(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path, FakeDoor(window=3)) as world:
             go = asyncio.Event()
-
-            async def waits(headers: dict[str, str], body: bytes) -> Answer:
-                await go.wait()
-                return await says(200, VERDICT)(headers, body)
-
-            world.server.behaviour = waits
+            world.server.behaviour = after(go)
             asking = [asyncio.create_task(ask(world)) for _ in range(10)]
             await world.until(lambda: len(world.door.told["admit"]) == 10 and world.server.inside == 3)
             asking[9].cancel()  # it waits here: TorchServe never hears of it
@@ -386,12 +386,7 @@ def test_closing_finishes_what_it_has_time_for(tmp_path: Path, drain: float) -> 
     async def main() -> None:
         async with running(tmp_path) as world:
             go = asyncio.Event()
-
-            async def waits(headers: dict[str, str], body: bytes) -> Answer:
-                await go.wait()
-                return await says(200, VERDICT)(headers, body)
-
-            world.server.behaviour = waits
+            world.server.behaviour = after(go)
             asking = asyncio.create_task(ask(world))
             await world.until(lambda: world.server.seen)
             closing = asyncio.create_task(world.backend.close(drain))
