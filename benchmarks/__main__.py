@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks import (
+    ablation,
     agreement,
     contenders,
     decide,
@@ -305,11 +306,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--samples", type=int, default=16, help="chains of a gradient")
     one.add_argument("--rounds", type=int, default=5, help="times that each is measured")
 
-    one = add(
-        "price",
-        "what one evaluation a step and one view a chain save, and their accuracy",
-        run_price,
-    )
+    one = add("price", "what one evaluation a step and one view a chain save, and their accuracy", run_price)
     _add_data(one)
     one.add_argument("--setting", default="fast", help="of the bundle, with dynamics adp")
     one.add_argument("--chains", type=int, default=8, help="of an answer; both for times and for accuracy")
@@ -323,6 +320,8 @@ def fill(parser: argparse.ArgumentParser) -> None:
         "--calibration", type=int, default=64, help="training images that set the scales of int8"
     )
     one.set_defaults(bundle=Path("model_store/cifar10-hardened"))
+
+    ablation.fill(add("ablation", "what each part of `train harden` is worth", ablation.run))
 
     one = add(
         "all",
