@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from export import hardened
 from metastable import datasets
 from metastable.attacks.annealed import Annealed
 from metastable.attacks.ascent import Loss
+from metastable.attacks.target import Target
 from metastable.bundle import shipped
 from metastable.errors import MetastableError
 from metastable.evaluation import cli
@@ -55,6 +57,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 VOTES = 24  # chains of an answer, as many as the setting `fast` has
 AT_ONCE = 50
 TIMED = 64
+TURNS = 3
 SETTINGS = Path("model_store/hardened-settings.yaml")
 
 
@@ -67,14 +70,16 @@ class AblationConfig:
         natural: test images that are answered as they are; the first `n` of them are attacked.
         samples: noisy copies that a gradient of the attack is averaged over.
         steps: of each of its two runs.
+        bf16: gradients of the attack in bfloat16.
     """
 
-    cpu_minutes: float = 12.0
+    cpu_minutes: float = 8.0
     n: int = 100
     natural: int = 500
     eps: float = 8 / 255
-    samples: int = 8
+    samples: int = 4
     steps: int = 30
+    bf16: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,18 +90,33 @@ class Whole:
     base: HardenConfig
 
 
-class Noisy:
-    """A pipeline as an attack's target: mean logits over fresh noisy copies of every image."""
+class Steady(Annealed):
+    """The attack on a target that is noisy itself: what a candidate is worth is a mean over as many chains.
 
-    def __init__(self, pipeline: Pipeline, copies: int, seed: int) -> None:
-        self._pipeline, self._copies = pipeline, copies
+    By one look it would leave early, with the luckiest one: so it left 33 of 100 images of `start`.
+    """
+
+    def on(self, target: Target, seed: int) -> tuple[Target, int]:
+        return target, math.ceil(self.window / self.samples)
+
+
+class Noisy:
+    """A pipeline as an attack's target: mean logits over fresh noisy copies of every image.
+
+    Args:
+        bf16: convolutions in bfloat16, for gradients; answers that are judged are in float32.
+    """
+
+    def __init__(self, pipeline: Pipeline, copies: int, seed: int, *, bf16: bool = False) -> None:
+        self._pipeline, self._copies, self._bf16 = pipeline, copies, bf16
         self._rng = torch.Generator().manual_seed(seed)
 
     def __call__(self, x: Tensor) -> Tensor:
         copies = self._copies
         steps = self._pipeline.dynamics.unroll
         noise = torch.randn(steps, copies * len(x), *x.shape[1:], generator=self._rng)
-        logits, _ = self._pipeline(torch.cat([x] * copies), noise)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16, cache_enabled=False):
+            logits, _ = self._pipeline(torch.cat([x] * copies), noise)
         mean: Tensor = logits.view(copies, len(x), -1).mean(0)
         return mean
 
@@ -148,7 +168,7 @@ def _row(
         parts = harden_parts.start(chosen, images)
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        updates = planned(chosen, data, config, folder)
+        updates = max(1, math.floor(60 * config.cpu_minutes / seconds(base, data, work)[name]))
         # Judged at the start and at the end: judging is no part of what is compared.
         chosen = dataclasses.replace(chosen, updates=updates, check_every=updates)
         metrics = harden.train(chosen, data, folder / "run", "cpu")
@@ -177,18 +197,29 @@ def _of_b(base: HardenConfig, work: Path) -> Path:
     return out
 
 
-def planned(chosen: HardenConfig, data: Path, config: AblationConfig, folder: Path) -> int:
-    """How many updates fit in the seconds of a core, measured once: processor's time, not the clock's."""
-    plan = folder / "plan.json"
+def seconds(base: HardenConfig, data: Path, work: Path) -> dict[str, float]:
+    """Processor's seconds of one update of each variant, measured once and in turns.
+
+    Other work on the machine makes an update dearer in the processor's time too, so all are measured beside
+    the same.
+    """
+    plan = work / "plan.json"
     if not plan.exists():
-        session = harden_session.begin(chosen, data, folder / "timing", "cpu")
-        session.update.seconds(session.batches, 1)
-        began, count = time.process_time(), 3
-        session.update.seconds(session.batches, count)
-        each = (time.process_time() - began) / (count + 1)  # `seconds` makes one before it counts
-        updates = max(1, math.floor(60 * config.cpu_minutes / each))
-        plan.write_text(json.dumps({"cpu_s_an_update": each, "updates": updates}) + "\n")
-    return int(json.loads(plan.read_text())["updates"])
+        sessions = {}
+        for name, (_, fields) in VARIANTS.items():
+            if name != "start":
+                one = dataclasses.replace(base, **fields)  # `D behind B` behind a purifier of B's size
+                sessions[name] = harden_session.begin(one, data, work / "timing" / name, "cpu")
+        spent: dict[str, list[float]] = {name: [] for name in sessions}
+        for _ in range(TURNS):
+            for name, session in sessions.items():
+                began = time.process_time()
+                session.update.seconds(session.batches, 1)  # and one more before it counts
+                spent[name].append((time.process_time() - began) / 2)
+        shutil.rmtree(work / "timing")
+        plan.write_text(json.dumps({name: min(each) for name, each in spent.items()}) + "\n")
+    found: dict[str, float] = json.loads(plan.read_text())
+    return found
 
 
 def judged(pipeline: Pipeline, images: Tensor, labels: Tensor, config: AblationConfig) -> dict[str, Any]:
@@ -201,9 +232,9 @@ def judged(pipeline: Pipeline, images: Tensor, labels: Tensor, config: AblationC
         left = natural[: config.n].clone()
         losses: tuple[Loss, ...] = ("ce", "margin")
         for number, loss in enumerate(losses):
-            attack = Annealed(eps=config.eps, steps=config.steps, loss=loss)
+            attack = Steady(eps=config.eps, steps=config.steps, samples=config.samples, loss=loss)
             for rows in batches(left.nonzero().squeeze(1)):
-                target = Noisy(pipeline, config.samples, seed=10 + number)
+                target = Noisy(pipeline, config.samples, seed=10 + number, bf16=config.bf16)
                 moved = attack(target, images[rows], labels[rows], seed=number, progress=True).images
                 left[rows] = _answers(pipeline, moved, seed=20 + number) == labels[rows]
         cost = _milliseconds(pipeline, images)

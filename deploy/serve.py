@@ -3,6 +3,7 @@
     metastable serve                  # until Ctrl-C
     metastable serve --check          # start, predict once, stop: for continuous integration
     metastable serve --engine local   # without TorchServe (deploy.local)
+    metastable serve --engine ray     # on a cluster of Ray (deploy.clustered)
 
 Exit status: 0 after a stop that was asked for, 1 if the server failed, 2 if it cannot be started
 as asked; 128 and the number of a signal that came before there was a server.
@@ -14,6 +15,8 @@ import argparse
 import contextlib
 import errno
 import functools
+import importlib.util
+import math
 import os
 import re
 import signal
@@ -75,6 +78,14 @@ def check_ports(wanted: Sequence[tuple[str, str, int]]) -> None:
                 raise Refused(f"port {port} on {host} {why}: choose another with {flag}") from None
 
 
+def check_ray(chosen: argparse.Namespace) -> None:
+    """Refused where Ray is not installed, or a replica's share of a machine is none."""
+    if importlib.util.find_spec("ray") is None:
+        raise Refused("--engine ray needs Ray, which `make serve-ray` installs (requirements-ray.txt)")
+    if not (0 < chosen.replica_cpus < math.inf and 0 <= chosen.replica_gpus < math.inf):
+        raise Refused("--replica-cpus must be above 0, and --replica-gpus 0 or more")
+
+
 def serve(chosen: argparse.Namespace) -> int:
     """The whole life of one server, after its command line was read; the exit status."""
     engines.check(chosen, chosen.parser)
@@ -99,6 +110,13 @@ def _serve(
     ending: _Ending,
 ) -> int:
     # With PyTorch, which takes seconds to import.
+    if chosen.engine == "ray":
+        check_ports(ports)
+        check_ray(chosen)
+        with ending.imports():
+            from deploy import clustered
+
+        return clustered.serve(chosen, sample, stop)
     if chosen.engine == "local":
         check_ports(ports)
         if chosen.bundle is None:

@@ -20,14 +20,13 @@ from typing import Any
 from metastable.bundle import Bundle
 from metastable.engine.admission import Permit
 from metastable.engine.engine import Engine
-from metastable.errors import InvalidOption, RequestError
+from metastable.errors import InvalidOption
 from metastable.serving import judging
 from metastable.serving.control import (
     JOB_HEADER,
     PERMIT_HEADER,
     SENT_HEADER,
     described,
-    refusal,
 )
 from metastable.settings import Setting
 
@@ -143,19 +142,7 @@ class Door:
         """Backlog in seconds, permits out, and of each setting the price and why it would be refused now."""
         self.expire()
         self._looked()
-        found = {}
-        for name, setting in self._settings.items():
-            refused = None
-            try:
-                self._engine.admit(setting).release()
-            except RequestError as error:
-                refused = refusal(error)
-            found[name] = {"price": self._engine.admission.price(setting), "refused": refused}
-        return {
-            "backlog": self._engine.backlog,
-            "out": self._engine.admission.out,
-            "settings": found,
-        }
+        return judging.state_of(self._engine, self._settings)
 
     # --- what the service asks -----------------------------------------------------------------
 

@@ -265,15 +265,11 @@ class Service:
         )
 
     def _succeed(self, held: Held, answer: Answer) -> Response:
-        body = judging.told(
-            self._bundle,
-            answer,
-            held.raw,
-            held.image,
-            held.options,
-            runner=self._runner.name,
-            metrics=None if (held.job or "").startswith(UNCOUNTED) else self._metrics,
+        body, counted = judging.told(
+            self._bundle, answer, held.raw, held.image, held.options, runner=self._runner.name
         )
+        if not (held.job or "").startswith(UNCOUNTED):
+            self._metrics.verdict(counted)
         total = self._clock() - held.received
         seconds = held.seconds | answer.seconds
         self._count(held.options.setting, "ok", total, seconds)

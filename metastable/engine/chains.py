@@ -84,7 +84,8 @@ class Chains:
             if (timeline := active.job.timeline) is not None:
                 timeline.add("queue", active.arrived, now)
         slots = []
-        for chain in range(active.begun, active.begun + count):
+        first = active.job.first + active.begun
+        for chain in range(first, first + count):
             slot = self._free.pop()
             self._owner[slot], self._key[slot] = active, (active.job.seed, chain)
             slots.append(slot)

@@ -88,6 +88,11 @@ class Driver:
         """The same for asyncio."""
         return await asyncio.wrap_future(self.submit(job, permit))
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread is there: after its end, or a fault of the engine's own, it is not."""
+        return self._thread.is_alive()
+
     def close(self, drain: float = 10.0) -> None:
         """Take no more jobs, finish or expire those held within `drain` seconds, end the thread."""
         with self._changed:

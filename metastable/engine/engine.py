@@ -20,7 +20,7 @@ import torch
 from metastable import noise, stopping
 from metastable.dynamics.base import Kind
 from metastable.engine.admission import Admission, Permit
-from metastable.engine.chains import Chains, broken
+from metastable.engine.chains import REDRAWN, Chains, broken
 from metastable.engine.costs import CLASSIFY, LOOK, Costs
 from metastable.engine.job import ActiveJob, Answer, Failure, Job, Outcome, Segment
 from metastable.engine.policy import Policy
@@ -115,8 +115,8 @@ class Engine:
         The permit is the job's from now on, and comes back when that ends, or now if this raises.
 
         Raises:
-            ValueError: a job of this id is held, the image has another shape, the seed is no seed, or the
-                permit is not for this job.
+            ValueError: a job of this id is held, the image has another shape, the seed or the number of its
+                first chain is none, or the permit is not for this job.
             Overloaded, Draining: of `admit`; Draining too for a permit from before the engine drained.
         """
         permit = permit or self.admit(job.setting)
@@ -242,7 +242,7 @@ class Engine:
         if active.job.setting.delta is None or active.kind is None:
             self._answer(active, active.cap)
             return
-        outputs, rule = active.outputs(), _rule(active.job.setting)
+        outputs, rule = active.outputs(), rule_of(active.job.setting)
         for n in range(active.judged + 1, len(outputs) + 1):
             decision = stopping.decide(outputs[:n], rule)
             if decision.decided or n == active.cap:
@@ -267,7 +267,7 @@ class Engine:
 
     def _answer(self, active: ActiveJob, chains: int, *, late: bool = False) -> None:
         result, setting = active.result(chains), active.job.setting
-        decision = stopping.decide(result.outputs[0], _rule(setting))
+        decision = stopping.decide(result.outputs[0], rule_of(setting))
         capped = setting.delta is not None and active.cap > 1 and not decision.decided and not late
         self.counters.capped += capped
         self._leave(active, whole=not late)
@@ -295,10 +295,13 @@ class Engine:
             raise ValueError(f"the image has shape {tuple(job.image.shape)}, not {self._shape}")
         if not 0 <= job.seed < 1 << noise.SEED_BITS:
             raise ValueError(f"a seed lies in [0, 2^{noise.SEED_BITS})")
+        if not 0 <= job.first < REDRAWN:
+            raise ValueError(f"a chain's number lies in [0, {REDRAWN})")
         if self._drain_by is not None:
             raise Draining("the server is stopping: send the request to another one")
 
 
-def _rule(setting: Setting) -> stopping.Stopping:
+def rule_of(setting: Setting) -> stopping.Stopping:
+    """When a request of this setting is decided."""
     default = stopping.Stopping()
     return default if setting.delta is None else replace(default, delta=setting.delta)

@@ -28,6 +28,7 @@ class Job:
         flagged: the anomaly flag of the image; it chooses the noise of `adp` and `noise`.
         deadline: on the engine's clock; None for no deadline.
         timeline: where the engine notes when it did what for it; None for nowhere.
+        first: number of its first chain: those before it are another engine's part of the same request.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Job:
     flagged: bool = False
     deadline: float | None = None
     timeline: Timeline | None = None
+    first: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ Front ends that run an engine share this: TorchServe's handler, and the door's e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from metastable import noise
@@ -15,10 +16,13 @@ from metastable.engine.job import Answer, Job
 from metastable.engine.reply import reply
 from metastable.engine.timeline import Timeline
 from metastable.engine.verdict import Verdict, verdict_of
+from metastable.errors import RequestError
 from metastable.images import DecodedImage
 from metastable.serving.backends.base import Served
+from metastable.serving.control import refusal
 from metastable.serving.metrics import SCORE_NORM, SHIFT, Counted, Metrics
 from metastable.serving.options import RequestOptions
+from metastable.settings import Setting
 
 
 def introduce(bundle: Bundle, engine: Engine, runner: str, metrics: Metrics) -> None:
@@ -26,12 +30,17 @@ def introduce(bundle: Bundle, engine: Engine, runner: str, metrics: Metrics) -> 
 
     Raises BundleError for a bundle without an anomaly calibration.
     """
+    name(bundle, runner, metrics)
+    metrics.capacity(engine.limits.backlog, engine.chains.slots)
+    engine.watch = metrics.segment
+
+
+def name(bundle: Bundle, runner: str, metrics: Metrics) -> None:
+    """The part of `introduce` that needs no engine."""
     metrics.model(bundle.name, bundle.version, bundle.digest, runner)
     metrics.calibrated(bundle.version, SCORE_NORM, "", bundle.calibration)
     for setting, shift in bundle.shifts.items():
         metrics.calibrated(bundle.version, SHIFT, setting, shift)
-    metrics.capacity(engine.limits.backlog, engine.chains.slots)
-    engine.watch = metrics.segment
 
 
 def served_of(bundle: Bundle, *, allow_seed: bool, runner: str) -> Served:
@@ -48,6 +57,19 @@ def served_of(bundle: Bundle, *, allow_seed: bool, runner: str) -> Served:
         allow_seed=allow_seed,
         runner=runner,
     )
+
+
+def state_of(engine: Engine, settings: Mapping[str, Setting]) -> dict[str, Any]:
+    """Backlog in seconds, permits out, and of each setting the price and why it would be refused now."""
+    found = {}
+    for name, setting in settings.items():
+        refused = None
+        try:
+            engine.admit(setting).release()
+        except RequestError as error:
+            refused = refusal(error)
+        found[name] = {"price": engine.admission.price(setting), "refused": refused}
+    return {"backlog": engine.backlog, "out": engine.admission.out, "settings": found}
 
 
 def job_of(
@@ -79,16 +101,14 @@ def told(
     options: RequestOptions,
     *,
     runner: str,
-    metrics: Metrics | None,
-) -> dict[str, Any]:
-    """What a client is told of an image, ready for JSON; counted, unless `metrics` is None.
+) -> tuple[dict[str, Any], Counted]:
+    """What a client is told of an image, ready for JSON, and what metrics count of it.
 
     Raises EngineFailure for an anomaly score that is not a finite number.
     """
     verdict = verdict_of(bundle, answer, raw)
-    if metrics is not None:
-        metrics.verdict(_counted(bundle, verdict, answer))
-    return reply(bundle, verdict, top_k=options.top_k, image=image) | {"runner": runner}
+    body = reply(bundle, verdict, top_k=options.top_k, image=image) | {"runner": runner}
+    return body, _counted(bundle, verdict, answer)
 
 
 def _counted(bundle: Bundle, verdict: Verdict, answer: Answer) -> Counted:

@@ -14,7 +14,7 @@ from metastable.errors import DataError, MetastableError
 from metastable.training.harden_config import HardenConfig
 from tests.training import harden_toys
 
-CONFIG = ablation.AblationConfig(cpu_minutes=1e-4, n=6, natural=10, samples=2, steps=2)
+CONFIG = ablation.AblationConfig(cpu_minutes=1e-4, n=6, natural=10, samples=2, steps=2, bf16=False)
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +36,9 @@ def test_every_variant_has_a_row_and_a_run_of_its_own(base: HardenConfig, tmp_pa
         assert 0 <= row["left"][1] <= row["left"][0] <= row["left"][2] <= 1
         assert row["ms_a_chain"] > 0
         assert row["updates"] == (0 if row["variant"] == "start" else 1)
+    each = json.loads((tmp_path / "work" / "plan.json").read_text())
+    assert set(each) == set(ablation.VARIANTS) - {"start"}
+    assert all(one > 0 for one in each.values())
     assert (tmp_path / "seen.png").read_bytes().startswith(b"\x89PNG")
     purifies = {name: (tmp_path / "work" / name / "run" / "purifier").exists() for name in names[1:]}
     assert purifies == {"A": True, "B": True, "D": False, "E2": True}

@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from metastable.engine.timeline import Timeline
 from metastable.images import DecodedImage, Fit
 from metastable.serving.options import RequestOptions
+
+if TYPE_CHECKING:
+    from metastable.serving.metrics import Counted
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,12 @@ class Judged:
     Attributes:
         body: the verdict as docs/http-api.md describes it, without `request_id` and `timings_ms`.
         seconds: of stages behind the door: `anomaly`, `queue`, `purify`, `classify`.
+        counted: what metrics count of it, where what answered has none of its own.
     """
 
     body: dict[str, Any]
     seconds: dict[str, float]
+    counted: Counted | None = None
 
 
 class Room(Protocol):

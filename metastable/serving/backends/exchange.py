@@ -29,16 +29,27 @@ _PASSING = frozenset({404, 429, 500, 502, 503, 507})
 """TorchServe's own statuses while it starts, is full, or lost the worker that had the request."""
 
 
-def exact(pixels: torch.Tensor) -> bytes:
-    """A .npy file that is decoded to these pixels, float32 [C, H, W] in [0, 1], bit for bit.
-
-    It has one byte a sample where all are whole 255ths, else four.  Channels come last: then no shape can be
-    read in two ways.
-    """
+def samples_of(pixels: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The samples [C, H, W] of pixels in [0, 1]: uint8 where all are whole 255ths, else float32."""
     planes = pixels.detach().cpu().numpy()
     levels = np.rint(planes * np.float32(255)).astype(np.uint8)
     whole = np.array_equal(levels.astype(np.float32) / np.float32(255), planes)
-    samples = np.moveaxis(levels if whole else planes.astype(np.float32), 0, -1)
+    return levels if whole else planes.astype(np.float32)
+
+
+def pixels_of(samples: np.ndarray[Any, Any]) -> torch.Tensor:
+    """The inverse of `samples_of`, bit for bit: float32 [C, H, W] in [0, 1]."""
+    planes = samples.astype(np.float32)
+    return torch.from_numpy(planes / np.float32(255) if samples.dtype == np.uint8 else planes)
+
+
+def exact(pixels: torch.Tensor) -> bytes:
+    """A .npy file that is decoded to these pixels, float32 [C, H, W] in [0, 1], bit for bit.
+
+    Channels come last: then no shape can be read in two ways.
+    """
+    planes = samples_of(pixels)
+    samples = np.moveaxis(planes, 0, -1)
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(samples[..., 0] if len(planes) == 1 else samples))
     return buffer.getvalue()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from metastable.engine.admission import Permit
 from metastable.engine.driver import Driver
 from metastable.engine.engine import LATE, Engine, EngineLimits
 from metastable.engine.inspection import Inspector, Raw
+from metastable.engine.job import Answer
 from metastable.engine.runners import Runner
 from metastable.errors import DeadlineExceeded
 from metastable.pixels import at_most
@@ -35,7 +38,7 @@ class Local:
     Args:
         bundle: must carry an anomaly calibration.
         runner: made for this bundle; it belongs to the backend from now on.
-        metrics: counts every verdict.
+        metrics: counts every verdict; None leaves that to whoever asks (`Judged.counted`).
         allow_seed: whether clients may set the seed (known noise breaks the defense).
         limits: of the work at a time and the work that may wait.
         sizes: of the batches whose cost is measured; None takes what suits the runner.
@@ -47,7 +50,7 @@ class Local:
         self,
         bundle: Bundle,
         runner: Runner,
-        metrics: Metrics,
+        metrics: Metrics | None,
         *,
         allow_seed: bool = False,
         limits: EngineLimits | None = None,
@@ -64,8 +67,9 @@ class Local:
             look=inspector,
         )
         self._bundle, self._metrics = bundle, metrics
-        judging.introduce(bundle, self._engine, runner.name, metrics)
-        metrics.follow(lambda: self._engine.backlog, lambda: self._engine.chains.used)
+        if metrics is not None:
+            judging.introduce(bundle, self._engine, runner.name, metrics)
+            metrics.follow(lambda: self._engine.backlog, lambda: self._engine.chains.used)
         self._driver = Driver(self._engine, closed="the server is stopping: send the request to another one")
         self._looks = _Looks(inspector, self._engine, self._driver, at_most(LOOKS, bundle.shape, LOOK_PIXELS))
         self._closed = False
@@ -84,6 +88,20 @@ class Local:
         """Those between their first and last step."""
         return self._engine.chains.used
 
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's thread is there."""
+        return self._driver.alive
+
+    @property
+    def capacity(self) -> tuple[float, int]:
+        """Seconds of work that may wait, and chains that can be under way."""
+        return self._engine.limits.backlog, self._engine.chains.slots
+
+    def state(self) -> dict[str, Any]:
+        """See `judging.state_of`."""
+        return judging.state_of(self._engine, self._bundle.settings.by_name)
+
     def check_room(self, setting: str) -> None:
         self._permit(setting).release()
 
@@ -92,8 +110,36 @@ class Local:
 
     async def ask(self, question: Question, room: Room) -> Judged:
         assert isinstance(room, _Kept), "the room is of another backend"
+        raw, looked, answer = await self._answer(question, room.permit, 0)
+        body, counted = judging.told(
+            self._bundle, answer, raw, question.image, question.options, runner=self.served.runner
+        )
+        seconds = {"anomaly": looked} | answer.seconds
+        if self._metrics is None:
+            return Judged(body, seconds, counted if question.counted else None)
+        if question.counted:
+            self._metrics.verdict(counted)
+        return Judged(body, seconds)
+
+    async def part(self, question: Question, chains: range, *, decides: bool) -> tuple[Raw, float, Answer]:
+        """Some of the chains of a question's setting, for whoever puts the parts of it together.
+
+        Args:
+            chains: their numbers, one after another.
+            decides: whether they may stop early, where the setting does; only of the first ones.
+
+        Returns: the image as it came, the seconds of that look, and what the chains say.
+
+        Raises what `admit` and `ask` raise.
+        """
+        setting = self._bundle.settings[question.options.setting]
+        delta = setting.delta if decides else None
+        setting = dataclasses.replace(setting, chains=len(chains), delta=delta)
+        return await self._answer(question, self._driver.admit(setting), chains.start)
+
+    async def _answer(self, question: Question, permit: Permit, first: int) -> tuple[Raw, float, Answer]:
         # Until the engine has the job, leaving this gives the permit back.
-        async with room:
+        with permit:
             with question.follow.during("look"):
                 raw, looked = await self._look(question)
             job = judging.job_of(
@@ -105,18 +151,9 @@ class Local:
                 question.deadline,
                 question.follow.timeline,
             )
-            room.permit.charge(looked)
-            answer = await self._driver.answer(job, room.permit)
-        body = judging.told(
-            self._bundle,
-            answer,
-            raw,
-            question.image,
-            question.options,
-            runner=self.served.runner,
-            metrics=self._metrics if question.counted else None,
-        )
-        return Judged(body, {"anomaly": looked} | answer.seconds)
+            job = dataclasses.replace(job, setting=permit.setting, first=first)
+            permit.charge(looked)
+            return raw, looked, await self._driver.answer(job, permit)
 
     async def close(self, drain: float) -> None:
         self._closed = True
