@@ -16,13 +16,25 @@ PYTEST := -m pytest -n auto --dist loadgroup --max-worker-restart 0
 # Tests work on small tensors: threads that wait for each other cost several times what they do.
 ONE_THREAD := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
 
-.PHONY: serve test quick check audit demo bench soak archive install format clean
+# Ray is an environment of its own, on top of the first one: none of its packages changes a version there.
+RAY := .venv-ray
+RAY_READY := $(RAY)/.installed
+
+.PHONY: serve serve-ray test test-ray quick check audit demo bench soak archive install format clean
 
 serve: $(READY) $(ARCHIVE)
 	@$(COMMAND) serve --archive $(ARCHIVE) --sample samples/cat.png $(ARGS)
 
 test: $(READY)
 	@$(ONE_THREAD) $(PY) $(PYTEST) $(ARGS)
+
+# Replicas on a cluster of Ray; for other machines: make serve-ray ARGS="--ray HOST:PORT --replicas 1:8".
+serve-ray: $(RAY_READY) $(ARCHIVE)
+	@$(RAY)/bin/python -m metastable serve --engine ray --archive $(ARCHIVE) --sample samples/cat.png $(ARGS)
+
+# One after another: each starts clusters of its own.  Warnings are Ray's, from its import on.
+test-ray: $(RAY_READY)
+	@$(ONE_THREAD) $(RAY)/bin/python -m pytest -n 0 -W default $$(git ls-files 'tests/*_ray.py') $(ARGS)
 
 quick: $(READY)
 	@$(ONE_THREAD) $(PY) $(PYTEST) -m fast $(ARGS)
@@ -70,8 +82,16 @@ $(READY): requirements.lock pyproject.toml
 	@$(PY) -c "from deploy import java; java.find(print)"
 	@touch $@
 
+$(RAY_READY): $(READY) requirements-ray.txt
+	@echo "installing Ray into $(RAY) (once)"
+	@test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
+	@echo "import site; site.addsitedir('$(CURDIR)/$(VENV)/lib/python3.11/site-packages')" \
+	    > $(RAY)/lib/python3.11/site-packages/of_metastable.pth
+	@$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-ray.txt
+	@touch $@
+
 format: $(READY)
 	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) $(AUDIT) .run .pytest_cache .mypy_cache .ruff_cache .hypothesis $(ARCHIVE)
+	rm -rf $(VENV) $(RAY) $(AUDIT) .run .pytest_cache .mypy_cache .ruff_cache .hypothesis $(ARCHIVE)

@@ -19,8 +19,7 @@ from typing import Any
 from deploy import observing, policies, ray_serve
 from deploy.front import PHOTOGRAPH, Behind, Front
 from deploy.run_folder import Failed
-from metastable import bundle as bundles
-from metastable.bundle import Bundle, shipped
+from metastable.bundle import Bundle
 from metastable.serving import judging
 from metastable.serving.backends.replicas import Replicas
 from metastable.serving.configuration import Configuration
@@ -69,12 +68,14 @@ def _serve(front: Front, chosen: argparse.Namespace) -> int:
 
 def planned(chosen: argparse.Namespace) -> tuple[Bundle, ray_serve.Plan]:
     """The bundle and what is deployed of it."""
-    name = chosen.bundle or "cifar10"
-    folder = shipped.folder(name)
-    loaded = bundles.load(folder)
+    given = str(chosen.archive) if chosen.bundle is None else chosen.bundle
+    there = Path(given)
+    source = str(there.resolve()) if there.exists() else given  # a shipped one is there by name
+    with ray_serve.opened(source) as (loaded, _):
+        pass
     cpus = chosen.replica_cpus
     return loaded, ray_serve.Plan(
-        name if folder == shipped.path(name) and not Path(name).exists() else str(folder.resolve()),
+        source,
         loaded.digest,
         runner=chosen.runner or "auto",
         threads=chosen.threads or max(1, int(cpus)),

@@ -70,13 +70,12 @@ def check(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Refused for an option of another engine than the chosen one, or of an archive beside a bundle."""
     known = {name for names in OF.values() for name in names}
     idle = sorted(known - set(OF[chosen.engine]))
-    if chosen.engine == "ray" or chosen.bundle is not None:
+    if chosen.bundle is not None:
         idle.append("archive")
     for name in idle:
         if getattr(chosen, name) != parser.get_default(name):
             flag = "--" + name.replace("_", "-")
-            beside = name == "archive" and chosen.bundle is not None
-            where = "with --bundle" if beside else f"with --engine {chosen.engine}"
+            where = "with --bundle" if name == "archive" else f"with --engine {chosen.engine}"
             raise Refused(f"{flag} does nothing {where}: leave it out")
 
 

@@ -14,22 +14,26 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray import serve
 from ray.exceptions import RayActorError, TaskCancelledError
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from deploy import engines
+from deploy import archive, engines
 from metastable import bundle as bundles
 from metastable.bundle import Bundle, shipped
 from metastable.engine import assembly
 from metastable.engine.engine import EngineLimits
+from metastable.engine.runners import artifacts
+from metastable.engine.runners.artifacts import Artifacts
 from metastable.errors import BundleError, Overloaded
 from metastable.serving.backends.replica import Asked, Replica, Told
 from metastable.serving.backends.replicas import Gone, Replicas
@@ -54,32 +58,47 @@ class Plan:
     """What is deployed.
 
     Attributes:
-        bundle: a shipped bundle's name, or a folder that is there on every machine.
-        digest: of that bundle where it was planned; a machine that has another one under its name refuses.
+        source: a shipped bundle's name, or a bundle's folder or an archive that is there on every machine.
+        digest: of its bundle where it was planned; a machine that has another one under its name refuses.
         runner: what runs the networks; threads: of it.
-        cpus, gpus: shares of a machine that a replica takes.
+        cpus, gpus: shares of a machine that a replica takes; resources: others that Ray knows by name.
         least, most: replicas; where they differ the backlog decides how many (`by_backlog`).
     """
 
-    bundle: str
+    source: str
     digest: str
     runner: str = "auto"
     threads: int = 1
     allow_seed: bool = False
     cpus: float = 1.0
     gpus: float = 0.0
+    resources: dict[str, float] = field(default_factory=dict)
     least: int = 1
     most: int = 1
 
-    def load(self) -> Bundle:
-        """BundleError where this machine has another bundle, or none."""
-        found = bundles.load(shipped.folder(self.bundle))
-        if found.digest != self.digest:
-            raise BundleError(
-                f"{self.bundle} is another bundle on this machine (digest {found.digest[:12]}, planned "
-                f"{self.digest[:12]}): copy the same folder to every machine"
-            )
-        return found
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[tuple[Bundle, Artifacts]]:
+        """The bundle, and what was exported of it; BundleError where this machine has another bundle."""
+        with opened(self.source) as (found, exported):
+            if found.digest != self.digest:
+                raise BundleError(
+                    f"{self.source} is another bundle on this machine (digest {found.digest[:12]}, planned "
+                    f"{self.digest[:12]}): copy the same one to every machine"
+                )
+            yield found, exported
+
+
+@contextlib.contextmanager
+def opened(source: str) -> Iterator[tuple[Bundle, Artifacts]]:
+    """The bundle of a `Plan.source`, and what was exported of it; the files may go after that.
+
+    Raises BundleError for what is none.
+    """
+    if not source.endswith(".mar"):
+        yield bundles.load(shipped.folder(source)), {}
+        return
+    with archive.unpacked(Path(source)) as folder:
+        yield bundles.load(archive.bundle_folder(folder)), artifacts.read(folder / bundles.ARTIFACTS_FOLDER)
 
 
 class Board:
@@ -108,8 +127,9 @@ class Engine:
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it, on the loop that `ask` runs on
         self, plan: Plan, board: DeploymentHandle[Any]
     ) -> None:
-        loaded = plan.load()
-        runner = assembly.runner_for(loaded, plan.runner, threads=plan.threads)
+        torch.set_num_threads(plan.threads)
+        with plan.opened() as (loaded, exported):
+            runner = assembly.runner_for(loaded, plan.runner, artifacts=exported, threads=plan.threads)
         name = serve.get_replica_context().replica_id.unique_id
         self._replica = Replica(name, loaded, runner, allow_seed=plan.allow_seed)
         self._board = board
@@ -183,7 +203,7 @@ def replicas(plan: Plan) -> tuple[Any, Any]:
         graceful_shutdown_timeout_s=DRAIN,
         health_check_period_s=2.0,
         health_check_timeout_s=10.0,
-        ray_actor_options={"num_cpus": plan.cpus, "num_gpus": plan.gpus},
+        ray_actor_options={"num_cpus": plan.cpus, "num_gpus": plan.gpus, "resources": plan.resources},
         **size,
     )
     return engine.bind(plan, board), board
@@ -230,7 +250,8 @@ class Door:
         from metastable.serving.door.stopping import Stop
         from metastable.serving.metrics import Metrics
 
-        loaded = self._plan.load()
+        with self._plan.opened() as (loaded, _):
+            pass
         metrics = Metrics(settings=loaded.settings.names)
         backend = Replicas(self._handles, loaded, metrics)
         return build(backend, Intake(), Stop(), metrics, around=backend)
@@ -240,7 +261,7 @@ def application(arguments: dict[str, str]) -> Any:
     """What `serve run`, `serve deploy` and a RayService import.
 
     Args:
-        arguments: `bundle` (a shipped name or a folder on every machine), and perhaps `runner`, `threads`,
+        arguments: `bundle` (a `Plan.source`), and perhaps `runner`, `threads`,
             `cpus` and `gpus` of a replica, `replicas` (a number, or the least and the most with a colon
             between), `doors`.
 
@@ -249,11 +270,13 @@ def application(arguments: dict[str, str]) -> Any:
     known = {"bundle", "runner", "threads", "cpus", "gpus", "replicas", "doors"}
     if unknown := sorted(set(arguments) - known):
         raise ValueError(f"there are no arguments {unknown}: choose from {sorted(known)}")
-    name = arguments.get("bundle", "cifar10")
+    source = arguments.get("bundle", "cifar10")
+    with opened(source) as (loaded, _):
+        pass
     least, most = engines.counts(arguments.get("replicas", "1"))
     plan = Plan(
-        name,
-        bundles.load(shipped.folder(name)).digest,
+        source,
+        loaded.digest,
         runner=arguments.get("runner", "auto"),
         threads=int(arguments.get("threads", "1")),
         cpus=float(arguments.get("cpus", "1")),

@@ -113,6 +113,8 @@ def _serve(
     if chosen.engine == "ray":
         check_ports(ports)
         check_ray(chosen)
+        if chosen.bundle is None:
+            chosen.archive = check_archive(chosen.archive)
         with ending.imports():
             from deploy import clustered
 

@@ -62,7 +62,7 @@ def shipped() -> Path:
     return ROOT / "model_store" / "cifar10"
 
 
-def write_tiny(folder: Path) -> Path:
+def write_tiny(folder: Path, settings: str = SETTINGS) -> Path:
     """A bundle of small networks with random weights and a calibration, written to `folder`."""
     torch.manual_seed(0)
     arguments = {"widths": [4, 8, 8]}
@@ -79,7 +79,7 @@ def write_tiny(folder: Path) -> Path:
             "score": (score, arguments),
             "energy": (EnergyNetwork(features=4), {"features": 4}),
         },
-        settings=SETTINGS,
+        settings=settings,
         anomaly=anomaly.calibrate(norms, false_positive_rate=0.05, network="score", data={"name": "noise"}),
     )
     return folder

@@ -43,7 +43,12 @@ def test_the_lock_holds_a_version_of_all_that_is_asked_for(root: Path, project: 
 
 def test_what_is_pinned_twice_is_pinned_to_the_same(root: Path) -> None:
     locked = pins(root / "requirements.lock")
-    for name in ("requirements.txt", "requirements-dev.txt", "requirements-tensorrt.txt"):
+    for name in (
+        "requirements.txt",
+        "requirements-dev.txt",
+        "requirements-tensorrt.txt",
+        "requirements-ray.txt",
+    ):
         for package, version in pins(root / name).items():
             assert locked[package] == version, f"{package} of {name} and requirements.lock"
 

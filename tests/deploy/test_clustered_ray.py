@@ -1,0 +1,200 @@
+"""Replicas on a real cluster of Ray: node processes on loopback, killed and added under load.
+
+`make test-ray` runs these, in an environment that has Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+
+pytest.importorskip("ray")
+
+import ray
+from ray.cluster_utils import Cluster
+
+from deploy import ray_serve
+from deploy.clustered import Deployed
+from metastable import bundle as bundles
+from metastable.bundle import Bundle
+from metastable.serving.metrics import Metrics
+from tests.conftest import write_tiny
+from tests.serving.door.conftest import png
+from tests.serving.door.running import Running, before
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
+
+PATIENCE = 240.0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head that runs no replica, as the nodes come and go; it has what belongs to the cluster."""
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80_000_000},
+    )
+    yield made
+    with contextlib.suppress(Exception):
+        made.shutdown()
+    ray.shutdown()
+
+
+@contextlib.contextmanager
+def nodes(cluster: Cluster, count: int) -> Iterator[list[Any]]:
+    """So many machines for replicas, as far as Ray knows."""
+    there = [add(cluster) for _ in range(count)]
+    try:
+        yield there
+    finally:
+        for one in there:
+            with contextlib.suppress(Exception):
+                cluster.remove_node(one, allow_graceful=False)
+
+
+def add(cluster: Cluster) -> Any:
+    return cluster.add_node(num_cpus=1, resources={"replica": 1}, object_store_memory=80_000_000)
+
+
+@contextlib.contextmanager
+def served(cluster: Cluster, folder: Path, bundle: Bundle, **more: Any) -> Iterator[Running]:
+    more = {"allow_seed": True, "resources": {"replica": 1}, **more}
+    plan = ray_serve.Plan(str(folder), bundle.digest, "torch", **more)
+    metrics = Metrics(CollectorRegistry(), settings=bundle.settings.names)
+    life = Deployed(plan, bundle, metrics, cluster.address)
+    with before(life.backend, metrics=metrics, around=life) as found:
+        until(lambda: life.backend.count >= plan.least, "replicas")
+        yield found
+
+
+def until(true: Any, what: str) -> None:
+    ends = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < ends, what
+        time.sleep(0.05)
+
+
+def ask(url: str, setting: str = "fast", seed: int = 7) -> httpx.Response:
+    headers = {"X-Metastable-Seed": str(seed), "X-Metastable-Setting": setting}
+    return httpx.post(url + "/classify", content=png(), headers=headers, timeout=PATIENCE, trust_env=False)
+
+
+def test_a_node_that_is_killed_loses_no_request(cluster: Cluster, tiny_folder: Path, tiny: Bundle) -> None:
+    with nodes(cluster, 2) as there, served(cluster, tiny_folder, tiny, least=2, most=2) as door:
+        assert ask(door.url).status_code == 200
+        answers: list[httpx.Response] = []
+        stop = threading.Event()
+
+        def client(number: int) -> None:
+            while not stop.is_set():
+                answers.append(ask(door.url, seed=number))
+
+        with ThreadPoolExecutor(6) as pool:
+            for number in range(6):
+                pool.submit(client, number)
+            until(lambda: len(answers) > 30, "answers before")
+            cluster.remove_node(there.pop(), allow_graceful=False)
+            killed = len(answers)
+            until(lambda: len(answers) > killed + 60, "answers after")
+            there.append(add(cluster))  # as an operator, or an autoscaler, would
+            until(lambda: door.backend.count == 2, "the replica that takes its place")
+            stop.set()
+        found = Counter(one.status_code for one in answers)
+        assert set(found) <= {200, 503}, found
+        assert found[200] > 60
+        for one in answers:
+            if one.status_code == 503:
+                assert int(one.headers["retry-after"]) >= 1
+        by_seed: dict[str, set[Any]] = {}
+        for one in answers:
+            if one.status_code == 200:
+                by_seed.setdefault(one.request.headers["x-metastable-seed"], set()).add(one.json()["label"])
+        assert all(len(labels) == 1 for labels in by_seed.values())
+
+
+def test_a_request_that_kills_its_replica_stops_no_other(
+    cluster: Cluster, tmp_path: Path, tiny: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose seed is 666 ends the process that works on it: at most as many replicas as it is asked."""
+    folder = write_tiny(tmp_path / "bundle")
+    monkeypatch.setattr(ray_serve, "Engine", Mortal)
+    with nodes(cluster, 2), served(cluster, folder, tiny, least=2, most=2) as door:
+        assert ask(door.url).status_code == 200
+        fatal = ask(door.url, seed=666)
+        assert fatal.status_code == 503
+        assert int(fatal.headers["retry-after"]) >= 1
+        until(lambda: ask(door.url).status_code == 200, "answers after it")
+        until(lambda: door.backend.count == 2, "both replicas")
+        assert ask(door.url).status_code == 200
+
+
+class Mortal(ray_serve.Engine):
+    """A replica with a fault of the worst kind."""
+
+    async def ask(self, asked: Any) -> Any:
+        if asked.options.seed == 666:
+            os._exit(1)
+        return await super().ask(asked)
+
+
+def test_work_that_waits_brings_a_second_replica(cluster: Cluster, tmp_path: Path) -> None:
+    text = "default: slow\ncaps: {chains: 64, steps: 400}\nsettings:\n" + (
+        "  slow: {dynamics: langevin, network: energy, chains: 16, steps: 400, tau: 0.01}\n"
+    )
+    folder = write_tiny(tmp_path / "bundle", settings=text)
+    slow = bundles.load(folder)
+    with nodes(cluster, 2), served(cluster, folder, slow, least=1, most=2) as door:
+        assert door.backend.count == 1
+        stop = threading.Event()
+
+        def client(number: int) -> None:
+            while not stop.is_set():
+                ask(door.url, "slow", seed=number)
+
+        with ThreadPoolExecutor(12) as pool:
+            for number in range(12):
+                pool.submit(client, number)
+            try:
+                until(lambda: door.backend.count == 2, "a second replica")
+            finally:
+                stop.set()
+
+
+def test_chains_of_one_request_run_on_both(cluster: Cluster, tmp_path: Path) -> None:
+    text = "default: many\ncaps: {chains: 96, steps: 4}\nsettings:\n" + (
+        "  many: {dynamics: langevin, network: score, chains: 96, steps: 4, tau: 0.05}\n"
+    )
+    folder = write_tiny(tmp_path / "bundle", settings=text)
+    many = bundles.load(folder)
+    bodies = []
+    for count in (1, 2):
+        with nodes(cluster, count), served(cluster, folder, many, least=count, most=count) as door:
+            answer = ask(door.url, "many")
+            assert answer.status_code == 200
+            bodies.append(answer.json())
+    one, two = bodies
+    assert one["chains"] == two["chains"] == 96
+    assert one["label"] == two["label"]
+    assert one["margin"]["value"] == pytest.approx(two["margin"]["value"], rel=1e-4, abs=1e-5)
+    assert one["margin"]["standard_error"] == pytest.approx(two["margin"]["standard_error"], rel=1e-3)
+
+
+def test_a_machine_with_another_bundle_is_not_served(cluster: Cluster, tiny_folder: Path) -> None:
+    plan = ray_serve.Plan(str(tiny_folder), "0" * 64, "torch", resources={"replica": 1})
+    with nodes(cluster, 1):
+        ray_serve.connect(cluster.address)
+        with pytest.raises(RuntimeError):
+            ray_serve.deploy(plan)
+        ray_serve.remove()
+        ray_serve.disconnect()
