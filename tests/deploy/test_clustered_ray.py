@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -30,6 +33,7 @@ from metastable import bundle as bundles
 from metastable.bundle import Bundle
 from metastable.serving.metrics import Metrics
 from tests.conftest import write_tiny
+from tests.launched import REPOSITORY, free_port
 from tests.serving.door.conftest import png
 from tests.serving.door.running import Running, before
 
@@ -198,3 +202,55 @@ def test_a_machine_with_another_bundle_is_not_served(cluster: Cluster, tiny_fold
             ray_serve.deploy(plan)
         ray_serve.remove()
         ray_serve.disconnect()
+
+
+def test_the_door_is_an_ingress_too(tiny_folder: Path, tiny: Bundle) -> None:
+    """What a RayService imports, behind a proxy of Ray Serve."""
+    port = free_port()
+    ray_serve.connect(None, 3)
+    try:
+        ray.serve.start(http_options={"host": "127.0.0.1", "port": port})
+        ray.serve.run(ray_serve.application({"bundle": str(tiny_folder), "runner": "torch"}), name="app")
+        url = f"http://127.0.0.1:{port}"
+        until(lambda: httpx.get(url + "/readyz", trust_env=False).status_code == 200, "readiness")
+        answer = httpx.post(url + "/classify", content=png(), timeout=PATIENCE, trust_env=False)
+        assert answer.status_code == 200
+        assert answer.json()["model"]["digest"] == tiny.digest
+        meta = httpx.get(url + "/v2/models/tiny", trust_env=False)
+        assert meta.status_code == 200
+        wrong = httpx.post(url + "/classify", content=b"no image", timeout=PATIENCE, trust_env=False)
+        assert wrong.json()["error"]["code"] == "unsupported_image"
+    finally:
+        ray_serve.remove()
+        ray_serve.disconnect()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"bundle": "cifar10", "colour": "red"}, {"replicas": "3:1"}, {"cpus": "x"}]
+)
+def test_arguments_of_the_application_are_checked(wrong: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"arguments|replicas|float"):
+        ray_serve.application(wrong)
+
+
+def test_the_command_serves_and_leaves_nothing(tiny_folder: Path) -> None:
+    ports = ["--port", str(free_port()), "--metrics-port", str(free_port())]
+    command = [sys.executable, "-m", "metastable", "serve", "--engine", "ray", "--check"]
+    before_it = {one.pid for one in psutil.process_iter()}
+    done = subprocess.run(
+        [*command, "--bundle", str(tiny_folder), "--runner", "torch", *ports],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd=REPOSITORY,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "check: 200" in done.stdout
+    assert done.stdout.rstrip().endswith("stopped")
+
+    def left() -> list[str]:
+        return [
+            one.name() for one in psutil.process_iter() if one.pid not in before_it and "ray" in one.name()
+        ]
+
+    until(lambda: not left(), "the end of the cluster")
