@@ -74,25 +74,25 @@ async def _measured(url: str, image: bytes, config: OverloadConfig, picture: Pat
 
         alone = statistics.median([(await ask()).seconds for _ in range(12)][2:])
         used, begun = time.process_time(), time.monotonic()
-        first = goodput(await _busy(ask, config.clients, config.seconds / 3), config.seconds / 3)
+        first = goodput(await busy(ask, config.clients, config.seconds / 3), config.seconds / 3)
         client = {"best": (time.process_time() - used) / (time.monotonic() - begun)}
-        memory = [_memory()]
+        seen = [memory()]
         used, begun = time.process_time(), time.monotonic()
         crowd = asyncio.create_task(_crowd(ask, config.times * first, config.seconds))
         while not crowd.done():
             await asyncio.wait([crowd], timeout=1)
-            memory.append(_memory())
+            seen.append(memory())
         under_way = crowd.result()
         ended = time.monotonic()
         client["overload"] = (time.process_time() - used) / (ended - begun)
         recovered = await _recovery(ask, AGAIN * alone)
         answers = await asyncio.gather(*under_way)
-        second = goodput(await _busy(ask, config.clients, config.seconds / 3), config.seconds / 3)
+        second = goodput(await busy(ask, config.clients, config.seconds / 3), config.seconds / 3)
     best = (first + second) / 2
     within = [one for one in answers if one.at <= ended]
     kept = goodput(within, config.seconds)
     if picture is not None:
-        draw(picture, answers, memory, begun, ended, best)
+        draw(picture, answers, seen, begun, ended, best)
     good = [one.seconds for one in answers if one.good]
     return {
         "engine": config.engine,
@@ -108,7 +108,7 @@ async def _measured(url: str, image: bytes, config: OverloadConfig, picture: Pat
         "statuses": dict(Counter(one.status for one in answers)),
         "median_s": statistics.median(good) if good else None,
         "refused_median_s": _median([one.seconds for one in answers if one.status in ("429", "503")]),
-        "memory_mb": {"before": memory[0], "most": max(memory), "after": memory[-1]},
+        "memory_mb": {"before": seen[0], "most": max(seen), "after": seen[-1]},
         "recovered_s": recovered,
         "client_cores": client,
     }
@@ -119,7 +119,7 @@ def goodput(answers: Sequence[Answer], seconds: float) -> float:
     return sum(one.good for one in answers) / seconds
 
 
-async def _busy(ask: Any, clients: int, seconds: float) -> list[Answer]:
+async def busy(ask: Any, clients: int, seconds: float) -> list[Answer]:
     """What so many clients get, each of which asks again at once, after as long to begin with."""
     begins = time.monotonic() + seconds / 4
     found: list[Answer] = []
@@ -157,7 +157,7 @@ async def _recovery(ask: Any, wanted: float) -> float | None:
     return None
 
 
-def _memory() -> float:
+def memory() -> float:
     """MB of all that the server runs."""
     total = 0
     for process in psutil.Process().children(recursive=True):
@@ -173,7 +173,7 @@ def _median(values: Sequence[float]) -> float | None:
 
 
 def draw(
-    path: Path, answers: Sequence[Answer], memory: Sequence[float], begun: float, ended: float, best: float
+    path: Path, answers: Sequence[Answer], seen: Sequence[float], begun: float, ended: float, best: float
 ) -> None:
     """Verdicts and refusals in each second, and the server's memory."""
     figure = Figure(figsize=(8, 4), layout="constrained")
@@ -188,7 +188,7 @@ def draw(
     axes.set(xlabel="seconds", ylabel="answers a second")
     axes.legend(loc="upper right")
     beside = axes.twinx()
-    beside.plot(range(len(memory)), memory, color="black", linewidth=0.8)
-    beside.set(ylabel="memory of the server, MB", ylim=(0, 1.3 * max(memory)))
+    beside.plot(range(len(seen)), seen, color="black", linewidth=0.8)
+    beside.set(ylabel="memory of the server, MB", ylim=(0, 1.3 * max(seen)))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

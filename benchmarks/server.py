@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from export import mar
@@ -33,19 +33,25 @@ def changed(text: str, changes: Mapping[str, str]) -> str:
 
 @contextlib.contextmanager
 def serving(
-    bundle: Path, folder: Path, changes: Mapping[str, str], engine: str = "torchserve"
+    bundle: Path,
+    folder: Path,
+    changes: Mapping[str, str],
+    engine: str = "torchserve",
+    more: Sequence[str] = (),
 ) -> Iterator[str]:
     """Start a server in `folder` and give the address of its predictions; stop it at the end.
 
+    `more`: options of its command.
+
     Raises MetastableError with the launcher's output if it does not get ready.
     """
-    with started(bundle, folder, changes, engine) as (url, _):
+    with started(bundle, folder, changes, engine, more) as (url, _):
         yield url
 
 
 @contextlib.contextmanager
 def started(
-    bundle: Path, folder: Path, changes: Mapping[str, str], engine: str
+    bundle: Path, folder: Path, changes: Mapping[str, str], engine: str, more: Sequence[str] = ()
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The same, with its launcher."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +69,7 @@ def started(
     if engine == "torchserve":
         command += ["--run-dir", str(folder / "run"), "--torchserve-metrics-port", ports[2]]
     launcher = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, *more], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert launcher.stdout is not None
     try:

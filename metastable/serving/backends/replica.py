@@ -20,7 +20,7 @@ from metastable.bundle import Bundle
 from metastable.engine.engine import LATE, EngineLimits
 from metastable.engine.inspection import Raw
 from metastable.engine.runners import Runner
-from metastable.errors import DeadlineExceeded, MetastableError
+from metastable.errors import DeadlineExceeded, MetastableError, Unavailable
 from metastable.images import DecodedImage
 from metastable.serving.backends.base import Follow, Judged, Question
 from metastable.serving.backends.exchange import pixels_of, samples_of
@@ -30,6 +30,7 @@ from metastable.serving.options import RequestOptions
 
 log = logging.getLogger(__name__)
 
+OTHER = "what is served is being exchanged: try again"
 BROKEN = "the replica failed at this request: see its log"
 
 
@@ -46,6 +47,7 @@ class Asked:
     """A question as it travels.
 
     Attributes:
+        digest: of the bundle that is meant.
         samples: of its image, see `exchange.samples_of`.
         image: what was done to get there: all that a DecodedImage says, but for its pixels.
         left: seconds until its deadline; None for none.
@@ -53,6 +55,7 @@ class Asked:
     """
 
     id: str
+    digest: str
     samples: np.ndarray[Any, Any]
     image: dict[str, Any]
     options: RequestOptions
@@ -61,7 +64,7 @@ class Asked:
     part: Part | None = None
 
     @classmethod
-    def of(cls, question: Question, part: Part | None = None) -> Asked:
+    def of(cls, question: Question, digest: str, part: Part | None = None) -> Asked:
         """Raises DeadlineExceeded where no time is left."""
         left = None if question.deadline is None else question.deadline - time.monotonic()
         if left is not None and left <= 0:
@@ -71,8 +74,16 @@ class Asked:
             for field in dataclasses.fields(DecodedImage)
             if field.name != "pixels"
         }
-        samples = samples_of(question.image.pixels)
-        return cls(question.id, samples, image, question.options, left, question.follow.traceparent, part)
+        return cls(
+            question.id,
+            digest,
+            samples_of(question.image.pixels),
+            image,
+            question.options,
+            left,
+            question.follow.traceparent,
+            part,
+        )
 
     def question(self) -> Question:
         """The question again, here."""
@@ -136,6 +147,8 @@ class Replica:
         """What comes of a question; it raises nothing, and a cancelled one gives its chains up."""
         try:
             question = asked.question()
+            if asked.digest != self._local.served.digest:
+                raise Unavailable(OTHER)
             if asked.part is not None:
                 return Told(piece=await self._piece(question, asked.part))
             async with await self._local.admit(question.options.setting) as room:

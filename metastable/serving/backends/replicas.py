@@ -11,10 +11,10 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 
@@ -23,7 +23,7 @@ from metastable.bundle import Bundle
 from metastable.defense import Defended
 from metastable.engine.engine import LATE, rule_of
 from metastable.engine.job import Answer
-from metastable.errors import DeadlineExceeded, Draining, MetastableError, Overloaded, Unavailable
+from metastable.errors import DeadlineExceeded, Draining, Overloaded, Unavailable
 from metastable.serving import judging
 from metastable.serving.backends.base import Judged, Question, Room, Served
 from metastable.serving.backends.channel import room_of
@@ -32,7 +32,6 @@ from metastable.serving.control import error_of, served_of
 from metastable.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 LOOK = 0.2
 """Seconds between two looks at the replicas."""
@@ -97,6 +96,7 @@ class Replicas:
     def __init__(self, cluster: Cluster, bundle: Bundle, metrics: Metrics, *, split: int = 64) -> None:
         self._cluster, self._bundle, self._metrics, self._split = cluster, bundle, metrics, split
         self._states: list[dict[str, Any]] = []
+        self._seen = float("-inf")
         self._served: Served | None = None
         self._closing = False
         self._under_way: set[asyncio.Task[Told]] = set()
@@ -186,7 +186,9 @@ class Replicas:
         for turn in range(TRIES):
             last = turn == TRIES - 1
             try:
-                told = await self._within(question, self._cluster.ask(Asked.of(question, part)))
+                told = await self._within(
+                    question, self._cluster.ask(Asked.of(question, self._bundle.digest, part))
+                )
             except Gone:
                 log.warning("a replica ended over a request; asked %d of %d times", turn + 1, TRIES)
                 if last or self._closing:
@@ -282,23 +284,21 @@ class Replicas:
 
     async def _watching(self) -> None:
         while True:
-            await self._looking(self._look)
+            try:
+                async with asyncio.timeout(STALE):
+                    await self._look()
+            except Exception as error:
+                if self._states and time.monotonic() - self._seen > STALE:
+                    log.warning("the replicas cannot be looked at: %s: %s", type(error).__name__, error)
+                    self._states = []
             await asyncio.sleep(LOOK)
 
-    async def _looking(self, look: Callable[[], Awaitable[None]]) -> None:
-        try:
-            async with asyncio.timeout(STALE):
-                await look()
-        except Exception as error:
-            if self._states:
-                log.warning("the replicas cannot be looked at: %s: %s", type(error).__name__, error)
-            self._states = []
-
     async def _look(self) -> None:
-        fresh = [state for age, state in await self._cluster.look() if age <= STALE]
-        wrong = [one for one in fresh if one["served"]["digest"] != self._bundle.digest]
-        if wrong:
-            raise MetastableError(f"{wrong[0]['name']} serves another bundle than this door: deploy again")
+        found = await self._cluster.look()
+        self._seen = time.monotonic()
+        # Those of another bundle are of what was deployed before, or after.
+        ours = self._bundle.digest
+        fresh = [state for age, state in found if age <= STALE and state["served"]["digest"] == ours]
         if fresh and self._served is None:
             self._served = served_of(fresh[0]["served"])
             judging.name(self._bundle, self._served.runner, self._metrics)

@@ -245,6 +245,30 @@ async def test_replicas_of_another_bundle_are_not_asked(served: Bundle, tiny: Bu
     await cluster.replicas[0].close(0.0)
 
 
+async def test_a_replica_of_another_bundle_refuses(served: Bundle) -> None:
+    one = replica(served, "r")
+    told = await one.ask(Asked.of(question("fast"), "0" * 64))
+    assert told.refused is not None
+    assert told.refused["code"] == "unavailable"
+    await one.close(0.0)
+
+
+async def test_a_board_that_is_away_for_a_moment_costs_nothing(
+    served: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(served) as (backend, cluster):
+
+        async def away() -> list[tuple[float, dict[str, Any]]]:
+            raise ConnectionError
+
+        monkeypatch.setattr(cluster, "look", away)
+        await asyncio.sleep(3 * module.LOOK)
+        assert backend.ready
+        monkeypatch.setattr(module, "STALE", 2 * module.LOOK)
+        await asyncio.sleep(3 * module.LOOK)
+        assert not backend.ready
+
+
 async def test_what_is_stale_is_gone(served: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(served) as (backend, cluster):
         aged = [(module.STALE + 1, state) for _, state in await cluster.look()]
