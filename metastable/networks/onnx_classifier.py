@@ -136,6 +136,14 @@ class OnnxClassifier(nn.Module):
         """Itself: nothing in it ever changes, and a session cannot be copied."""
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the session, which cannot leave its process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_session"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._session = session(self.model, self.file)
+
 
 def _resizing(have: int, want: int) -> Tensor:
     """The matrix [want, have] that resizes a column as `OnnxClassifier.prepared` does."""

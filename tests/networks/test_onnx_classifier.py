@@ -1,5 +1,6 @@
 import copy
 import math
+import pickle
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -65,6 +66,15 @@ def test_images_of_another_size_are_resized_with_antialiasing() -> None:
     x = torch.rand(2, 3, 32, 32)
     small = F.interpolate(x, (8, 8), mode="bilinear", antialias=True)
     torch.testing.assert_close(network(x), expected(small))
+
+
+def test_it_goes_to_another_process_with_a_session_of_its_own() -> None:
+    network = made(graph()).eval()
+    there = pickle.loads(pickle.dumps(network))
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(there(x), network(x))
+    assert there._session is not network._session
+    assert not there.training
 
 
 def test_a_runner_takes_it_in_both_precisions() -> None:
