@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
+from unittest import mock
 
 import numpy as np
 import torch
@@ -91,7 +92,7 @@ class Art:
         # Searches for the constant begin higher and are coarser than by default: fewer wasted queries.
         search = {"binary_search_steps": 5, "initial_const": 0.1}
         if self.name == "boundary":
-            return evasion.BoundaryAttack(estimator, max_iter=self.steps, **shared)
+            return _boundary(evasion.BoundaryAttack)(estimator, max_iter=self.steps, **shared)
         if self.name == "ead":
             return evasion.ElasticNet(estimator, **search, **batch, **shared)
         if self.norm == "l2":
@@ -99,6 +100,24 @@ class Art:
         return evasion.CarliniLInfMethod(
             estimator, initial_const=0.1, const_factor=4.0, decrease_factor=0.7, **batch, **shared
         )
+
+
+class _Drawn(np.random.RandomState):
+    """A generator that is seeded by the global one where nothing else is."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        super().__init__(np.random.randint(2**31) if seed is None else seed)  # noqa: NPY002
+
+
+def _boundary(toolboxs: Any) -> Any:
+    """The toolbox's boundary attack, its starts drawn by the seed and not by the operating system."""
+
+    class Boundary(toolboxs):  # type: ignore[misc]
+        def _init_sample(self, *given: Any, **named: Any) -> Any:
+            with mock.patch.object(np.random, "RandomState", _Drawn):
+                return super()._init_sample(*given, **named)
+
+    return Boundary
 
 
 def classifier(target: Target, images: Tensor, classes: int) -> Any:
