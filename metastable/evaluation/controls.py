@@ -30,9 +30,9 @@ from metastable.console import beside
 from metastable.engine.local import engine_on
 from metastable.errors import DataError
 from metastable.evaluation import cli, robust, suite
+from metastable.evaluation.groups import RobustConfig, secret
 from metastable.evaluation.outcomes import read_outcomes
 from metastable.evaluation.portion import portion
-from metastable.evaluation.robust import RobustConfig, secret
 from metastable.evaluation.robust_rows import Row, shown
 
 CONTROL, CHAINS = "autoattack-rand", 256

@@ -27,8 +27,9 @@ from metastable.bundle import Bundle
 from metastable.engine.local import engine_on
 from metastable.errors import DataError
 from metastable.evaluation import cli
+from metastable.evaluation.groups import secret
 from metastable.evaluation.outcomes import Outcome, judge, read_outcomes
-from metastable.evaluation.robust import said, secret
+from metastable.evaluation.robust import said
 from metastable.evaluation.robust_rows import shown
 from metastable.evaluation.stats import wilson
 

@@ -11,18 +11,14 @@ the `score-aware` attacks a break is a wrong label without the flag.
 
 Every image's outcome is one line of `outcomes.jsonl`.  Images are attacked in fixed groups, so that
 a resumed run draws the same numbers.  Rows and images may be added to a folder later: what is there is kept.
+A pool does the groups (metastable.evaluation.pool); only this process writes, a whole group at a time.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import hashlib
 import json
-import math
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,37 +27,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metastable import datasets
-from metastable.anomaly import score_norms
-from metastable.attacks.ball import Ball
-from metastable.attacks.catalogue import Options, Plan, plan
-from metastable.attacks.white_box import attackable, white_box
+from metastable.attacks.catalogue import Plan
 from metastable.bundle import Bundle
-from metastable.engine.local import LocalEngine, engine_on
 from metastable.errors import DataError
-from metastable.evaluation.outcomes import Outcome, judge, read_outcomes
+from metastable.evaluation.groups import Group, Judge, RobustConfig
+from metastable.evaluation.outcomes import Outcome, read_outcomes
+from metastable.evaluation.pool import Here, Pool
 from metastable.evaluation.robust_rows import NATURAL, Row, summarize_row
 from metastable.evaluation.same import same_attack, same_run
-from metastable.networks.onnx_gradient import IMAGES
 from metastable.settings import Setting
-
-
-@dataclass(frozen=True)
-class RobustConfig(Options):
-    """What the outcomes of a setting depend on; kept beside them so that two runs cannot mix.
-
-    Attributes:
-        batch: images that are attacked together.
-        bits: of what is judged; 32 judges an attack's floating-point images as they are, and so does l_2.
-        data: digest of the data set.
-        setting: what the setting says, and the digests of the networks that it uses; `measure` fills it in.
-    """
-
-    skip: int = 0
-    batch: int = 4
-    seed: int = 0
-    bits: int = 8
-    data: str = ""
-    setting: str = ""
 
 
 def measure(
@@ -71,34 +45,35 @@ def measure(
     config: RobustConfig,
     out: Path,
     device: str = "cpu",
+    pool: Pool | None = None,
 ) -> list[dict[str, Any]]:
     """Run what is missing of the rows in folder `out`, on the first images of `test`, and sum them up.
+
+    Args:
+        device: of attacks and answers.
+        pool: does the groups; None is this process.
 
     Raises DataError if there are fewer images than a row asks for, or none, or `out` holds a run of another
     configuration; what `attackable` raises.
     """
     if not rows or min(row.n for row in rows) < 1 or max(row.n for row in rows) > len(test):
         raise DataError(f"every row needs 1 to {len(test)} images: change --n, --rows or --skip")
-    if device != "cpu":
-        bundle = moved(bundle, device)
-    attacker = attackable(bundle, datasets.to_float(test.images[:IMAGES]), device)
-    plans = {row: planned(attacker, row.setting, row.attack, config) for row in rows}
+    pool, names = pool or Here(), list(dict.fromkeys(row.setting for row in rows))
+    judge = Judge(restricted(bundle, names), test, config, device, device)
+    known = describing(judge, pool)
+    plans = {row: known.plan(row.setting, row.attack, config.eps) for row in rows}
     out.mkdir(parents=True, exist_ok=True)
-    for name in dict.fromkeys(row.setting for row in rows):
+    for name in names:
         of_setting = dataclasses.replace(config, setting=said(bundle, bundle.settings[name]))
         same_run(out / f"{name}-config.json", of_setting)
-    run = Outcomes(bundle, test, config, out, device)
+    run = Outcomes(judge, config, out, pool)
     for row, made in plans.items():
         run.same(row.setting, row.attack, made)
     with tqdm(total=2 * sum(row.n for row in rows), desc="images", mininterval=2) as bar:
         for row in rows:
             bar.set_postfix_str(f"{row.setting}, {row.attack}")
-            for group in run.groups(range(row.n)):
-                run.judge_natural(row.setting, group)
-                bar.update(len(group))
-            for group in run.groups(range(row.n)):
-                run.attack(row.setting, row.attack, plans[row], group)
-                bar.update(len(group))
+            run.judge_natural(row.setting, range(row.n), bar.update)
+            run.attack(row.setting, row.attack, range(row.n), bar.update)
     outcomes = read_outcomes(run.path)
     return [
         summarize_row(row, outcomes, bundle.settings[row.setting], made, config.eps, config.norm)
@@ -106,36 +81,35 @@ def measure(
     ]
 
 
-def planned(bundle: Bundle, setting: str, attack: str, config: RobustConfig) -> Plan:
-    """The named attack on a setting of an `attackable` bundle, knowing all of it but its seeds."""
-    return plan(attack, white_box(bundle, setting), config)
+def restricted(bundle: Bundle, names: Sequence[str]) -> Bundle:
+    """The bundle with the settings of these names alone: an engine is made for all that it has."""
+    by_name = {name: bundle.settings[name] for name in names}
+    return dataclasses.replace(bundle, settings=dataclasses.replace(bundle.settings, by_name=by_name))
+
+
+def describing(judge: Judge, pool: Pool) -> Judge:
+    """The one whose plans say what is done: `judge`, or one without its device where others have that."""
+    return judge if pool.here else dataclasses.replace(judge, device="cpu", home="cpu")
+
+
+def _untold(images: int) -> None:
+    """For callers who show no progress."""
 
 
 class Outcomes:
     """The outcomes so far in a folder, and what adds to them.
 
     Args:
+        judge: makes them.
+        config: of this folder.
         out: holds `outcomes.jsonl`, and `images/SETTING/ATTACK/INDEX.png`, what each attack made.
-        device: of the attack.  Answers come from where the bundle is.
-        engine: of the bundle's settings that are judged; made for all of them if there is none.
+        pool: does the groups.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        test: datasets.ImageSet,
-        config: RobustConfig,
-        out: Path,
-        device: str,
-        engine: LocalEngine | None = None,
-    ) -> None:
-        self.path, self._out, self._device = out / "outcomes.jsonl", out, device
-        self._bundle, self._config, self._labels = bundle, config, test.labels
-        self._images = datasets.to_float(test.images)
-        network = bundle.calibration.network
-        self._score = bundle.scores[network]
-        self._home = next(bundle.networks[network].parameters()).device
-        self._engine = engine or engine_on(self._home.type, bundle)
+    def __init__(self, judge: Judge, config: RobustConfig, out: Path, pool: Pool) -> None:
+        self.path, self._out = out / "outcomes.jsonl", out
+        self._judge, self._config, self._pool = judge, config, pool
+        self._labels = judge.test.labels
         self._done = {(o["setting"], o["attack"], o["index"]): o for o in read_outcomes(self.path)}
 
     def groups(self, indices: Sequence[int]) -> Iterator[list[int]]:
@@ -155,80 +129,79 @@ class Outcomes:
         """What is there of a setting."""
         return [outcome for (name, _, _), outcome in self._done.items() if name == setting]
 
-    def judge_natural(self, setting: str, group: list[int]) -> None:
-        """Judge a group's natural images."""
-        if left := [i for i in group if (setting, NATURAL, i) not in self._done]:
-            self._write(setting, NATURAL, left, self._judged(setting, NATURAL, left, self._images[left]))
-
     def same(self, setting: str, name: str, made: Plan) -> None:
         """DataError unless outcomes of an attack that are there were made with the same parameters."""
         same_attack(self._out / f"{setting}-{name}-attack.txt", f"{made.mode} {made.attack!r}")
 
-    def attack(self, setting: str, name: str, made: Plan, group: list[int]) -> None:
-        """Attack a group's images that are answered rightly; the others are lost already."""
-        left = [i for i in group if (setting, name, i) not in self._done]
-        if not left:
-            return
-        natural = {i: self._done[setting, NATURAL, i] for i in group}
-        lost = [i for i in left if natural[i]["predicted"] != natural[i]["label"]]
-        place = {"setting", "attack", "index", "label"}
-        unchanged = [{key: value for key, value in natural[i].items() if key not in place} for i in lost]
-        self._write(setting, name, lost, [{**o, "broken": True, "seconds": 0.0} for o in unchanged])
-        right = [i for i in group if natural[i]["predicted"] == natural[i]["label"]]
-        if not set(right) & set(left):
-            return
-        started = time.perf_counter()
-        seed = secret(self._config.seed, "attacker", setting, name, group[0]) % 2**32
-        images, labels = self._images[right].to(self._device), self._labels[right].to(self._device)
-        found = made.attack(made.target, images, labels, seed=seed)
-        seconds = (time.perf_counter() - started) / len(right)
-        made_of, ball = found.images.cpu(), Ball(self._config.norm, self._config.eps)
-        far = ball.distance(made_of, self._images[right])
-        if not bool((far <= ball.eps + 1e-5).all()):  # nor where it is no number
-            raise DataError(f"{name} left its ball: its images are {far.max():.4g} from the natural ones")
-        if self._config.bits == 8 and ball.norm == "linf":
-            made_of = ball.eight_bit(made_of, self._images[right])
-            self._keep(setting, name, [i for i in right if i in left], made_of[[i in left for i in right]])
-        outcomes = self._judged(setting, name, right, made_of)
-        for row, outcome in enumerate(outcomes):
-            strength = float(found.strength[row])
-            outcome |= {
-                "broken": strength > 0,
-                "strength": round(strength, 4) if math.isfinite(strength) else None,
-                "distance": round(float(far[row]), 5),
-                "seconds": round(seconds, 2),
-            }
-        pairs = [(i, o) for i, o in zip(right, outcomes, strict=True) if i in left]
-        self._write(setting, name, [i for i, _ in pairs], [o for _, o in pairs])
+    def judge_natural(
+        self, setting: str, indices: Sequence[int], told: Callable[[int], object] = _untold
+    ) -> None:
+        """Judge natural images; `told` hears of how many are done."""
+        self._do(self._unjudged(setting, indices, told), told)
 
-    def _judged(self, setting: str, name: str, indices: list[int], images: Tensor) -> list[Outcome]:
-        norms = score_norms(images.to(self._home), self._score).cpu()
-        seeds = [secret(self._config.seed, "judge", setting, name, i) for i in indices]
-        return judge(self._bundle, self._engine, images, norms, seeds, setting)
+    def attack(
+        self, setting: str, name: str, indices: Sequence[int], told: Callable[[int], object] = _untold
+    ) -> None:
+        """Attack images, of those that are answered rightly; the others are lost already.
+
+        Their natural images were judged.  `told` hears of how many are done.
+        """
+        self._do(self._unattacked(setting, name, indices, told), told)
+
+    def _unjudged(
+        self, setting: str, indices: Sequence[int], told: Callable[[int], object]
+    ) -> Iterator[Group]:
+        for group in self.groups(indices):
+            if self._left(setting, NATURAL, group):
+                yield Group(setting, NATURAL, self._config.eps, group[0], tuple(group))
+            else:
+                told(len(group))
+
+    def _unattacked(
+        self, setting: str, name: str, indices: Sequence[int], told: Callable[[int], object]
+    ) -> Iterator[Group]:
+        """Groups that have images to attack; what of them is lost already is written on the way."""
+        place = {"setting", "attack", "index", "label"}
+        for group in self.groups(indices):
+            left = self._left(setting, name, group)
+            natural = {i: self._done[setting, NATURAL, i] for i in group} if left else {}
+            right = [i for i, o in natural.items() if o["predicted"] == o["label"]]
+            lost = [i for i in left if i not in right]
+            unchanged = [{k: v for k, v in natural[i].items() if k not in place} for i in lost]
+            self._write(setting, name, lost, [{**o, "broken": True, "seconds": 0.0} for o in unchanged])
+            if attacked := set(right) & set(left):
+                yield Group(setting, name, self._config.eps, group[0], tuple(right))
+            told(len(group) - (len(right) if attacked else 0))
+
+    def _do(self, groups: Iterator[Group], told: Callable[[int], object]) -> None:
+        """Write what groups come to as they are done: of a group that was done in part, what was missing."""
+        for group, found in self._pool.map(self._judge, groups):
+            left = self._left(group.setting, group.attack, group.images)
+            rows = [row for row, i in enumerate(group.images) if i in left]
+            if found.pixels is not None:
+                self._keep(group.setting, group.attack, left, found.pixels[rows])
+            self._write(group.setting, group.attack, left, [found.outcomes[row] for row in rows])
+            told(len(group.images))
+
+    def _left(self, setting: str, name: str, group: Sequence[int]) -> list[int]:
+        return [i for i in group if (setting, name, i) not in self._done]
 
     def _keep(self, setting: str, name: str, indices: list[int], images: Tensor) -> None:
         folder = self._out / "images" / setting / name
         folder.mkdir(parents=True, exist_ok=True)
         for index, image in zip(indices, images, strict=True):
-            pixels = (255 * image).round().byte().permute(1, 2, 0).numpy()
+            pixels = image.permute(1, 2, 0).numpy()
             picture = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
             picture.save(folder / f"{index}.png")
 
     def _write(self, setting: str, name: str, indices: list[int], outcomes: list[Outcome]) -> None:
+        lines = [
+            {"setting": setting, "attack": name, "index": index, "label": int(self._labels[index]), **outcome}
+            for index, outcome in zip(indices, outcomes, strict=True)
+        ]
         with self.path.open("a") as file:
-            for index, outcome in zip(indices, outcomes, strict=True):
-                label = int(self._labels[index])
-                line = {"setting": setting, "attack": name, "index": index, "label": label, **outcome}
-                file.write(json.dumps(line) + "\n")
-                self._done[setting, name, index] = line
-
-
-def moved(bundle: Bundle, device: str) -> Bundle:
-    """A copy whose networks are on the device."""
-    classifier, networks = copy.deepcopy((bundle.classifier, bundle.networks))
-    for network in (classifier, *networks.values()):
-        network.to(device)
-    return dataclasses.replace(bundle, classifier=classifier, networks=networks)
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+        self._done |= {(setting, name, line["index"]): line for line in lines}
 
 
 def said(bundle: Bundle, setting: Setting) -> str:
@@ -244,8 +217,3 @@ def said(bundle: Bundle, setting: Setting) -> str:
     if shift := bundle.shifts.get(setting.name):
         said["shift_threshold"] = shift.threshold
     return repr(said | {part: bundle.parts[part] for part in sorted(used)})
-
-
-def secret(*parts: object) -> int:
-    """128 bits that no other parts give: the judge's seeds tell nothing of the attacker's, and repeat."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:16], "little")

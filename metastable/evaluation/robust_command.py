@@ -11,6 +11,7 @@ from metastable.attacks.catalogue import ATTACKS, SUITE
 from metastable.attacks.target import Levels
 from metastable.errors import DataError
 from metastable.evaluation import cli, robust, robust_rows, suite, suite_report
+from metastable.evaluation.groups import RobustConfig
 from metastable.evaluation.portion import portion
 from metastable.evaluation.robust_rows import Row
 
@@ -82,9 +83,9 @@ def run(args: argparse.Namespace) -> cli.Summary:
     test = cli.test_images(args, loaded)
     some = portion(test, max(row.n for row in rows), skip=args.skip)
     own = {"bundle", "data", "setting", "eps"}
-    asked = [field.name for field in dataclasses.fields(robust.RobustConfig) if field.name not in own]
+    asked = [field.name for field in dataclasses.fields(RobustConfig) if field.name not in own]
     given = {name: getattr(args, name) for name in asked}
-    config = robust.RobustConfig(**given, eps=max(args.eps), data=test.digest())
+    config = RobustConfig(**given, eps=max(args.eps), data=test.digest())
     said = dataclasses.asdict(config) | {"bundle": loaded.digest}
     told = {"config": said, "machine": cli.machine(args.device)}
     if whole:

@@ -27,16 +27,16 @@ from metastable.attacks.ascent import Misclassify, autograd_slope
 from metastable.attacks.catalogue import SUITE, Plan
 from metastable.attacks.square import Square
 from metastable.attacks.target import Eot
-from metastable.attacks.white_box import attackable
 from metastable.bundle import Bundle
-from metastable.engine.local import engine_on
 from metastable.errors import DataError
+from metastable.evaluation.groups import Judge, RobustConfig
 from metastable.evaluation.outcomes import Outcome, unnoticed
-from metastable.evaluation.robust import Outcomes, RobustConfig, moved, planned, said
+from metastable.evaluation.pool import Here, Pool
+from metastable.evaluation.robust import Outcomes, describing, restricted, said
 from metastable.evaluation.same import same_run
 from metastable.evaluation.stats import wilson
 from metastable.networks.onnx_classifier import OnnxClassifier
-from metastable.networks.onnx_gradient import IMAGES, Differentiable
+from metastable.networks.onnx_gradient import Differentiable
 from metastable.settings import Setting
 
 FLAG_AWARE = "joint"
@@ -66,13 +66,16 @@ def measure(
     *,
     device: str = "cpu",
     members: Sequence[str] = SUITE,
+    pool: Pool | None = None,
 ) -> list[dict[str, Any]]:
     """The suite on all of `test` for every setting and radius, in folder `out`, resumed by image.
 
     Args:
         radii: of the ball, in [0, 1] units; they are run from small to large.
         config: its eps is not used.
+        device: of the attacks; answers come from the CPU.
         members: attacks, in their order.
+        pool: does the groups of an attack; None is this process.
 
     Returns a summary (see `summarize`) for each setting and radius.  Raises DataError for no images, a bundle
     without a calibrated flag, or a folder with another configuration, and what
@@ -80,29 +83,27 @@ def measure(
     """
     if not len(test) or not radii or not members:
         raise DataError("a suite needs at least one image, radius and attack")
-    some = datasets.to_float(test.images[:IMAGES])
-    attacker = attackable(bundle if device == "cpu" else moved(bundle, device), some, device)
-    # One engine for all, of these settings only: it measures what their chains cost.
-    only = dataclasses.replace(bundle.settings, by_name={name: bundle.settings[name] for name in settings})
-    engine = engine_on("cpu", dataclasses.replace(bundle, settings=only))
+    pool = pool or Here()
+    judge = Judge(restricted(bundle, settings), test, config, device)
+    known = describing(judge, pool)
     runs: list[tuple[str, float, dict[str, Plan], Outcomes]] = []
     for setting in settings:
         for eps in sorted(radii):
             here = dataclasses.replace(config, eps=eps, setting=said(bundle, bundle.settings[setting]))
             folder = out / f"eps-{255 * eps:g}"
             folder.mkdir(parents=True, exist_ok=True)
-            outcomes = Outcomes(bundle, test, here, folder, device, engine)
-            plans = {name: planned(attacker, setting, name, here) for name in members}
+            outcomes = Outcomes(judge, here, folder, pool)
+            plans = {name: known.plan(setting, name, eps) for name in members}
             same_run(folder / f"{setting}-config.json", here)
             for name, plan in plans.items():
                 outcomes.same(setting, name, plan)
-            check_same(plans, attacker, bundle, setting)
+            check_same(plans, known.attacker, bundle, setting)
             runs.append((setting, eps, plans, outcomes))
     found, before = [], Standing()
     for setting, eps, plans, outcomes in runs:
         before = before if eps > min(radii) else Standing()
         run = _Suite(outcomes, setting, len(test), plans)
-        if not run.done:
+        if pool.here and not run.done:
             tqdm.write(f"{setting}, eps {255 * eps:g}/255: {estimate(plans, test, config, device)}")
         after, rows = run.attack(before)
         check_spent(outcomes.all_of(setting), bundle.settings[setting])
@@ -125,18 +126,14 @@ class _Suite:
 
     def attack(self, before: Standing) -> tuple[Standing, list[dict[str, Any]]]:
         """The standing after all attacks, and a row for each."""
-        for group in self._outcomes.groups(range(self._n)):
-            self._outcomes.judge_natural(self._setting, group)
+        self._outcomes.judge_natural(self._setting, range(self._n))
         wrong = {i for i in range(self._n) if _wrong(self._outcomes.of(self._setting, "natural", i))}
         now, rows = Standing(before.lost | wrong, before.passed | wrong), []
         for name, plan in self._plans.items():
             done_for = now.passed if name == FLAG_AWARE else now.lost
             todo = [i for i in range(self._n) if i not in done_for]
-            bar = tqdm(total=len(todo), desc=f"{self._setting}, {name}", mininterval=2)
-            for group in self._outcomes.groups(todo):
-                self._outcomes.attack(self._setting, name, plan, group)
-                bar.update(len(group))
-            bar.close()
+            with tqdm(total=len(todo), desc=f"{self._setting}, {name}", mininterval=2) as bar:
+                self._outcomes.attack(self._setting, name, todo, bar.update)
             before_it, now = now, self._after(name, todo, now)
             made = [self._outcomes.of(self._setting, name, i) for i in todo]
             rows.append(

@@ -1,6 +1,6 @@
 """What tests of the suite of attacks ask for."""
 
-from metastable.evaluation.robust import RobustConfig
+from metastable.evaluation.groups import RobustConfig
 
 MEMBERS = ("transfer", "annealed-ce", "joint")
 

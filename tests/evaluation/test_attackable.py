@@ -12,7 +12,7 @@ from metastable.attacks.white_box import attackable, white_box
 from metastable.errors import DataError, NoGradient
 from metastable.evaluation import __main__ as command
 from metastable.evaluation import controls, robust, suite, table
-from metastable.evaluation.robust import RobustConfig, planned
+from metastable.evaluation.groups import RobustConfig, planned
 from metastable.evaluation.robust_rows import Row
 from metastable.networks.onnx_classifier import OnnxClassifier
 from metastable.networks.onnx_gradient import Differentiable

@@ -9,7 +9,7 @@ import torch
 from metastable import bundle, datasets, settings
 from metastable.errors import BundleError, DataError
 from metastable.evaluation import __main__ as command
-from metastable.evaluation import outcomes, robust, robust_rows
+from metastable.evaluation import groups, outcomes, robust, robust_rows
 from metastable.evaluation.robust_rows import Row
 from tests.conftest import SETTINGS
 
@@ -25,9 +25,9 @@ def test_set(tiny: bundle.Bundle) -> datasets.ImageSet:
     return datasets.ImageSet("noise", "test", images, labels, list(datasets.CIFAR10_CLASSES))
 
 
-def config(**changes: object) -> robust.RobustConfig:
+def config(**changes: object) -> groups.RobustConfig:
     fields: dict[str, object] = {"steps": 2, "samples": 2, "check": 4, "batch": 4}
-    return robust.RobustConfig(**(fields | changes))  # type: ignore[arg-type]
+    return groups.RobustConfig(**(fields | changes))  # type: ignore[arg-type]
 
 
 def rows(n: int = 6) -> list[Row]:

@@ -14,7 +14,8 @@ from metastable.attacks.ascent import Attacked
 from metastable.errors import DataError
 from metastable.evaluation import __main__ as command
 from metastable.evaluation import outcomes, robust, suite, suite_report
-from metastable.evaluation.robust import Outcomes, planned
+from metastable.evaluation.groups import planned
+from metastable.evaluation.robust import Outcomes
 from tests.evaluation.asked import MEMBERS, config
 
 
@@ -153,8 +154,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch, script: dict[tuple[str, float, int
     radius and image."""
 
     class Scripted(Outcomes):
-        def attack(self, setting, name, made, group):  # type: ignore[no-untyped-def]
-            for i in group:
+        def attack(self, setting, name, indices, told=None):  # type: ignore[no-untyped-def]
+            for i in indices:
                 wrong, flagged, *rest = script.get((name, self._config.eps, i), (False, False))
                 self._done[setting, name, i] = {
                     "index": i, "label": 0, "predicted": int(wrong), "flagged": flagged, "seconds": 0.0,
@@ -162,8 +163,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch, script: dict[tuple[str, float, int
                     "chains": 1, "steps": 0, "strength": 0.0, "setting": setting, "attack": name,
                 }  # fmt: skip
 
-        def judge_natural(self, setting, group):  # type: ignore[no-untyped-def]
-            self.attack(setting, "natural", None, group)
+        def judge_natural(self, setting, indices, told=None):  # type: ignore[no-untyped-def]
+            self.attack(setting, "natural", indices)
 
     monkeypatch.setattr(suite, "Outcomes", Scripted)
 

@@ -23,8 +23,8 @@ from metastable.bundle import Bundle
 from metastable.console import beside
 from metastable.errors import DataError
 from metastable.evaluation import cli, robust
+from metastable.evaluation.groups import RobustConfig
 from metastable.evaluation.portion import portion
-from metastable.evaluation.robust import RobustConfig
 from metastable.evaluation.robust_rows import Row
 from metastable.settings import Setting
 

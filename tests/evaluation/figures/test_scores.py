@@ -9,7 +9,7 @@ from PIL import Image
 from metastable import bundle, datasets
 from metastable.errors import DataError
 from metastable.evaluation import __main__ as command
-from metastable.evaluation import robust
+from metastable.evaluation import groups, robust
 from metastable.evaluation.figures import scores
 from metastable.evaluation.robust_rows import Row
 
@@ -61,7 +61,7 @@ def test_the_command_draws_a_robust_run(
     with torch.no_grad():
         labels = tiny.classifier(datasets.to_float(images)).argmax(1)
     test = datasets.ImageSet("noise", "test", images, labels, list(datasets.CIFAR10_CLASSES))
-    config = robust.RobustConfig(steps=1)
+    config = groups.RobustConfig(steps=1)
     [row] = robust.measure(tiny, test, [Row("none", "transfer", 3)], config, tmp_path / "w")
     shared = ["--bundle", str(tiny_folder), "--work", str(tmp_path / "w"), "--out", str(tmp_path / "s.json")]
     monkeypatch.setattr("sys.argv", ["x", "figure", "scores", *shared, "--settings", "none"])

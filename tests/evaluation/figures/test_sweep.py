@@ -11,7 +11,7 @@ from metastable import bundle, datasets
 from metastable.errors import DataError
 from metastable.evaluation import __main__ as command
 from metastable.evaluation.figures import sweep
-from metastable.evaluation.robust import RobustConfig
+from metastable.evaluation.groups import RobustConfig
 from metastable.evaluation.robust_rows import Row
 from metastable.settings import Setting
 
