@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -13,6 +15,9 @@ from metastable.networks.classifier import WhitenedNet
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.score import ScoreNetwork
 from tests import launched
+
+if TYPE_CHECKING:
+    from metastable.evaluation.on_ray import RayPool
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # So a shell starts what runs in the background, and every command that a test starts would inherit it.
@@ -101,3 +106,13 @@ def tiny_graphs(tiny: bundle.Bundle) -> dict[str, bytes]:
     from export import graphs  # needs onnx, which tests of other things do without
 
     return graphs.build(tiny)
+
+
+@pytest.fixture(scope="module")
+def ray_pool() -> Iterator[RayPool]:
+    """A cluster of its own for the tests of a file: other tests start clusters in this process too."""
+    pytest.importorskip("ray")
+    from tests.clusters import cluster
+
+    with cluster() as pool:
+        yield pool

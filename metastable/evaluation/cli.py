@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from metastable.console import beside
 from metastable.datasets import options
 from metastable.datasets.folder import labeller_of
 from metastable.errors import DataError, SettingsError
+from metastable.evaluation.pool import Here, Pool
+
+RAY = "auto, the address of its head (127.0.0.1:6379), or `local` to start one on this machine"
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +73,37 @@ def add_work(parser: argparse.ArgumentParser, what: str = "outcomes") -> None:
     """The run folder of a command that goes on where it stopped."""
     parser.add_argument("--work", type=Path, required=True, help=f"folder of the {what}; resumed")
     parser.set_defaults(resumes="work")
+
+
+def add_ray(parser: argparse.ArgumentParser, device: bool = False) -> None:
+    """Arguments of a command whose work a Ray cluster can do; `device` where the command has --device."""
+    parser.add_argument("--ray", metavar="ADDRESS", help=f"do the work on a Ray cluster: {RAY}")
+    parser.add_argument(
+        "--ray-threads", type=from_one, default=1, help="PyTorch's threads of a task, and the CPUs it takes"
+    )
+    console.idle(parser, "--ray-threads", without="--ray")
+    if device:
+        parser.add_argument(
+            "--ray-gpus", type=fraction, default="1", help="GPUs that a task takes where --device is one"
+        )
+        console.idle(parser, "--ray-gpus", without="--ray")
+        console.idle(parser, "--ray-gpus", without="--device")
+
+
+@contextlib.contextmanager
+def pool(args: argparse.Namespace) -> Iterator[Pool]:
+    """Where the work is done: in this process, or on the cluster of --ray until this ends.
+
+    Raises what `on_ray.connected` raises.
+    """
+    if args.ray is None:
+        yield Here()
+        return
+    from metastable.evaluation.on_ray import connected  # an optional package, and seconds to import
+
+    gpus = 0.0 if getattr(args, "device", "cpu") == "cpu" else args.ray_gpus
+    with connected(args.ray, threads=args.ray_threads, gpus=gpus) as cluster:
+        yield cluster
 
 
 def load_bundle(args: argparse.Namespace) -> bundle.Bundle:
@@ -203,13 +238,19 @@ def check_device(name: str) -> str:
     return name
 
 
-def machine(device: str = "cpu") -> str:
-    """The processor, its cores, the GPU where one is used, and PyTorch's version, for the record."""
+def machine(device: str = "cpu", pool: Pool | None = None) -> str:
+    """The processor, its cores, the GPU where one is used, and PyTorch's version, for the record.
+
+    Beside them what else a pool has; whether it has the device is not known here.
+    """
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
     name = names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
-    gpu = "" if device == "cpu" else f", {torch.cuda.get_device_name()}"
-    return f"{name}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}"
+    here = pool is None or pool.here
+    gpu = "" if device == "cpu" or not here else f", {torch.cuda.get_device_name()}"
+    return f"{name}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}" + (
+        "" if pool is None else pool.about
+    )
 
 
 def publish(out: Path | None, text: str, draw: Callable[[Path], None]) -> None:

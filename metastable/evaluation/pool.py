@@ -28,8 +28,8 @@ class Pool(Protocol):
     def map(self, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
         """Every item with its result, once that is there, in any order.
 
-        Items are taken from the iterable as there is room for them.  An iterator that is closed gives up what
-        it has not given.  Raises what the work raises.
+        Items are taken from the iterable as there is room for them.  An iterator that is closed takes no
+        more of them, and what is under way is done in vain.  Raises what the work raises.
         """
 
 

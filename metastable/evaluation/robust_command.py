@@ -63,13 +63,15 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--device", default="cpu", help="of the attacks, such as cuda")
     cli.add_work(parser)
+    cli.add_ray(parser, device=True)
     console.idle(parser, "--settings", "--members", beside="--rows", why="which names settings and attacks")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> cli.Summary:
     """Measure the rows; write Markdown and a picture beside --out."""
-    cli.check_device(args.device)
+    if args.ray is None:
+        cli.check_device(args.device)
     loaded = cli.load_bundle(args)
     whole = args.attack == (WHOLE,)
     if len(args.eps) > 1 and not whole:
@@ -87,15 +89,17 @@ def run(args: argparse.Namespace) -> cli.Summary:
     given = {name: getattr(args, name) for name in asked}
     config = RobustConfig(**given, eps=max(args.eps), data=test.digest())
     said = dataclasses.asdict(config) | {"bundle": loaded.digest}
-    told = {"config": said, "machine": cli.machine(args.device)}
+    with cli.pool(args) as pool:
+        told = {"config": said, "machine": cli.machine(args.device, pool)}
+        if whole:
+            given = {"device": args.device, "members": args.members, "pool": pool}
+            suites = suite.measure(loaded, some, names, args.eps, config, args.work, **given)
+        else:
+            measured = robust.measure(loaded, some, rows, config, args.work, args.device, pool)
     if whole:
-        suites = suite.measure(
-            loaded, some, names, args.eps, config, args.work, device=args.device, members=args.members
-        )
         page = cli.noted(args, suite_report.markdown(suites))
         cli.publish(args.out, page, lambda path: suite_report.draw(suites, path))
         return {"command": "robust", "suites": suites, **told}
-    measured = robust.measure(loaded, some, rows, config, args.work, args.device)
     page = cli.noted(args, robust_rows.markdown(measured))
     cli.publish(args.out, page, lambda path: robust_rows.draw(measured, path))
     return {"command": "robust", "rows": measured, **told}

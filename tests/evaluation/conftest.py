@@ -1,5 +1,7 @@
 """Images that the small bundle is judged on."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -15,3 +17,10 @@ def test_set(tiny: bundle.Bundle) -> datasets.ImageSet:
         labels = tiny.classifier(datasets.to_float(images)).argmax(1)
     labels[0] = (labels[0] + 1) % 10
     return datasets.ImageSet("noise", "test", images, labels, list(datasets.CIFAR10_CLASSES))
+
+
+@pytest.fixture
+def pictures(test_set: datasets.ImageSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The test set in the place of every data set that a command names."""
+    monkeypatch.setattr(datasets, "load", lambda *_: test_set)
+    monkeypatch.setenv("METASTABLE_DATA", str(tmp_path))
