@@ -9,7 +9,9 @@ which averages a few of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from scipy import stats
@@ -18,8 +20,11 @@ from torch import Tensor
 from metastable.defense import CHAINS_AT_ONCE, Classifier, purify, viewed
 from metastable.dynamics import ScoreFunction
 from metastable.errors import SettingsError
-from metastable.pixels import at_most, most_pixels
+from metastable.pixels import CPU_PIXELS, at_most, most_pixels
 from metastable.settings import Setting
+
+BATCHES = 4
+"""Of chains in a span: seconds of work, beside which handing it to another process costs little."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,36 @@ def votes(
     return counts
 
 
+class Span(NamedTuple):
+    """Chains `first` to `first + n` of an image; whether they choose the label, or bound its probability."""
+
+    chooses: bool
+    first: int
+    n: int
+
+
+def spans(choose: int, n: int, shape: tuple[int, ...]) -> list[Span]:
+    """The chains of a certificate in pieces that `votes` may count apart, of an image [C, H, W] on the CPU.
+
+    Their batches are those of the whole: `choose` chains, and after them `n`.
+    """
+    size = BATCHES * at_most(CHAINS_AT_ONCE, shape, CPU_PIXELS)
+    return [
+        Span(chooses, start, min(size, first + count - start))
+        for chooses, first, count in ((True, 0, choose), (False, choose, n))
+        for start in range(first, first + count, size)
+    ]
+
+
+def merged(counted: Mapping[Span, Tensor], *, sigma: float, alpha: float) -> Certificate:
+    """The certificate of an image by the votes of all its spans (`certificate`)."""
+    chosen, counts = (
+        torch.stack([votes for span, votes in counted.items() if span.chooses == wanted]).sum(0)
+        for wanted in (True, False)
+    )
+    return certificate(chosen, counts, sigma=sigma, alpha=alpha)
+
+
 def certify(
     image: Tensor,
     setting: Setting,
@@ -121,8 +156,8 @@ def certify(
     Raises SettingsError for a setting that is no smoothed classifier.
     """
     sigma = smoothing_noise(setting)
-    chosen, counts = (
-        votes(image, setting, classifier=classifier, score=score, seed=seed, first=first, n=size)
-        for first, size in ((0, choose), (choose, n))
-    )
-    return certificate(chosen, counts, sigma=sigma, alpha=alpha)
+    counted = {
+        span: votes(image, setting, classifier=classifier, score=score, seed=seed, first=span.first, n=span.n)
+        for span in spans(choose, n, tuple(image.shape))
+    }
+    return merged(counted, sigma=sigma, alpha=alpha)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from metastable.certify import certificate, certify, lower_bound, smoothing_noise, votes
+from metastable.certify import certificate, certify, lower_bound, merged, smoothing_noise, spans, votes
 from metastable.errors import SettingsError
 from metastable.settings import Setting
 
@@ -76,6 +76,28 @@ def test_votes_are_of_the_chains_asked_for() -> None:
     assert int(whole.sum()) == 150
     share = float(whole[1]) / 150
     assert abs(share - stats.norm.cdf(0.05 / 0.2)) < 4 * math.sqrt(0.25 / 150)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((3, 32, 32), 256), ((3, 224, 224), 20), ((1, 2000, 2000), 4)])
+def test_spans_are_all_chains_once_in_whole_batches(shape: tuple[int, ...], size: int) -> None:
+    found = spans(100, 1000, shape)
+    of = {chooses: [one for one in found if one.chooses == chooses] for chooses in (True, False)}
+    for chooses, chains in ((True, range(100)), (False, range(100, 1100))):
+        assert [c for one in of[chooses] for c in range(one.first, one.first + one.n)] == list(chains)
+        assert {one.n for one in of[chooses][:-1]} <= {size}
+
+
+def test_votes_of_spans_in_any_order_make_the_certificate() -> None:
+    image, given = torch.full((1, 32, 32), 0.6), {"classifier": half_plane, "score": torch.zeros_like}
+    whole = certify(image, NOISE, seed=3, choose=60, n=700, **given)
+    counted = {
+        span: votes(image, NOISE, seed=3, first=span.first, n=span.n, **given)
+        for span in reversed(spans(60, 700, (1, 32, 32)))
+    }
+    assert len(counted) == 4
+    assert merged(counted, sigma=0.2, alpha=0.001) == whole
+    direct = (votes(image, NOISE, seed=3, first=first, n=n, **given) for first, n in ((0, 60), (60, 700)))
+    assert certificate(*direct, sigma=0.2, alpha=0.001) == whole
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from metastable import console, datasets
-from metastable.certify import certify, smoothing_noise
+from metastable.bundle import Bundle
+from metastable.certify import Span, merged, smoothing_noise, spans, votes
 from metastable.console import beside
 from metastable.defense import score_of
 from metastable.evaluation import cli
@@ -52,6 +53,33 @@ class _CertifiedConfig:
     skip: int
     bundle: str
     data: str
+
+
+@dataclass(frozen=True, eq=False)
+class Counting:
+    """Counts votes of images' chains: (setting, image, span) to int64 [classes].
+
+    Args:
+        test: spans name its images by their places.
+        seed: that of the command; every image has its own chains.
+    """
+
+    bundle: Bundle
+    test: datasets.ImageSet
+    seed: int
+
+    def __call__(self, item: tuple[str, int, Span]) -> Tensor:
+        name, index, span = item
+        setting = self.bundle.settings[name]
+        return votes(
+            datasets.to_float(self.test.images[index]),
+            setting,
+            classifier=self.bundle.classifier,
+            score=score_of(self.bundle.scores, setting),
+            seed=(self.seed << 64) + index,
+            first=span.first,
+            n=span.n,
+        )
 
 
 def certified_accuracy(outcomes: list[dict[str, Any]], radius: float) -> list[float]:
@@ -92,6 +120,7 @@ def add(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
     first.add_argument("--radii", default="0,0.25,0.5,0.75,1,1.25,1.5", help="of the certified accuracies")
     first.add_argument("--seed", type=console.seed, default=0, help="of the chains")
     cli.add_work(first)
+    cli.add_ray(first)
     first.set_defaults(run=run_certify)
     second = commands.add_parser(
         "sigma", parents=parents[:1], help="ADP's heuristic noise level, from training images"
@@ -119,24 +148,24 @@ def run_certify(args: argparse.Namespace) -> cli.Summary:
     config = _CertifiedConfig(names, args.choose, args.chains, args.alpha, args.seed, args.skip, *digests)
     same_run(args.work / "certify-config.json", config)
     done = {(o["setting"], o["index"]) for o in read_outcomes(path)}
-    images = datasets.to_float(test.images)
     left = [(name, i) for name in names for i in range(len(test)) if (name, i) not in done]
-    for name, index in tqdm(left, desc="certificates", unit="image", mininterval=2):
-        setting = loaded.settings[name]
-        found = certify(
-            images[index],
-            setting,
-            classifier=loaded.classifier,
-            score=score_of(loaded.scores, setting),
-            seed=(args.seed << 64) + index,
-            choose=args.choose,
-            n=args.chains,
-            alpha=args.alpha,
-        )
-        label, predicted = int(test.labels[index]), -1 if found.label is None else found.label
-        line = {"setting": name, "index": index, "label": label, "predicted": predicted}
-        with path.open("a") as file:
-            file.write(json.dumps({**line, "radius": found.radius, "lower": found.lower}) + "\n")
+    counting = Counting(loaded, test, args.seed)
+    todo = [(*one, span) for one in left for span in spans(args.choose, args.chains, loaded.shape)]
+    counted: dict[tuple[str, int], dict[Span, Tensor]] = {one: {} for one in left}
+    with (
+        cli.pool(args) as pool,
+        tqdm(total=len(left), desc="certificates", unit="image", mininterval=2) as bar,
+    ):
+        machine = cli.machine(pool=pool)
+        for (name, index, span), votes_of in pool.map(counting, todo):
+            counted[name, index][span] = votes_of
+            if len(counted[name, index]) == len(todo) // len(left):
+                found = merged(counted.pop((name, index)), sigma=noise[name], alpha=args.alpha)
+                label, predicted = int(test.labels[index]), -1 if found.label is None else found.label
+                line = {"setting": name, "index": index, "label": label, "predicted": predicted}
+                with path.open("a") as file:
+                    file.write(json.dumps({**line, "radius": found.radius, "lower": found.lower}) + "\n")
+                bar.update()
     outcomes = read_outcomes(path)
     rows = []
     for name in names:
@@ -147,4 +176,4 @@ def run_certify(args: argparse.Namespace) -> cli.Summary:
     if picture := beside(args.out, ".png"):
         draw(outcomes, picture)
     asked = {"n": len(test), "choose": args.choose, "chains": args.chains, "alpha": args.alpha}
-    return {"command": "certify", "rows": rows, **asked, "machine": cli.machine()}
+    return {"command": "certify", "rows": rows, **asked, "machine": machine}
