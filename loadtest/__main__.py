@@ -45,7 +45,9 @@ def run_make(args: argparse.Namespace) -> dict[str, Any]:
         batch=args.batch,
         seed=args.seed,
     )
-    return {"command": "make"} | _told(args.out, make(loaded, test, order, args.out))
+    with cli.pool(args) as pool:
+        made = make(loaded, test, order, args.out, pool)
+    return {"command": "make"} | _told(args.out, made)
 
 
 def run_check(args: argparse.Namespace) -> dict[str, Any]:
@@ -180,7 +182,8 @@ def _add_make(commands: Any) -> None:
     one.add_argument("--setting", default="balanced", help="of the bundle")
     one.add_argument("--n", type=int, default=100, help="test images")
     cli.attack_arguments(one)
-    of_attack = ("--norm", "--eps", "--step", "--steps", "--samples", "--check", "--setting")
+    cli.add_ray(one)
+    of_attack = ("--norm", "--eps", "--step", "--steps", "--samples", "--check", "--setting", "--ray")
     console.idle(one, *of_attack, without="--attack", why="as the images stay clean")
     one.set_defaults(run=run_make)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from metastable.attacks.catalogue import Options, Plan, plan
 from metastable.attacks.white_box import attackable, white_box
 from metastable.bundle import Bundle
 from metastable.errors import DataError, SettingsError
+from metastable.evaluation.pool import Here, Pool
 from metastable.evaluation.same import same_run
 from metastable.networks.onnx_gradient import IMAGES
 
@@ -48,8 +51,48 @@ class Order:
     data: str = ""
 
 
-def make(bundle: Bundle, test: datasets.ImageSet, order: Order, out: Path) -> AttackSet:
+@dataclass(frozen=True, eq=False)
+class Attacking:
+    """Attacks the groups of an order, each named by the place of its first image.
+
+    Gives images [n, C, H, W] and successes [n].
+
+    Args:
+        test: images and labels; a group is the next `order.batch` of them.
+    """
+
+    bundle: Bundle
+    test: datasets.ImageSet
+    order: Order
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What it was made of: the plan is made again where it goes."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The attack on its setting; raises what `attackable` raises."""
+        some = datasets.to_float(self.test.images[:IMAGES])
+        return plan(
+            self.order.attack,
+            white_box(attackable(self.bundle, some), self.order.setting),
+            self.order.options,
+        )
+
+    def __call__(self, start: int) -> tuple[Tensor, Tensor]:
+        group, made = slice(start, start + self.order.batch), self.plan
+        seed = int(np.random.SeedSequence([self.order.seed, start]).generate_state(1)[0])
+        images = datasets.to_float(self.test.images[group])
+        found = made.attack(made.target, images, self.test.labels[group], seed=seed)
+        return found.images.contiguous(), found.success
+
+
+def make(
+    bundle: Bundle, test: datasets.ImageSet, order: Order, out: Path, pool: Pool | None = None
+) -> AttackSet:
     """Attack every image of `test` and write the set to `out`; clean images for the attack `clean`.
+
+    `pool` does the groups; None is this process.
 
     Raises DataError if `out` was begun with another order, SettingsError for an unknown setting.
     """
@@ -69,12 +112,11 @@ def make(bundle: Bundle, test: datasets.ImageSet, order: Order, out: Path) -> At
     if order.attack != CLEAN:
         if order.setting not in bundle.settings.names:
             raise SettingsError(f"there is no setting {order.setting!r}: choose from {bundle.settings.names}")
-        made = plan(
-            order.attack, white_box(attackable(bundle, images[:IMAGES]), order.setting), order.options
-        )
+        attacking = Attacking(bundle, test, order)
+        made = attacking.plan
         parts.mkdir(parents=True, exist_ok=True)
         same_run(parts / "order.json", dataclasses.replace(order, bundle=bundle.digest, data=test.digest()))
-        images, success = _attacked(made, images, test.labels, order, parts)
+        images, success = _attacked(attacking, parts, pool or Here())
         about = dataclasses.replace(
             about,
             setting="" if made.mode == "bare" else order.setting,
@@ -91,16 +133,19 @@ def make(bundle: Bundle, test: datasets.ImageSet, order: Order, out: Path) -> At
     return found
 
 
-def _attacked(made: Plan, images: Tensor, labels: Tensor, order: Order, parts: Path) -> tuple[Tensor, Tensor]:
+def _attacked(attacking: Attacking, parts: Path, pool: Pool) -> tuple[Tensor, Tensor]:
     """Attacked images [N, C, H, W] and successes [N]; groups that lie in `parts` are not redone."""
-    groups = []
-    for start in tqdm(range(0, len(images), order.batch), desc=f"{order.attack}, groups", mininterval=2):
-        group, kept = slice(start, start + order.batch), parts / f"{start:06}.safetensors"
-        if not kept.exists():
-            seed = int(np.random.SeedSequence([order.seed, start]).generate_state(1)[0])
-            found = made.attack(made.target, images[group], labels[group], seed=seed)
-            half = kept.with_suffix(".writing")
-            save_file({"images": found.images.contiguous(), "success": found.success}, half)
-            half.replace(kept)
-        groups.append(load_file(kept))
+    order = attacking.order
+    files = {start: parts / f"{start:06}.safetensors" for start in range(0, len(attacking.test), order.batch)}
+    left = [start for start, kept in files.items() if not kept.exists()]
+    bar = tqdm(
+        total=len(files), initial=len(files) - len(left), desc=f"{order.attack}, groups", mininterval=2
+    )
+    with bar:
+        for start, (images, success) in pool.map(attacking, left):
+            half = files[start].with_suffix(".writing")
+            save_file({"images": images, "success": success}, half)
+            half.replace(files[start])
+            bar.update()
+    groups = [load_file(kept) for kept in files.values()]
     return torch.cat([one["images"] for one in groups]), torch.cat([one["success"] for one in groups])

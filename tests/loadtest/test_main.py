@@ -6,9 +6,10 @@ import pytest
 
 from loadtest import __main__ as command
 from loadtest import sets
-from metastable import console
+from metastable import console, datasets
 from tests.launched import free_port
 from tests.loadtest.servers import Behaviour, serving
+from tests.loadtest.test_make import images
 from tests.loadtest.test_sets import small
 
 
@@ -111,3 +112,25 @@ def test_what_cannot_be_run_is_explained(
     assert call(monkeypatch, *run(folder, "http://127.0.0.1:1", "x", *words)) == console.WRONG
     assert said in capsys.readouterr().err
     assert not (folder / "x").exists()
+
+
+def test_a_set_on_a_cluster_without_the_package_names_the_extra(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr(datasets, "load", lambda *_: images(2))
+    words = [
+        "--bundle",
+        str(tiny_folder),
+        "--data",
+        str(tmp_path),
+        "--n",
+        "2",
+        "--out",
+        str(tmp_path / "a.npz"),
+    ]
+    asked = ["make", *words, "--attack", "transfer", "--ray", "local"]
+    assert call(monkeypatch, *asked) == console.WRONG
+    assert "pip install 'metastable[ray]'" in capsys.readouterr().err
+    assert call(monkeypatch, "make", *words, "--ray", "local") == console.WRONG
+    assert "--ray says nothing without --attack" in capsys.readouterr().err
