@@ -212,20 +212,19 @@ def add_steps(one: argparse.ArgumentParser, rounds: int) -> None:
 def fill(parser: argparse.ArgumentParser) -> None:
     """Make the parser that of the benchmarks."""
     parser.description = __doc__
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--bundle",
-        type=shipped.path,
-        default=Path("model_store/cifar10"),
-        help="folder of the bundle, or a shipped one's name",
-    )
-    console.add_out(common, "write the JSON line here as well, and a picture beside it")
-    common.set_defaults(run=_run)
     commands = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
 
     def add(name: str, summary: str, measure: Callable[[argparse.Namespace], dict[str, Any]]) -> Any:
-        one = commands.add_parser(name, parents=[common], help=summary)
-        one.set_defaults(measure=measure)
+        # Arguments of its own: parsers that share a parent's would share its defaults.
+        one = commands.add_parser(name, help=summary)
+        one.add_argument(
+            "--bundle",
+            type=shipped.path,
+            default=Path("model_store/cifar10"),
+            help="folder of the bundle, or a shipped one's name",
+        )
+        console.add_out(one, "write the JSON line here as well, and a picture beside it")
+        one.set_defaults(run=_run, measure=measure)
         return one
 
     one = add("decide", "chains and milliseconds of a decided answer beside a fixed H = 150", run_decide)
@@ -295,11 +294,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--skip", type=int, default=6000, help="leave out the first images of the fixed order")
     one.add_argument("--chains", default="energy=8,fast=24", help="settings and chains of that comparison")
 
-    one = add(
-        "gradients",
-        "direction and cost of an attack's gradients, exact, held and in bfloat16",
-        run_gradients,
-    )
+    one = add("gradients", "direction and cost of gradients: exact, held and in bfloat16", run_gradients)
     _add_data(one)
     one.add_argument("--setting", default="fast", help="what is attacked")
     one.add_argument("--n", type=int, default=8, help="training images")
