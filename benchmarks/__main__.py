@@ -21,6 +21,7 @@ from benchmarks import (
     load,
     overload,
     price,
+    scaling,
     soak,
     steps,
 )
@@ -317,6 +318,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
     one.set_defaults(bundle=Path("model_store/cifar10-hardened"))
 
     ablation.fill(add("ablation", "what each part of `train harden` is worth", ablation.run))
+    scaling.fill(add("scaling", "replicas for a rate and a latency: predicted, simulated", scaling.run))
 
     one = add(
         "all",

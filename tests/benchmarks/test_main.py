@@ -14,7 +14,7 @@ STORE = Path("model_store")
 
 @pytest.mark.parametrize(
     ("name", "bundle"),
-    [("decide", "cifar10"), ("load", "cifar10"), ("price", "cifar10-hardened")],
+    [("decide", "cifar10"), ("load", "cifar10"), ("scaling", "cifar10"), ("price", "cifar10-hardened")],
 )
 def test_each_has_a_bundle_of_its_own_by_default(name: str, bundle: str) -> None:
     parser = console.Parser(prog="bench")
