@@ -19,6 +19,7 @@ from deploy.front import DRAIN_SECONDS
 from metastable import console
 from metastable.serving.door.access import FREE
 from metastable.serving.door.limits import Limits
+from tests.deploy import custom
 from tests.launched import REPOSITORY
 
 FILES = REPOSITORY / "deploy"
@@ -123,13 +124,15 @@ def test_manifests_name_each_other_rightly(pod: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
-def test_manifests_fit_the_schemas_of_kubernetes(path: Path) -> None:
+def test_manifests_fit_the_schemas_of_kubernetes(path: Path, tmp_path: Path) -> None:
     pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed: pip install it")
-    command = [sys.executable, "-m", "kubernetes_validate", "--strict", str(path)]
+    known = custom.plain(path)
+    (file := tmp_path / path.name).write_text(yaml.safe_dump_all(known))
+    command = [sys.executable, "-m", "kubernetes_validate", "--strict", str(file)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     output = done.stdout + done.stderr
-    assert output.count(" passed ") == len(list(yaml.safe_load_all(path.read_text())))
+    assert output.count(" passed ") == len(known)
 
 
 @pytest.mark.slow
