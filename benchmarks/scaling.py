@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -90,6 +91,8 @@ def measure(
 ) -> dict[str, Any]:
     """Capacity, prediction and simulation; rows that lie in `work` are taken from there.
 
+    A page with both tables is written beside the picture.
+
     Raises DataError if those are of another configuration.
     """
     work.mkdir(parents=True, exist_ok=True)
@@ -101,14 +104,17 @@ def measure(
         if not path.exists():
             path.write_text(json.dumps(_row(fleet, found, point, config)) + "\n")
         rows.append(json.loads(path.read_text()))
-    if picture is not None:
-        draw(rows, found, picture)
-    return {
+    result = {
         **described(loaded, fleet, found, config),
+        "bookkeeping_ms": bookkeeping(fleet, found.rate / 2, config.seed),
         "rows": rows,
         "seconds": config.seconds,
         "requests": config.requests,
     }
+    if picture is not None:
+        draw(rows, found, picture)
+        picture.with_suffix(".md").write_text(table(result))
+    return result
 
 
 def _row(fleet: Fleet, found: Capacity, point: Point, config: ScalingConfig) -> dict[str, Any]:
@@ -152,6 +158,47 @@ def _of_one(name: str, found: Capacity) -> dict[str, Any]:
         "work_ms": 1e3 * float(found.work.mean()),
         "requests_a_second": found.rate,
     }
+
+
+def bookkeeping(fleet: Fleet, rate: float, seed: int, count: int = 300) -> float:
+    """Milliseconds of a processor that a request takes where nothing is computed: the engine's own, mostly.
+
+    The simulation's share is in it.
+    """
+    began = time.process_time()
+    simulate(fleet, 1, rate, SERVES, count / rate, seed)
+    return 1e3 * (time.process_time() - began) / count
+
+
+def table(result: dict[str, Any]) -> str:
+    """Capacity, and what was simulated beside what was predicted, in Markdown."""
+    lines = [
+        "| one replica | chains | ms alone: mean | median | 99 of 100 | ms of work | requests a second |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["capacity"]:
+        alone = " | ".join(f"{row[key]:.0f}" for key in ("alone_ms", "alone_p50_ms", "alone_p99_ms"))
+        lines.append(
+            f"| {row['setting']} | {row['chains']:.1f} | {alone} | {row['work_ms']:.1f} "
+            f"| {row['requests_a_second']:.1f} |"
+        )
+    lines += [
+        "",
+        "| replicas, router | load | requests a second | goodput, predicted | p50, s | p99, s | predicted "
+        "| refused, to come again after | busy |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        predicted = row["predicted_p99_ms"]
+        again = f", {row['retry_after_s']:.1f} s" if row["refused"] else ""
+        lines.append(
+            f"| {row['replicas']}, {row['router']} | {row['load']} | {row['rate']:.1f} "
+            f"| {row['goodput']:.1f}, {row['predicted_goodput']:.1f} "
+            f"| {row['p50_ms'] / 1e3:.2f} | {row['p99_ms'] / 1e3:.2f} "
+            f"| {'none' if predicted is None else f'{predicted / 1e3:.2f}'} "
+            f"| {row['refused']:.1%}{again} | {row['busy']:.0%} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def draw(rows: Sequence[dict[str, Any]], found: Capacity, path: Path) -> None:

@@ -140,11 +140,17 @@ def needs(
 
 
 def _judged(said: NDArray[np.float32], before: int, rule: stopping.Stopping) -> tuple[int, ...]:
-    """Likely totals of chains, as the engine judges a round; empty once the label is settled."""
+    """Likely totals of chains, as the engine judges a round; empty once the label is settled.
+
+    Rivals but the runner-up are far, so one margin says at which of the numbers since `before` it is.
+    """
+    numbers, margins = np.arange(1, len(said) + 1), said.astype(np.float64)
+    means = margins.cumsum() / numbers
+    spreads = np.sqrt(np.maximum((margins**2).cumsum() - numbers * means**2, 0) / np.maximum(numbers - 1, 1))
+    level = rule.delta / (CLASSES - 1)
+    for n in range(max(before + 1, rule.least), len(said) + 1):
+        if abs(means[n - 1]) > stopping.critical(n, level) / math.sqrt(n) * spreads[n - 1]:
+            return ()
     outputs = torch.full((len(said), CLASSES), FAR)
     outputs[:, 0], outputs[:, 1] = torch.from_numpy(said), 0.0
-    for n in range(before + 1, len(said) + 1):
-        decision = stopping.decide(outputs[:n], rule)
-        if decision.decided:
-            return ()
-    return decision.needed
+    return stopping.decide(outputs, rule).needed

@@ -37,10 +37,13 @@ def test_rows_are_simulated_once_and_stand_beside_what_was_predicted(
 ) -> None:
     monkeypatch.setattr(scaling, "capacity", partial(capacity, count=150))
     fleet = Fleet(RECORDED, mix_of(tiny, MIX, 0.1))
-    config = scaling.ScalingConfig(RECORDED, fleet.mix.named, 0.1, seconds=1.0, requests=40, seed=0)
+    config = scaling.ScalingConfig(RECORDED, fleet.mix.named, 0.1, seconds=0.2, requests=30, seed=0)
     picture = tmp_path / "scaling.png"
     found = scaling.measure(tiny, fleet, config, [1, 16], tmp_path / "work", picture)
     assert picture.read_bytes()[:4] == b"\x89PNG"
+    page = picture.with_suffix(".md").read_text().splitlines()
+    assert [line.count("|") for line in page if line] == [8] * 5 + [10] * (2 + len(found["rows"]))
+    assert 0 < found["bookkeeping_ms"] < 1000
     assert len(found["rows"]) == 2 * len(scaling.LOADS) + 4
     assert [row["setting"] for row in found["capacity"]] == ["the mix", "none", "fast"]
     most = found["capacity"][0]["requests_a_second"]
@@ -54,8 +57,9 @@ def test_rows_are_simulated_once_and_stand_beside_what_was_predicted(
         raise AssertionError("this row is there")
 
     monkeypatch.setattr(scaling, "simulate", again)
+    monkeypatch.setattr(scaling, "bookkeeping", lambda *given: found["bookkeeping_ms"])
     assert scaling.measure(tiny, fleet, config, [1, 16], tmp_path / "work") == found
-    other = scaling.ScalingConfig(RECORDED, fleet.mix.named, 0.1, seconds=1.0, requests=40, seed=1)
+    other = scaling.ScalingConfig(RECORDED, fleet.mix.named, 0.1, seconds=0.2, requests=30, seed=1)
     with pytest.raises(DataError, match="another configuration"):
         scaling.measure(tiny, fleet, other, [1], tmp_path / "work")
 
