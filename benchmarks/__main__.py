@@ -15,6 +15,7 @@ from benchmarks import (
     contenders,
     decide,
     door,
+    engines,
     fuzz,
     gradients,
     hop,
@@ -318,6 +319,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
     one.set_defaults(bundle=Path("model_store/cifar10-hardened"))
 
     ablation.fill(add("ablation", "what each part of `train harden` is worth", ablation.run))
+    engines.fill(add("engines", "the engines behind the door, side by side", engines.run))
     scaling.fill(add("scaling", "replicas for a rate and a latency: predicted, simulated", scaling.run))
 
     one = add(

@@ -26,16 +26,16 @@ from matplotlib.figure import Figure
 from benchmarks import server
 from benchmarks.asking import Answer, Asker
 from benchmarks.overload import CLIENTS, busy, goodput, memory
-from metastable.evaluation import cli
 
 CORES = os.cpu_count() or 1
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "local": ("local", ()),
     "torchserve": ("torchserve", ()),
-    f"ray, 1 replica of {CORES} cores": ("ray", ("--replica-cpus", str(CORES))),
-    "ray, 1 replica of a core": ("ray", ()),
-    "ray, 2 replicas of a core": ("ray", ("--replicas", "2")),
+    "ray": ("ray", ("--replica-cpus", str(CORES))),
+    "ray-1-core": ("ray", ()),
+    "ray-2-replicas": ("ray", ("--replicas", "2")),
 }
+"""Engine and further options by name: Ray with one replica on all cores, with one on a core, with two."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def measure(
         print(name, flush=True)
         engine, more = ROWS[name]
         began = time.monotonic()
-        with server.serving(bundle, work / name.replace(" ", "-"), {}, engine=engine, more=more) as url:
+        with server.serving(bundle, work / name, {}, engine=engine, more=more) as url:
             start = time.monotonic() - began
             found = asyncio.run(_measured(url, image, config))
         rows.append({"engine": name, "start_s": round(start, 1), **found})
@@ -164,4 +164,4 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     config = EnginesConfig(seconds=args.seconds)
     picture = args.out.with_suffix(".png") if args.out else None
     rows = measure(args.bundle, args.image.read_bytes(), args.work, config, names, picture)
-    return {"rows": rows, "cores": CORES, "machine": cli.machine()}
+    return {"rows": rows, "cores": CORES}
