@@ -14,7 +14,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -257,16 +257,17 @@ class Door:
         return build(backend, Intake(), Stop(), metrics, around=backend)
 
 
-def application(arguments: dict[str, str]) -> Any:
+def application(given: Mapping[str, object]) -> Any:
     """What `serve run`, `serve deploy` and a RayService import.
 
     Args:
-        arguments: `bundle` (a `Plan.source`), and perhaps `runner`, `threads`,
+        given: `bundle` (a `Plan.source`), and perhaps `runner`, `threads`,
             `cpus` and `gpus` of a replica, `replicas` (a number, or the least and the most with a colon
             between), `doors`.
 
     Raises BundleError for a bundle that is none, and ValueError for an argument that is none.
     """
+    arguments = {name: str(value) for name, value in given.items()}  # of a YAML file some are numbers
     known = {"bundle", "runner", "threads", "cpus", "gpus", "replicas", "doors"}
     if unknown := sorted(set(arguments) - known):
         raise ValueError(f"there are no arguments {unknown}: choose from {sorted(known)}")
