@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import sys
 from pathlib import Path
@@ -102,6 +103,7 @@ class Deployed:
         self.backend = Replicas(self._handles, loaded, metrics)
         metrics.follow(lambda: self.backend.backlog, lambda: self.backend.chains)
         self._starting: asyncio.Task[None] | None = None
+        self._connected = False
 
     async def __aenter__(self) -> Deployed:
         self._starting = asyncio.create_task(asyncio.to_thread(self._start))
@@ -126,15 +128,20 @@ class Deployed:
 
     def _start(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        cpus = None if self._address else max(1, round(self._plan.most * self._plan.cpus))
+        cpus = None if self._address else math.ceil(self._plan.most * self._plan.cpus)
         ray_serve.connect(self._address, cpus)
+        self._connected = True
         self._handles.there = ray_serve.deploy(self._plan)
 
     def _stop(self) -> None:
-        try:
-            ray_serve.remove()
-        except Exception as error:  # the cluster has gone before us
-            print(f"the application was not taken away: {type(error).__name__}", file=sys.stderr)
+        """End a cluster of our own; of another one nothing is taken away: other doors may use it."""
+        if not self._connected:
+            return
+        if self._address is None:
+            try:
+                ray_serve.remove()
+            except Exception as error:  # it has gone before us
+                print(f"the application was not taken away: {type(error).__name__}", file=sys.stderr)
         ray_serve.disconnect()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,8 +75,9 @@ class Asked:
             for field in dataclasses.fields(DecodedImage)
             if field.name != "pixels"
         }
+        # An id of its own: a replica may get two parts of one question, or a part again.
         return cls(
-            question.id,
+            secrets.token_hex(16),
             digest,
             samples_of(question.image.pixels),
             image,

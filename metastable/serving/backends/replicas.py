@@ -267,7 +267,8 @@ class Replicas:
         outputs, steps = torch.cat([one.outputs for one in pieces]), torch.cat([one.steps for one in pieces])
         late, count, rule = any(one.late for one in pieces), len(outputs), rule_of(setting)
         if setting.delta is not None and not late:
-            settled = (n for n in range(1, count + 1) if stopping.decide(outputs[:n], rule).decided)
+            known = len(pieces[0].outputs) if len(pieces) > 1 else 0  # so many did not decide
+            settled = (n for n in range(known + 1, count + 1) if stopping.decide(outputs[:n], rule).decided)
             count = next(settled, count)
         decision = stopping.decide(outputs[:count], rule)
         job = judging.job_of(

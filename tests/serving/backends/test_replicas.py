@@ -308,3 +308,14 @@ async def test_verdicts_are_counted_once(served: Bundle) -> None:
         assert registry.get_sample_value("metastable_chains_count", {"setting": setting}) == 1
     for one in cluster.replicas:
         await one.close(0.0)
+
+
+async def test_one_replica_may_get_all_parts(served: Bundle) -> None:
+    async with running(served, 2) as (backend, cluster):
+        cluster._turn = itertools.repeat(0)  # type: ignore[assignment]
+        asked = question("many")
+        judged = await backend.ask(asked, await backend.admit("many"))
+        assert near(judged.body, await of_one_engine(served, asked))
+        cluster.failing = [Gone("killed")]
+        again = await backend.ask(asked, await backend.admit("many"))
+        assert near(again.body, judged.body)
