@@ -95,9 +95,11 @@ def test_a_server_of_photographs_under_the_load_test(tmp_path: Path) -> None:
         server.process.send_signal(signal.SIGTERM)
         status, output = server.finish()
         assert status == 0, output
-    # Not `verdict`: a busy machine may make the client late, and refuse a few of so large images.
-    assert [(arm["arm"], arm["n"]) for arm in found["arms"]] == [("none", 16), ("fast", 16)]
-    assert all(arm["answered"] >= 12 for arm in found["arms"])
+    # Not `verdict`: a busy machine may make the client late.
+    assert [(arm["arm"], arm["n"], arm["answered"]) for arm in found["arms"]] == [
+        ("none", 16, 16),
+        ("fast", 16, 16),
+    ]
     lines = (tmp_path / "report" / "requests.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert Counter(record["outcome"] for record in records) == {"answer": 2 * 17}
