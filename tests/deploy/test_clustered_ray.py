@@ -80,6 +80,9 @@ def served(cluster: Cluster, folder: Path, bundle: Bundle, **more: Any) -> Itera
     with before(life.backend, metrics=metrics, around=life) as found:
         until(lambda: life.backend.count >= plan.least, "replicas")
         yield found
+    ray_serve.connect(cluster.address)  # a door leaves the application where the cluster is not its own
+    ray_serve.remove()
+    ray_serve.disconnect()
 
 
 def until(true: Any, what: str) -> None:
