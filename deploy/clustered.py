@@ -13,11 +13,12 @@ import asyncio
 import math
 import os
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from deploy import observing, policies, ray_serve
+from deploy import observing, policies, ray_cluster, ray_serve
 from deploy.front import PHOTOGRAPH, Behind, Front
 from deploy.run_folder import Failed
 from metastable.bundle import Bundle
@@ -28,6 +29,8 @@ from metastable.serving.door.stopping import Stop
 from metastable.serving.metrics import Metrics
 
 LOOK = 0.1
+ASK = 1.0
+"""Seconds between two questions how the start goes."""
 
 
 def serve(chosen: argparse.Namespace, sample: Path, stop: Stop) -> int:
@@ -121,17 +124,27 @@ class Deployed:
     async def until_ready(self) -> None:
         """Return once a replica answers; Failed where none can."""
         assert self._starting is not None
+        asked, said = time.monotonic(), ""
         while not self.backend.ready:
             if self._starting.done() and (error := self._starting.exception()) is not None:
-                raise Failed(f"the replicas cannot be started: {type(error).__name__}: {error}")
+                raise Failed(f"the replicas cannot be started: {error}")
+            if self._starting.done() and time.monotonic() - asked > ASK:
+                failed, message = await asyncio.to_thread(ray_cluster.trouble)
+                if failed:
+                    raise Failed(f"the replicas cannot be started: {message}")
+                if message and message != said:  # there is no room for them, perhaps
+                    print(f"  {message}", flush=True)
+                asked, said = time.monotonic(), message or said
             await asyncio.sleep(LOOK)
 
     def _start(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         cpus = None if self._address else math.ceil(self._plan.most * self._plan.cpus)
-        ray_serve.connect(self._address, cpus)
+        ray_cluster.connect(self._address, cpus)
         self._connected = True
-        self._handles.there = ray_serve.deploy(self._plan)
+        if self._address is None:
+            ray_cluster.check_gpus(self._plan)
+        self._handles.there = ray_cluster.deploy(self._plan)
 
     def _stop(self) -> None:
         """End a cluster of our own; of another one nothing is taken away: other doors may use it."""
@@ -139,10 +152,10 @@ class Deployed:
             return
         if self._address is None:
             try:
-                ray_serve.remove()
+                ray_cluster.remove()
             except Exception as error:  # it has gone before us
                 print(f"the application was not taken away: {type(error).__name__}", file=sys.stderr)
-        ray_serve.disconnect()
+        ray_cluster.disconnect()
 
 
 class _Later:

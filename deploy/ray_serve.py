@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import hashlib
+import json
 import logging
 import math
 import time
@@ -19,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from ray import serve
 from ray.exceptions import RayActorError, TaskCancelledError
@@ -37,6 +39,7 @@ from metastable.engine.runners.artifacts import Artifacts
 from metastable.errors import BundleError, Overloaded
 from metastable.serving.backends.replica import Asked, Replica, Told
 from metastable.serving.backends.replicas import Gone, Replicas
+from metastable.version import __version__
 
 NAME = "metastable"
 TELL = 0.1
@@ -76,6 +79,12 @@ class Plan:
     least: int = 1
     most: int = 1
 
+    @property
+    def version(self) -> str:
+        """Another one for every other plan, and for another version of this project."""
+        said = json.dumps([__version__, dataclasses.asdict(self)], sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
+
     @contextlib.contextmanager
     def opened(self) -> Iterator[tuple[Bundle, Artifacts]]:
         """The bundle, and what was exported of it; BundleError where this machine has another bundle."""
@@ -102,13 +111,22 @@ def opened(source: str) -> Iterator[tuple[Bundle, Artifacts]]:
 
 
 class Board:
-    """What replicas last said of themselves.  Nothing is lost with it: they say it again."""
+    """What replicas last said of themselves.  Nothing is lost with it: they say it again.
 
-    def __init__(self) -> None:
+    Args:
+        version: of the plan it belongs to.
+    """
+
+    def __init__(self, version: str) -> None:
+        self._version = version
         self._said: dict[str, tuple[float, dict[str, Any]]] = {}
 
     async def put(self, state: dict[str, Any]) -> None:
         self._said[state["name"]] = (time.monotonic(), state)
+
+    async def version(self) -> str:
+        """See `Plan.version`: by it a second door knows whether what is deployed is what it wants."""
+        return self._version
 
     async def gone(self, name: str) -> None:
         """A replica ends."""
@@ -178,8 +196,11 @@ def by_backlog(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
 def replicas(plan: Plan) -> tuple[Any, Any]:
     """The deployments of engine and board, bound to each other."""
     board = serve.deployment(
-        Board, name="Board", max_ongoing_requests=1_000, ray_actor_options={"num_cpus": 0}
-    ).bind()
+        Board,
+        name="Board",
+        max_ongoing_requests=1_000,
+        ray_actor_options={"num_cpus": 0},
+    ).bind(plan.version)
     size: dict[str, Any] = {"num_replicas": plan.least}
     if plan.most > plan.least:
         size = {
@@ -295,43 +316,3 @@ def application(given: Mapping[str, object]) -> Any:
         ray_actor_options={"num_cpus": 0.5},
     )
     return door.bind(plan, engine, board)
-
-
-def deploy(plan: Plan) -> Handles:
-    """Deploy engine and board without an ingress, or change what is deployed; returns when they are healthy.
-
-    Ray must be connected to a cluster.  Raises RuntimeError where a replica cannot start.
-    """
-    serve.start(proxy_location="Disabled")
-    engine, _ = replicas(plan)
-    serve.run(engine, name=NAME, route_prefix=None)
-    return Handles(serve.get_deployment_handle("Engine", NAME), serve.get_deployment_handle("Board", NAME))
-
-
-def remove() -> None:
-    """Take the application away, and what Ray Serve needed for it; the cluster stays."""
-    serve.shutdown()
-
-
-def disconnect() -> None:
-    """Leave the cluster; one that `connect` started ends."""
-    ray.shutdown()
-
-
-def connect(address: str | None, cpus: int | None = None) -> None:
-    """Connect to the cluster at `address`, or start one on this machine, on loopback alone.
-
-    Raises ConnectionError where there is none.
-    """
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning", "namespace": NAME}
-    if address is not None:
-        ray.init(address=address, **common)
-        return
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,  # nobody asks it, and it takes jobs from whoever can reach it
-        _node_ip_address="127.0.0.1",
-        object_store_memory=200_000_000,
-        **common,
-    )

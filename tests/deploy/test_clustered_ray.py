@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
@@ -27,8 +29,9 @@ pytest.importorskip("ray")
 import ray
 from ray.cluster_utils import Cluster
 
-from deploy import ray_serve
+from deploy import ray_cluster, ray_serve
 from deploy.clustered import Deployed
+from deploy.run_folder import Failed
 from metastable import bundle as bundles
 from metastable.bundle import Bundle
 from metastable.serving.metrics import Metrics
@@ -80,9 +83,7 @@ def served(cluster: Cluster, folder: Path, bundle: Bundle, **more: Any) -> Itera
     with before(life.backend, metrics=metrics, around=life) as found:
         until(lambda: life.backend.count >= plan.least, "replicas")
         yield found
-    ray_serve.connect(cluster.address)  # a door leaves the application where the cluster is not its own
-    ray_serve.remove()
-    ray_serve.disconnect()
+    took_away(cluster)  # a door leaves the application where the cluster is not its own
 
 
 def until(true: Any, what: str) -> None:
@@ -197,20 +198,83 @@ def test_chains_of_one_request_run_on_both(cluster: Cluster, tmp_path: Path) -> 
     assert one["margin"]["standard_error"] == pytest.approx(two["margin"]["standard_error"], rel=1e-3)
 
 
-def test_a_machine_with_another_bundle_is_not_served(cluster: Cluster, tiny_folder: Path) -> None:
+def test_a_machine_with_another_bundle_is_not_served(
+    cluster: Cluster, tiny_folder: Path, tiny: Bundle
+) -> None:
     plan = ray_serve.Plan(str(tiny_folder), "0" * 64, "torch", resources={"replica": 1})
     with nodes(cluster, 1):
-        ray_serve.connect(cluster.address)
-        with pytest.raises(RuntimeError):
-            ray_serve.deploy(plan)
-        ray_serve.remove()
-        ray_serve.disconnect()
+        assert "another bundle on this machine" in failure(plan, tiny, cluster.address)
+        took_away(cluster)
+
+
+def failure(plan: ray_serve.Plan, bundle: Bundle, address: str | None) -> str:
+    """What a door says that cannot be ready."""
+
+    async def start() -> None:
+        life = Deployed(plan, bundle, Metrics(CollectorRegistry()), address)
+        async with life, asyncio.timeout(PATIENCE):
+            await life.until_ready()
+
+    with pytest.raises(Failed) as failed:
+        asyncio.run(start())
+    return str(failed.value)
+
+
+def took_away(cluster: Cluster) -> None:
+    ray_cluster.connect(cluster.address)
+    ray_cluster.remove()
+    ray_cluster.disconnect()
+
+
+def test_a_second_door_leaves_what_is_there_and_refuses_another_plan(
+    cluster: Cluster, tiny_folder: Path, tiny: Bundle
+) -> None:
+    with nodes(cluster, 2), served(cluster, tiny_folder, tiny) as door:
+        names = {state["name"] for state in door.backend._states}
+        plan = ray_serve.Plan(
+            str(tiny_folder), tiny.digest, "torch", allow_seed=True, resources={"replica": 1}
+        )
+        second = ray_cluster.deploy(plan)
+        found = asyncio.run(_looked(second))
+        assert {state["name"] for _, state in found} == names
+        with pytest.raises(RuntimeError, match="another bundle or other options"):
+            ray_cluster.deploy(dataclasses.replace(plan, allow_seed=False))
+        assert ask(door.url).status_code == 200
+
+
+async def _looked(handles: ray_serve.Handles) -> Any:
+    return await handles.look()
+
+
+def test_a_start_for_which_there_is_no_room_can_be_stopped(
+    cluster: Cluster, tiny_folder: Path, tiny: Bundle
+) -> None:
+    """No node has what the replica asks for, and one may come: it waits, and ends when it is told to."""
+    plan = ray_serve.Plan(str(tiny_folder), tiny.digest, "torch", resources={"replica": 1})
+
+    async def start() -> float:
+        life = Deployed(plan, tiny, Metrics(CollectorRegistry()), cluster.address)
+        async with life:
+            waiting = asyncio.create_task(life.until_ready())
+            await asyncio.sleep(5)
+            assert not waiting.done()
+            waiting.cancel()
+            began = time.monotonic()
+        return time.monotonic() - began
+
+    assert asyncio.run(start()) < 60
+    took_away(cluster)
+
+
+def test_a_machine_without_the_gpus_says_so(tiny_folder: Path, tiny: Bundle) -> None:
+    plan = ray_serve.Plan(str(tiny_folder), tiny.digest, "torch", gpus=64)
+    assert "64 GPUs are asked for" in failure(plan, tiny, None)
 
 
 def test_the_door_is_an_ingress_too(tiny_folder: Path, tiny: Bundle) -> None:
     """What a RayService imports, behind a proxy of Ray Serve."""
     port = free_port()
-    ray_serve.connect(None, 3)
+    ray_cluster.connect(None, 3)
     try:
         ray.serve.start(http_options={"host": "127.0.0.1", "port": port})
         ray.serve.run(ray_serve.application({"bundle": str(tiny_folder), "runner": "torch"}), name="app")
@@ -224,8 +288,8 @@ def test_the_door_is_an_ingress_too(tiny_folder: Path, tiny: Bundle) -> None:
         wrong = httpx.post(url + "/classify", content=b"no image", timeout=PATIENCE, trust_env=False)
         assert wrong.json()["error"]["code"] == "unsupported_image"
     finally:
-        ray_serve.remove()
-        ray_serve.disconnect()
+        ray_cluster.remove()
+        ray_cluster.disconnect()
 
 
 @pytest.mark.parametrize(

@@ -121,12 +121,15 @@ class Local:
             self._metrics.verdict(counted)
         return Judged(body, seconds)
 
-    async def part(self, question: Question, chains: range, *, decides: bool) -> tuple[Raw, float, Answer]:
+    async def part(
+        self, question: Question, chains: range, *, decides: bool, raw: Raw | None = None
+    ) -> tuple[Raw, float, Answer]:
         """Some of the chains of a question's setting, for whoever puts the parts of it together.
 
         Args:
             chains: their numbers, one after another.
             decides: whether they may stop early, where the setting does; only of the first ones.
+            raw: the image as it came, where another one has looked already.
 
         Returns: the image as it came, the seconds of that look, and what the chains say.
 
@@ -135,13 +138,17 @@ class Local:
         setting = self._bundle.settings[question.options.setting]
         delta = setting.delta if decides else None
         setting = dataclasses.replace(setting, chains=len(chains), delta=delta)
-        return await self._answer(question, self._driver.admit(setting), chains.start)
+        return await self._answer(question, self._driver.admit(setting), chains.start, raw)
 
-    async def _answer(self, question: Question, permit: Permit, first: int) -> tuple[Raw, float, Answer]:
+    async def _answer(
+        self, question: Question, permit: Permit, first: int, raw: Raw | None = None
+    ) -> tuple[Raw, float, Answer]:
         # Until the engine has the job, leaving this gives the permit back.
         with permit:
-            with question.follow.during("look"):
-                raw, looked = await self._look(question)
+            looked = 0.0
+            if raw is None:
+                with question.follow.during("look"):
+                    raw, looked = await self._look(question)
             job = judging.job_of(
                 self._bundle,
                 question.id,

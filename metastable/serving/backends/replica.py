@@ -36,11 +36,12 @@ BROKEN = "the replica failed at this request: see its log"
 
 
 class Part(NamedTuple):
-    """Chains `first` to `end`, without that, of a question; `decides` as of `Local.part`."""
+    """Chains `first` to `end`, without that, of a question; `decides` and `raw` as of `Local.part`."""
 
     first: int
     end: int
     decides: bool
+    raw: Raw | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +164,7 @@ class Replica:
 
     async def _piece(self, question: Question, part: Part) -> Piece:
         chains = range(part.first, part.end)
-        raw, looked, answer = await self._local.part(question, chains, decides=part.decides)
+        raw, looked, answer = await self._local.part(question, chains, decides=part.decides, raw=part.raw)
         result = answer.result
         return Piece(
             raw,

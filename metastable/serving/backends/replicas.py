@@ -16,17 +16,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
-import torch
-
-from metastable import noise, stopping
 from metastable.bundle import Bundle
-from metastable.defense import Defended
-from metastable.engine.engine import LATE, rule_of
-from metastable.engine.job import Answer
+from metastable.engine.engine import LATE
 from metastable.errors import DeadlineExceeded, Draining, Overloaded, Unavailable
 from metastable.serving import judging
 from metastable.serving.backends.base import Judged, Question, Room, Served
 from metastable.serving.backends.channel import room_of
+from metastable.serving.backends.parts import Parts
 from metastable.serving.backends.replica import Asked, Part, Piece, Told
 from metastable.serving.control import error_of, served_of
 from metastable.serving.metrics import Metrics
@@ -44,11 +40,9 @@ TRIES = 2
 
 No more: a question that kills whoever has it must not kill them all.
 """
-FIRST = 32
-"""Chains that one replica makes before others share the rest, where a setting may stop early: most images
-need fewer."""
 STARTING = "the replicas are being started: try again"
 STOPPING = "the server is stopping: send the request to another one"
+NONE = "no replica is left: try again"
 LOST = "the replica that had the request has ended: try again"
 
 
@@ -95,8 +89,9 @@ class Replicas:
 
     def __init__(self, cluster: Cluster, bundle: Bundle, metrics: Metrics, *, split: int = 64) -> None:
         self._cluster, self._bundle, self._metrics, self._split = cluster, bundle, metrics, split
+        self._parts = Parts(bundle, self._piece, lambda: self.count)
         self._states: list[dict[str, Any]] = []
-        self._seen = float("-inf")
+        self._seen = self._full = float("-inf")  # when there was an answer, and one with a state in it
         self._served: Served | None = None
         self._closing = False
         self._under_way: set[asyncio.Task[Told]] = set()
@@ -157,7 +152,7 @@ class Replicas:
         chosen = self._bundle.settings[question.options.setting]
         with question.follow.during("replica"):
             if self._split and chosen.most_chains >= self._split and self.count > 1:
-                judged = await self._in_parts(question)
+                judged = await self._parts.ask(question, self.served.runner)
             else:
                 told = (await self._told(question)).judged
                 assert told is not None, "no part was asked for"
@@ -185,6 +180,8 @@ class Replicas:
         """
         for turn in range(TRIES):
             last = turn == TRIES - 1
+            if not self._states:
+                raise Unavailable(NONE)
             try:
                 told = await self._within(
                     question, self._cluster.ask(Asked.of(question, self._bundle.digest, part))
@@ -215,71 +212,16 @@ class Replicas:
             raise DeadlineExceeded(LATE) from None
         except asyncio.CancelledError:
             current = asyncio.current_task()
-            if self._closing and current is not None and not current.cancelling():
+            if current is not None and current.cancelling():
+                raise  # whoever asked has left
+            if self._closing:
                 raise Draining(STOPPING) from None
-            raise
-
-    async def _in_parts(self, question: Question) -> Judged:
-        """The verdict of all chains, though several replicas make them.
-
-        Chains have numbers, their noise is a function of seed and number, and the answer is that of the
-        first number of chains that decides: so it is the same as of one engine, but for the last digits
-        in which sums of other batches differ.
-        """
-        options, setting = question.options, self._bundle.settings[question.options.setting]
-        if options.seed is None:
-            options = dataclasses.replace(options, seed=noise.secret_seed())
-            question = dataclasses.replace(question, options=options)
-        pieces, cap = [], setting.most_chains
-        if setting.delta is not None and cap > FIRST:
-            pieces.append(await self._piece(question, Part(0, FIRST, True)))
-        if not pieces or not (pieces[0].decided or pieces[0].late):
-            pieces += await self._rest(question, FIRST if pieces else 0, cap)
-        answer = await asyncio.to_thread(self._merged, question, pieces)
-        body, counted = judging.told(
-            self._bundle, answer, pieces[0].raw, question.image, options, runner=self.served.runner
-        )
-        return Judged(body, {"anomaly": pieces[0].looked} | answer.seconds, counted)
-
-    async def _rest(self, question: Question, first: int, cap: int) -> list[Piece]:
-        """Chains `first` to `cap`, as many of them from each replica."""
-        shares, left = [], self.count
-        while first < cap:
-            share = -(-(cap - first) // max(1, left))
-            shares.append(Part(first, first + share, False))
-            first, left = first + share, left - 1
-        tasks = [asyncio.create_task(self._piece(question, part)) for part in shares]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            raise Gone("given up") from None
 
     async def _piece(self, question: Question, part: Part) -> Piece:
         piece = (await self._told(question, part)).piece
         assert piece is not None, "a part was asked for"
         return piece
-
-    def _merged(self, question: Question, pieces: Sequence[Piece]) -> Answer:
-        """One answer of pieces whose chains follow each other; their purified images stay where they are."""
-        setting = self._bundle.settings[question.options.setting]
-        outputs, steps = torch.cat([one.outputs for one in pieces]), torch.cat([one.steps for one in pieces])
-        late, count, rule = any(one.late for one in pieces), len(outputs), rule_of(setting)
-        if setting.delta is not None and not late:
-            known = len(pieces[0].outputs) if len(pieces) > 1 else 0  # so many did not decide
-            settled = (n for n in range(known + 1, count + 1) if stopping.decide(outputs[:n], rule).decided)
-            count = next(settled, count)
-        decision = stopping.decide(outputs[:count], rule)
-        job = judging.job_of(
-            self._bundle, question.id, question.image, question.options, pieces[0].raw, question.deadline
-        )
-        result = Defended(outputs[None, :count], torch.empty(0), steps[None, :count], setting.average)
-        capped = setting.delta is not None and not decision.decided and not late
-        seconds = {stage: sum(one.seconds[stage] for one in pieces) for stage in ("purify", "classify")} | {
-            "queue": max(one.seconds["queue"] for one in pieces)
-        }
-        return Answer(job, result, decision, late, capped, sum(one.redrawn for one in pieces), seconds)
 
     # --- looking at the replicas ---------------------------------------------------------------
 
@@ -296,11 +238,19 @@ class Replicas:
 
     async def _look(self) -> None:
         found = await self._cluster.look()
-        self._seen = time.monotonic()
+        self._seen = now = time.monotonic()
         # Those of another bundle are of what was deployed before, or after.
         ours = self._bundle.digest
         fresh = [state for age, state in found if age <= STALE and state["served"]["digest"] == ours]
-        if fresh and self._served is None:
-            self._served = served_of(fresh[0]["served"])
-            judging.name(self._bundle, self._served.runner, self._metrics)
+        if fresh:
+            self._full = now
+            if self._served is None:
+                self._served = served_of(fresh[0]["served"])
+                judging.name(self._bundle, self._served.runner, self._metrics)
+        elif not found and now - self._full <= STALE:
+            return  # a board that has just begun: replicas will say it again
         self._states = fresh
+        if not fresh and now - self._full > 2 * STALE:
+            # Nobody works on these, and a cluster may let them wait for a replica without an end.
+            for task in self._under_way:
+                task.cancel()

@@ -24,11 +24,13 @@ from metastable.engine.engine import EngineLimits
 from metastable.engine.runners.torch_runner import TorchRunner
 from metastable.errors import DeadlineExceeded, Draining, MetastableError, Overloaded, Unavailable
 from metastable.images import DecodedImage
+from metastable.serving.backends import parts
 from metastable.serving.backends import replicas as module
 from metastable.serving.backends.base import Question
 from metastable.serving.backends.local import Local
 from metastable.serving.backends.replica import Asked, Replica, Told
 from metastable.serving.backends.replicas import Gone, Replicas
+from metastable.serving.control import refusal
 from metastable.serving.metrics import Metrics
 from metastable.serving.options import RequestOptions
 
@@ -40,6 +42,7 @@ settings:
   fast: {dynamics: langevin, network: score, chains: 3, steps: 2, tau: 0.01}
   many: {dynamics: langevin, network: score, chains: 70, steps: 2, tau: 0.05}
   early: {dynamics: langevin, network: score, chains: 90, steps: 2, tau: 0.05, delta: 0.01}
+  flag: {dynamics: noise, chains: 70, steps: 1, sigma: 0.1, sigma_unflagged: 0.02}
 """
 ids = itertools.count()
 pytestmark = pytest.mark.anyio
@@ -60,13 +63,16 @@ class Played:
 
     def __init__(self, replicas: Sequence[Replica]) -> None:
         self.replicas, self.asked = list(replicas), list[Asked]()
-        self.failing: list[Exception] = []  # raised in place of the next answers
+        self.failing: list[BaseException | Told] = []  # in place of the next answers
         self._turn = itertools.cycle(range(len(self.replicas)))
 
     async def ask(self, asked: Asked) -> Told:
         self.asked.append(asked)
         if self.failing:
-            raise self.failing.pop(0)
+            instead = self.failing.pop(0)
+            if isinstance(instead, Told):
+                return instead
+            raise instead
         sent: Asked = pickle.loads(pickle.dumps(asked))
         told: Told = pickle.loads(pickle.dumps(await self.replicas[next(self._turn)].ask(sent)))
         return told
@@ -129,8 +135,8 @@ async def test_the_verdict_is_that_of_one_engine(served: Bundle, setting: str) -
             assert near(judged.body, await of_one_engine(served, asked))
             assert judged.counted is None
             assert {"anomaly", "queue", "purify", "classify"} <= set(judged.seconds)
-    parts = [one.part for one in cluster.asked]
-    assert all(part is None for part in parts) == (setting in ("none", "fast"))
+    made = [one.part for one in cluster.asked]
+    assert all(part is None for part in made) == (setting in ("none", "fast"))
 
 
 async def test_many_chains_are_shared_and_each_is_made_once(served: Bundle) -> None:
@@ -149,9 +155,90 @@ async def test_what_is_decided_early_is_not_shared(served: Bundle) -> None:
         first = cluster.asked[0].part
         assert first is not None
         assert (first.first, first.decides) == (0, True)
-        assert (len(cluster.asked) > 1) == (
-            judged.body["chains"] > module.FIRST or not judged.body["decided"]
-        )
+        assert (len(cluster.asked) > 1) == (judged.body["chains"] > parts.FIRST or not judged.body["decided"])
+
+
+async def test_one_replica_judges_the_flag_for_all(served: Bundle) -> None:
+    async with running(served, 3) as (backend, cluster):
+        for level in (0.1, 0.6):
+            cluster.asked.clear()
+            asked = question("flag", level=level)
+            judged = await backend.ask(asked, await backend.admit("flag"))
+            assert near(judged.body, await of_one_engine(served, asked))
+            first, *others = (one.part for one in cluster.asked)
+            assert first is not None
+            assert first.raw is None
+            assert others
+            assert all(part is not None and part.raw is not None for part in others)
+
+
+async def test_a_part_that_comes_too_late_leaves_the_answer_of_the_others(served: Bundle) -> None:
+    async with running(served, 3) as (backend, cluster):
+        late = Told(refused=refusal(DeadlineExceeded("too late")))
+        cluster.failing = [late]
+        judged = await backend.ask(question("many"), await backend.admit("many"))
+        assert 40 < judged.body["chains"] < 70
+        assert judged.body["late"]
+        cluster.failing = [late] * 3
+        with pytest.raises(DeadlineExceeded):
+            await backend.ask(question("many"), await backend.admit("many"))
+
+
+async def test_a_part_that_is_refused_waits_for_room(served: Bundle) -> None:
+    async with running(served, 3) as (backend, cluster):
+        asked = question("many")
+        cluster.failing = [Told(refused=refusal(Overloaded("full", retry_after=0.05)))] * 4
+        judged = await backend.ask(asked, await backend.admit("many"))
+        assert near(judged.body, await of_one_engine(served, asked))
+        cluster.failing = [Told(refused=refusal(Overloaded("full", retry_after=0.01)))] * 99
+        with pytest.raises(Overloaded):
+            await backend.ask(asked, await backend.admit("many"))
+
+
+async def test_who_waits_for_replicas_that_are_all_gone_is_told(
+    served: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STALE", module.LOOK)
+    async with running(served) as (backend, cluster):
+
+        async def forever(asked: Asked) -> Told:
+            await asyncio.sleep(3600)
+            raise AssertionError
+
+        async def gone() -> list[tuple[float, dict[str, Any]]]:
+            return []
+
+        monkeypatch.setattr(cluster, "ask", forever)
+        asking = asyncio.create_task(backend.ask(question("fast"), await backend.admit("fast")))
+        await asyncio.sleep(0)
+        monkeypatch.setattr(cluster, "look", gone)
+        with pytest.raises(Unavailable) as refused:
+            await asking
+        assert refused.value.retry_after
+
+
+async def test_what_the_cluster_gives_up_is_asked_again(served: Bundle) -> None:
+    async with running(served) as (backend, cluster):
+        cluster.failing = [asyncio.CancelledError()]
+        judged = await backend.ask(question("fast"), await backend.admit("fast"))
+        assert judged.body["chains"] == 3
+
+
+async def test_a_board_that_has_just_begun_is_not_believed(
+    served: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(served) as (backend, cluster):
+        look = cluster.look
+
+        async def empty() -> list[tuple[float, dict[str, Any]]]:
+            return []
+
+        monkeypatch.setattr(cluster, "look", empty)
+        await asyncio.sleep(3 * module.LOOK)
+        assert backend.ready
+        monkeypatch.setattr(cluster, "look", look)
+        await asyncio.sleep(2 * module.LOOK)
+        assert backend.count == 2
 
 
 async def test_parts_of_a_secret_seed_have_one_seed(served: Bundle) -> None:
