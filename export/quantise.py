@@ -34,6 +34,7 @@ from metastable.bundle import Bundle
 from metastable.defense import begin, purify
 from metastable.engine.precision import AHEAD
 from metastable.engine.runners.exported import CLASSIFIER
+from metastable.networks.denoising_energy import DenoisingEnergy
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.onnx_classifier import OnnxClassifier
 from metastable.pixels import CPU_PIXELS, at_most
@@ -58,6 +59,10 @@ def build(bundle: Bundle, images: Tensor) -> dict[str, bytes]:
         network = bundle.networks.get(name)
         if isinstance(network, EnergyNetwork):
             module = SubpixelScore(network)
+        if isinstance(network, DenoisingEnergy):
+            # Its score is a gradient of hundreds to a pixel, whose small parts decide where chains go.
+            made[name] = graphs.export(module, bundle.shape, graphs.output(name))
+            continue
         with torch.inference_mode(False):
             made[name] = quantise(graphs.export(module, bundle.shape, graphs.output(name)), seen[name])
     if isinstance(bundle.classifier, OnnxClassifier):

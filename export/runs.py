@@ -80,6 +80,10 @@ def _architecture(part: str, config: dict[str, Any], run: Path) -> tuple[str, di
     many = {} if len(row.classes) == 10 else {"classes": len(row.classes)}
     if part == "autoencoder":
         return "Autoencoder", {"channels": channels, "variance": config["variance"]}
+    if part == "energy" and "sigma" in config:  # a run of `train energy-denoising`
+        two = [int(w) for w in config["widths"].split(",")]
+        given = {"widths": two, "blocks": config["blocks"], "sigma": config["sigma"]}
+        return "DenoisingEnergy", {"channels": channels, **given}
     if part in ("energy", "short_run"):
         arguments = {"channels": channels, "size": size, "features": config["features"]}
         for name, default in (("activation", "leaky"), ("wall", 0.0)):

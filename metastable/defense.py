@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metastable import noise
 from metastable.dynamics import ScoreFunction
-from metastable.dynamics.base import Adaptation, Dynamics, columns
+from metastable.dynamics.base import Adaptation, Dynamics, Row, columns
 from metastable.dynamics.gaussian import inject
 from metastable.pixels import at_most, most_pixels
 from metastable.settings import Average, Setting
@@ -103,7 +103,7 @@ def walk(
     if kind is None:
         return x, torch.zeros(len(x), dtype=torch.int64)
     draws, drawn = kind.draws, noise.stream(keys, tuple(x.shape[1:]), x.device)
-    given = [column.to(x.device) for column in columns([dynamics.row(flag) for flag in flagged], x.dtype)]
+    given, last = _columns(x, dynamics.row, flagged), _columns(x, dynamics.last, flagged)
     made = torch.zeros(len(x), device=x.device)
     kept = x
     for t in range(first, first + (dynamics.steps if steps is None else steps)):
@@ -111,11 +111,19 @@ def walk(
         def normal(draw: int, t: int = t) -> Tensor:
             return drawn(t * draws + draw).to(kept)
 
-        x, moved = kind.step(x, score, given, normal, Adaptation(hold=hold))
+        here = last if last is not None and t == dynamics.steps - 1 else given
+        assert here is not None, "every dynamics has a row"
+        x, moved = kind.step(x, score, here, normal, Adaptation(hold=hold))
         made += moved.detach()
         if kind.stops and not moved.any():
             break
     return x, made.long().cpu()
+
+
+def _columns(x: Tensor, row: Callable[[bool], Row | None], flagged: Sequence[bool]) -> list[Tensor] | None:
+    """The parameters of chains x with these flags, each [B]; None where there are none."""
+    rows = [one for flag in flagged if (one := row(flag)) is not None]
+    return [column.to(x.device) for column in columns(rows, x.dtype)] if rows else None
 
 
 def purify(

@@ -55,6 +55,20 @@ def test_chains_and_seeds_differ(tiny: Bundle) -> None:
     assert not torch.allclose(outputs[0, 0], outputs[0, 1], atol=1e-4)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_last_step_of_langevin_takes_the_noise_off(tiny: Bundle, steps: int) -> None:
+    setting = Setting.of("d", "langevin", network="energy", steps=steps, tau=0.02, denoise=0.05)
+    key, score = (7, 0), tiny.scores["energy"]
+    x = IMAGES[:1]
+    for t in range(steps - 1):
+        z = noise.normal([key], t, (3, 32, 32), x.device)
+        x = x + 0.5 * 0.02**2 * score(x) + 0.02 * z
+    wanted = x + 0.05**2 * score(x)
+    found, made = purify(IMAGES[:1], [key], setting, score, torch.tensor([False]))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert made.tolist() == [steps]
+
+
 @pytest.mark.slow
 def test_the_mean_is_over_chains_of_logits_or_of_softmax(tiny: Bundle) -> None:
     logits = run(tiny, "fast", [0])

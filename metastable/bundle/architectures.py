@@ -20,6 +20,7 @@ from metastable.networks.autoencoder import Autoencoder
 from metastable.networks.classifier import ACTIVATIONS, WhitenedNet, WideResNet
 from metastable.networks.cnn import Cnn
 from metastable.networks.compact import CompactResNet
+from metastable.networks.denoising_energy import DenoisingEnergy
 from metastable.networks.energy import ACTIVATIONS as ENERGY_ACTIVATIONS
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.score import ScoreNetwork
@@ -34,6 +35,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     "CompactResNet": CompactResNet,
     "Cnn": Cnn,
     "EnergyNetwork": EnergyNetwork,
+    "DenoisingEnergy": DenoisingEnergy,
     "ScoreNetwork": ScoreNetwork,
     "UnshuffledUNet": UnshuffledUNet,
     "Autoencoder": Autoencoder,
@@ -46,9 +48,15 @@ def _from(low: int, high: int) -> _Check:
     return lambda value, where: checks.whole(value, where, low, high)
 
 
-def _three_widths(value: Any, where: str) -> list[int]:
-    widths = checks.listing(value, where, 3, 3)
-    return [checks.whole(width, where, 1, 4096) for width in widths]
+def _widths(count: int) -> _Check:
+    def check(value: Any, where: str) -> list[int]:
+        widths = checks.listing(value, where, count, count)
+        return [checks.whole(width, where, 1, 4096) for width in widths]
+
+    return check
+
+
+_three_widths = _widths(3)
 
 
 def _one_of(names: Collection[str]) -> _Check:
@@ -78,6 +86,12 @@ ARGUMENTS: dict[str, dict[str, _Check]] = {
         "features": _from(1, 512),
         "activation": _one_of(ENERGY_ACTIVATIONS),
         "wall": lambda value, where: checks.real(value, where, 0.0, 1.0),
+    },
+    "DenoisingEnergy": {
+        "channels": _CHANNELS,
+        "widths": _widths(2),
+        "blocks": _from(1, 16),
+        "sigma": lambda value, where: checks.real(value, where, 1e-3, 1.0),
     },
     "ScoreNetwork": {"channels": _CHANNELS, "widths": _three_widths, "blocks": _from(1, 16)},
     "UnshuffledUNet": {"widths": _three_widths, "blocks": _from(1, 16)},

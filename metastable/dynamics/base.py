@@ -145,6 +145,10 @@ class Dynamics(ABC):
     def row(self, flagged: bool) -> Row:
         """The parameters of a chain of an image with this anomaly flag."""
 
+    def last(self, flagged: bool) -> Row | None:
+        """The parameters of a chain's last step, where they are others; None where they are not."""
+        return None
+
     def injects(self, flagged: bool) -> float | None:
         """Standard deviation of the noise that is added before the first step; None adds none."""
         return None

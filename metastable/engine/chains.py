@@ -107,14 +107,15 @@ class Chains:
         size, rows = len(slots), torch.tensor(slots)
         owners = [self._owned(slot) for slot in slots]
         made, wanted = self._steps.index_select(0, rows), torch.tensor([o.steps for o in owners])
-        left = int((wanted - made).min())
+        turns = torch.tensor([o.turn for o in owners])
+        left = int((torch.where(made < turns, turns, wanted) - made).min())
         steps = max(1, min(left, int(budget / self._costs.seconds(kind, size))))
         there = rows.to(self._x.device)
         batch = Batch(
             self._x.index_select(0, there),
             [self._key[slot] for slot in slots],
             made.tolist(),
-            [o.parameters for o in owners],
+            [o.parameters(step) for o, step in zip(owners, made.tolist(), strict=True)],
             self._packed.index_select(1, there),
             self._held[kind].index_select(1, there),
         )
@@ -126,6 +127,11 @@ class Chains:
         self._x.index_copy_(0, there, x)
         self._steps.index_add_(0, rows, moved)
         self._packed[STEP].index_add_(0, there, moved.to(there.device))
+        turned: dict[int, list[int]] = {}
+        for row in ((made + moved == turns) & (turns < wanted)).nonzero().flatten().tolist():
+            turned.setdefault(id(owners[row]), []).append(row)
+        for one in turned.values():
+            self._hold(owners[one[0]], [slots[row] for row in one], owners[one[0]].turn)
         for owner, count in Counter(owners).items():
             owner.charge("purify", spent * count / size)
             if (timeline := owner.job.timeline) is not None:
@@ -178,10 +184,16 @@ class Chains:
         if (kind := active.kind) is not None:
             if kind not in self._held:
                 self._held[kind] = torch.zeros(len(kind.probe), len(self._owner), device=device)
-            self._held[kind][:, slots] = torch.tensor(active.parameters, device=device)[:, None]
+            self._hold(active, slots, 0)
         x = active.job.image.to(device).expand(len(slots), *self._shape)
         x = begin(x, keys, active.job.setting.dynamics, [active.job.flagged] * len(slots))
         self._x[slots] = x
+
+    def _hold(self, active: ActiveJob, slots: list[int], step: int) -> None:
+        """Put the parameters of a request's chains that have made so many steps beside their states."""
+        assert active.kind is not None, "chains that go nowhere have no parameters"
+        row = torch.tensor(active.parameters(step), device=self._x.device)
+        self._held[active.kind][:, slots] = row[:, None]
 
     def _owned(self, slot: int) -> ActiveJob:
         owner = self._owner[slot]

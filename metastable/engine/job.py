@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metastable.defense import Defended, as_averaged
+from metastable.dynamics.base import Row
 from metastable.engine.admission import Permit
 from metastable.engine.timeline import Timeline
 from metastable.errors import MetastableError
@@ -115,8 +116,13 @@ class ActiveJob:
     def __init__(self, job: Job, order: int, arrived: float, permit: Permit, goal: int) -> None:
         self.job, self.order, self.arrived, self.permit, self.goal = job, order, arrived, permit, goal
         dynamics = job.setting.dynamics
-        self.kind, self.parameters = dynamics.kind, dynamics.row(job.flagged)
+        self.kind, self._row, self._last = (
+            dynamics.kind,
+            dynamics.row(job.flagged),
+            dynamics.last(job.flagged),
+        )
         self.steps, self.cap = dynamics.steps, job.setting.most_chains
+        self.turn = self.steps if self._last is None else self.steps - 1
         self.begun = 0
         self.slots: list[int] = []
         self.finished: dict[int, Finished] = {}
@@ -124,6 +130,10 @@ class ActiveJob:
         self.judged = 0
         self.redrawn = 0
         self.seconds = {"queue": 0.0, "purify": 0.0, "classify": 0.0}
+
+    def parameters(self, step: int) -> Row:
+        """Of a chain that has made so many steps; they change at `turn`, and nowhere else."""
+        return self._row if self._last is None or step < self.turn else self._last
 
     @property
     def wanting(self) -> int:

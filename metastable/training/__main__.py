@@ -37,6 +37,11 @@ TRAINERS: dict[str, tuple[type, Any, str]] = {
         score.train_energy,
         "the energy network by denoising score matching",
     ),
+    "energy-denoising": (
+        score.DenoisingEnergyConfig,
+        score.train_denoising_energy,
+        "an energy that denoises by construction, by score matching at one noise level",
+    ),
     "energy-ml": (energy.EnergyMlConfig, energy.train_energy_ml, "the energy network by maximum likelihood"),
     "energy-device": (DeviceConfig, energy_device.train, "the same, everything on one device"),
     "malade": (malade.MaladeConfig, malade.train, "MALADE's supervised denoising autoencoder"),

@@ -6,7 +6,9 @@ Loss (Vincent 2011; Song and Ermon 2019, with their weights sigma^2 a level):
 
 with sigma log-uniform in [sigma_min, sigma_max] instead of a list of levels.  A ScoreNetwork
 returns sigma^2 times the score, so there the loss is |s(x + sigma n) + sigma n|^2 / (sigma^2 D).
-An EnergyNetwork's score is -grad U in closed form, so one backward pass trains it too.
+An EnergyNetwork's score is -grad U in closed form, so one backward pass trains it too, and so is that of a
+DenoisingEnergy.  The latter is meant for one noise level, sigma: its loss is that of a score network for
+sigma^2 times its score, with noise around sigma, so chains find back from both sides.
 """
 
 from __future__ import annotations
@@ -17,10 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from metastable import datasets
+from metastable.errors import DataError
 from metastable.networks import channels_last
+from metastable.networks.denoising_energy import DenoisingEnergy
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.score import ScoreNetwork
 from metastable.training.loop import descend
@@ -98,6 +104,55 @@ class EnergyDsmConfig:
     bf16: bool = False
 
 
+@dataclass(frozen=True)
+class DenoisingEnergyConfig:
+    """Noise levels are in [0, 1] image units.
+
+    Attributes:
+        dataset: a name of metastable.datasets.
+        widths: of the two levels of the DenoisingEnergy, two numbers separated by a comma.
+        blocks: residual blocks a level.
+        sigma: noise of the images whose density is meant.
+        spread: training noise is log-uniform between sigma / spread and sigma * spread.
+        warm: updates in which the residual alone learns to denoise, at a third of the price: at zero it
+            has no gradient as an energy.
+        updates: number of updates in all.
+        batch: images an update.
+        lr: peak learning rate.
+        warmup: updates until the peak.
+        ema: decay of the average of weights.
+        seed: of weights, batches and noise.
+        bf16: convolutions in bfloat16.
+        start: weights.safetensors of another such run to begin with, or nothing; then `warm` should be 0.
+    """
+
+    dataset: str = "cifar10"
+    widths: str = "48,96"
+    blocks: int = 1
+    sigma: float = 0.08
+    spread: float = 1.5
+    warm: int = 3_000
+    updates: int = 12_000
+    batch: int = 64
+    lr: float = 2e-3
+    warmup: int = 300
+    ema: float = 0.999
+    seed: int = 0
+    bf16: bool = False
+    start: str = ""
+
+    @property
+    def sigma_min(self) -> float:
+        return self.sigma / self.spread
+
+    @property
+    def sigma_max(self) -> float:
+        return self.sigma * self.spread
+
+
+Config = ScoreConfig | EnergyDsmConfig | DenoisingEnergyConfig
+
+
 def score_network(config: ScoreConfig, channels: int) -> ScoreNetwork:
     a, b, c = (int(w) for w in config.widths.split(","))
     return ScoreNetwork(channels, (a, b, c), config.blocks)
@@ -106,8 +161,16 @@ def score_network(config: ScoreConfig, channels: int) -> ScoreNetwork:
 def dsm_loss(network: nn.Module, noisy: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """Per-image loss [B], 1 for a network that returns zero; noise is n, sigma [B, 1, 1, 1]."""
     s = network.score(noisy).float()  # type: ignore[operator]
+    if isinstance(network, DenoisingEnergy):
+        s = network.sigma**2 * s
     error = s * sigma + noise if isinstance(network, EnergyNetwork) else s / sigma + noise
     loss: Tensor = error.square().mean(dim=(1, 2, 3))
+    return loss
+
+
+def residual_loss(network: nn.Module, noisy: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """Per-image loss [B] of a DenoisingEnergy's residual, which is to be what denoises."""
+    loss: Tensor = (network.residual(noisy) / sigma + noise).square().mean(dim=(1, 2, 3))  # type: ignore[operator]
     return loss
 
 
@@ -130,8 +193,29 @@ def train_energy(
     return _train(EnergyNetwork(shape[0], size, config.features), config, data, out, device)
 
 
+def train_denoising_energy(
+    config: DenoisingEnergyConfig, data: datasets.Source, out: Path, device: str = "auto"
+) -> dict[str, Any]:
+    """Train a DenoisingEnergy; returns metrics as `train_score` does."""
+    channels, _, _ = datasets.of(config.dataset, data).shape
+    torch.manual_seed(config.seed)
+    a, b = (int(width) for width in config.widths.split(","))
+    network = DenoisingEnergy(channels, (a, b), config.blocks, config.sigma)
+    if config.start:
+        _begin(network, Path(config.start))
+    return _train(network, config, data, out, device)
+
+
+def _begin(network: nn.Module, weights: Path) -> None:
+    """Load weights, in half precision too; DataError for a file that has none for this network."""
+    try:
+        network.load_state_dict({name: one.float() for name, one in load_file(weights).items()})
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise DataError(f"{weights} holds no weights of such a network: {error}") from None
+
+
 def _train(
-    network: nn.Module, config: ScoreConfig | EnergyDsmConfig, data: datasets.Source, out: Path, device: str
+    network: nn.Module, config: Config, data: datasets.Source, out: Path, device: str
 ) -> dict[str, Any]:
     run, dev = Run(out, config), device_of(device)
     train_set = datasets.load(config.dataset, data, "train")
@@ -144,7 +228,10 @@ def _train(
     def loss_of(step: int) -> Tensor:
         noisy, noise, sigma = _batch(train_set.images, config, step, mirrored)
         with torch.autocast(dev.type, torch.bfloat16, enabled=config.bf16):
-            return dsm_loss(network, noisy.to(dev), noise.to(dev), sigma.to(dev)).mean()
+            given = noisy.to(dev), noise.to(dev), sigma.to(dev)
+            if isinstance(config, DenoisingEnergyConfig) and step < config.warm:
+                return residual_loss(network, *given).mean()
+            return dsm_loss(network, *given).mean()
 
     descend(
         learner,
@@ -166,9 +253,7 @@ def _train(
     )
 
 
-def _batch(
-    images: Tensor, config: ScoreConfig | EnergyDsmConfig, step: int, mirrored: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _batch(images: Tensor, config: Config, step: int, mirrored: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The batch of one update, a function of seed and step alone, so a resumed run goes on the same."""
     rng = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     pick = torch.randint(0, len(images), (config.batch,), generator=rng)
@@ -203,6 +288,8 @@ def denoising_error(network: nn.Module, clean: Tensor, batch: int = 250) -> dict
             step = network.score(noisy)  # type: ignore[operator]
             if isinstance(network, EnergyNetwork):
                 step = sigma**2 * step
+            if isinstance(network, DenoisingEnergy):
+                step = network.sigma**2 * step
             total += float((noisy + step - x.to(device)).square().mean(dim=(1, 2, 3)).sum())
         result[f"{sigma:g}"] = round(math.sqrt(total / len(clean)), 5)
     return result

@@ -134,7 +134,7 @@ WHOLE: dict[str, dict[str, str]] = {
         "step_bounds": "[0.1, 1]",
         "stop": "0.1",
     },
-    "langevin": {"network": "score", "steps": "1", "tau": "0.1", "eta": "1"},
+    "langevin": {"network": "score", "steps": "1", "tau": "0.1", "eta": "1", "denoise": "0.1"},
     "malade": {"network": "score", "steps": "1", "alpha": "0.1", "kick": "0.1"},
     "reconstruction": {"steps": "1", "walk": "2", "iterations": "2", "rate": "0.1", "tau": "0.1", "eta": "1"},
     "squeeze": {"way": "jpeg", "level": "75", "steps": "1"},

@@ -18,7 +18,7 @@ from metastable.engine.chains import Chains
 from metastable.engine.costs import Costs
 from metastable.engine.job import ActiveJob
 from metastable.engine.runners import Abilities, Batch
-from tests.engine.worlds import ADP, LONG, SHAPE, SHORT, Clock, Walk, job, permit, run_out, world
+from tests.engine.worlds import ADP, DENOISED, LONG, SHAPE, SHORT, Clock, Walk, job, permit, run_out, world
 
 
 def test_a_batch_has_its_keys_packed_and_no_secret_stays() -> None:
@@ -112,7 +112,7 @@ def test_a_batch_holds_the_parameters_of_its_rows() -> None:
 
     runner.break_on = check
     other = replace(LONG, name="other", dynamics=replace(LONG.dynamics, tau=0.3))
-    for number, setting in enumerate((SHORT, other, LONG, ADP)):
+    for number, setting in enumerate((SHORT, other, LONG, ADP, DENOISED)):
         engine.submit(job(str(number), setting, seed=number))
     run_out(engine)
-    assert len(seen) == 3  # SHORT and LONG have the same
+    assert len(seen) == 4  # SHORT and LONG have the same

@@ -29,6 +29,8 @@ settings:
   none: {dynamics: none}
   noise: {dynamics: noise, chains: 3, steps: 1, sigma: 0.3, sigma_unflagged: 0.03}
   warm: {dynamics: langevin, network: energy, chains: 2, steps: 3, tau: 0.01, eta: 0.5, average: log_softmax}
+  denoised: {dynamics: langevin, network: energy, chains: 2, steps: 4, tau: 0.01, denoise: 0.05}
+  one_step: {dynamics: langevin, network: score, chains: 2, steps: 1, tau: 0.01, denoise: 1.0}
   malade: {dynamics: malade, network: autoencoder, chains: 2, steps: 4, alpha: 0.03, kick: 0.05}
   adp: {dynamics: adp, chains: 2, steps: 2, sigma: 0.2, step_fraction: 0.5}
   jpeg: {dynamics: squeeze, way: jpeg, level: 50}

@@ -27,7 +27,8 @@ SHORT = Setting.of("short", "langevin", network="energy", chains=4, steps=2, tau
 LONG = Setting.of("long", "langevin", network="energy", chains=60, steps=20, tau=0.1)
 ADP = Setting.of("adp", "adp", chains=6, steps=3, sigma=0.3, step_bounds=(0.1, 1.0), stop=0.05)
 NONE = Setting.of("none", "none")
-SETTINGS = (SHORT, LONG, ADP, NONE)
+DENOISED = Setting.of("denoised", "langevin", network="energy", chains=5, steps=4, tau=0.1, denoise=0.3)
+SETTINGS = (SHORT, LONG, ADP, NONE, DENOISED)
 
 
 class Clock:

@@ -12,6 +12,7 @@ from metastable.errors import BundleError
 from metastable.networks.autoencoder import Autoencoder
 from metastable.networks.classifier import WhitenedNet
 from metastable.networks.cnn import Cnn
+from metastable.networks.denoising_energy import DenoisingEnergy
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.score import ScoreNetwork
 from metastable.training.classifier import ClassifierConfig
@@ -19,7 +20,7 @@ from metastable.training.energy import EnergyMlConfig
 from metastable.training.energy_update import DeviceConfig
 from metastable.training.malade import MaladeConfig
 from metastable.training.run import Run
-from metastable.training.score import EnergyDsmConfig, ScoreConfig
+from metastable.training.score import DenoisingEnergyConfig, EnergyDsmConfig, ScoreConfig
 
 SETTINGS = "default: a\ncaps: {chains: 1, steps: 1}\nsettings:\n  a: {dynamics: none}\n"
 
@@ -48,6 +49,19 @@ def test_a_bundle_from_runs_computes_what_was_trained(run_folders: dict[str, Pat
         assert torch.allclose(loaded.classifier(x), network.eval()(x), atol=2e-2)  # float16 storage
     assert loaded.anomaly is None
     assert set(loaded.scores) == {"score", "energy"}
+
+
+def test_an_energy_that_denoises_goes_into_a_bundle(run_folders: dict[str, Path], tmp_path: Path) -> None:
+    network = DenoisingEnergy(widths=(4, 6), sigma=0.1)
+    Run(tmp_path / "by", DenoisingEnergyConfig(widths="4,6", sigma=0.1)).finish(network, {})
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(SETTINGS)
+    runs.build(run_folders | {"energy": tmp_path / "by"}, settings, "cifar10", tmp_path / "bundle")
+    found = bundle.load(tmp_path / "bundle").networks["energy"]
+    assert isinstance(found, DenoisingEnergy)
+    assert found.sigma == 0.1
+    x = torch.rand(4, 3, 32, 32)
+    torch.testing.assert_close(found.score(x), network.score(x), rtol=1e-2, atol=0.5)  # float16 storage
 
 
 def test_a_bundle_of_digits_from_runs(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from export import graphs
 from metastable.bundle import Bundle
+from metastable.networks.denoising_energy import DenoisingEnergy
 from metastable.networks.energy import ACTIVATIONS, Activation, EnergyNetwork
 from metastable.networks.onnx_classifier import OnnxClassifier
 
@@ -64,6 +65,17 @@ def test_odd_sizes_export_too(size: int, activation: Activation) -> None:
     x = torch.rand(size, 1, 28, 28)
     (got,) = session.run(None, {"x": x.numpy()})
     assert torch.allclose(torch.from_numpy(got), network.score(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (30, 29)])
+def test_an_energy_that_denoises_exports_its_score(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    network = DenoisingEnergy(3, (8, 12)).eval()
+    session = ort.InferenceSession(graphs.export(graphs.Scored(network), (3, *size), "score"))
+    for count in (1, 5):
+        x = torch.rand(count, 3, *size)
+        (got,) = session.run(None, {"x": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(got), network.score(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [32, 16])

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from metastable import datasets
+from metastable.errors import DataError
+from metastable.networks.denoising_energy import DenoisingEnergy
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.score import ScoreNetwork
 from metastable.training import score
-from metastable.training.score import EnergyDsmConfig, ScoreConfig
+from metastable.training.score import DenoisingEnergyConfig, EnergyDsmConfig, ScoreConfig
 
 
 @pytest.fixture
@@ -37,7 +39,12 @@ def test_the_loss_is_zero_for_the_exact_score() -> None:
         def score(self, x: torch.Tensor) -> torch.Tensor:
             return -noise / sigma
 
-    for network in (Exact(widths=(4, 4, 4)), ExactEnergy(features=4)):
+    class ExactDenoising(DenoisingEnergy):
+        def score(self, x: torch.Tensor) -> torch.Tensor:
+            return -sigma * noise / self.sigma**2
+
+    denoising = ExactDenoising(widths=(4, 4), sigma=0.3)
+    for network in (Exact(widths=(4, 4, 4)), ExactEnergy(features=4), denoising):
         loss = score.dsm_loss(network, noise, noise, sigma)
         assert loss.shape == (4,)
         assert loss.max() < 1e-9
@@ -67,6 +74,25 @@ def test_an_energy_learns_to_denoise_through_its_gradient(tmp_path: Path) -> Non
     result = score.train_energy(config, tmp_path, tmp_path / "run", "cpu")
     assert result["denoising"]["0.2"] < 0.8 * 0.2
     assert math.isfinite(result["training_minutes"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data")
+def test_an_energy_by_construction_learns_to_denoise_and_goes_on_from_its_weights(tmp_path: Path) -> None:
+    config = DenoisingEnergyConfig(
+        widths="8,8", sigma=0.1, warm=60, updates=120, warmup=5, batch=8, lr=3e-3, ema=0.9
+    )
+    result = score.train_denoising_energy(config, tmp_path, tmp_path / "run", "cpu")
+    assert result["denoising"]["0.1"] < 0.8 * 0.1
+    start = str(tmp_path / "run" / "weights.safetensors")
+    more = dataclasses.replace(config, warm=0, updates=1, lr=1e-9, start=start)
+    again = score.train_denoising_energy(more, tmp_path, tmp_path / "more", "cpu")
+    assert again["denoising"]["0.1"] == pytest.approx(result["denoising"]["0.1"], abs=1e-4)
+    for wrong in (tmp_path / "none", tmp_path / "run" / "config.json"):
+        with pytest.raises(DataError, match="holds no weights of such a network"):
+            score.train_denoising_energy(
+                dataclasses.replace(more, start=str(wrong)), tmp_path, tmp_path / wrong.stem, "cpu"
+            )
 
 
 def test_batches_depend_on_seed_and_step_only() -> None:

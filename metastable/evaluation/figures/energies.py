@@ -22,6 +22,7 @@ from metastable.errors import DataError
 from metastable.evaluation import cli
 from metastable.evaluation.portion import portion
 from metastable.evaluation.stats import auroc
+from metastable.networks.denoising_energy import DenoisingEnergy
 from metastable.networks.energy import EnergyNetwork
 from metastable.networks.onnx_gradient import IMAGES
 
@@ -96,6 +97,6 @@ def run(args: argparse.Namespace) -> cli.Summary:
 
 def energy_network(networks: dict[str, nn.Module], name: str) -> nn.Module:
     """The named network; DataError if it is not there or gives no energies."""
-    if not isinstance(networks.get(name), EnergyNetwork):
+    if not isinstance(networks.get(name), EnergyNetwork | DenoisingEnergy):
         raise DataError(f"the bundle has no energy network {name!r}; it has {sorted(networks)}")
     return networks[name]
