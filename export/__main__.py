@@ -33,6 +33,9 @@ def fill_bundle(parser: argparse.ArgumentParser) -> None:
         without = "; without one the bundle only purifies" if part == "classifier" else ""
         flag = f"--{part.replace('_', '-')}"
         parser.add_argument(flag, type=Path, help=f"run folder of the {part}{without}")
+    parser.add_argument("--base", type=shipped.path, help="a bundle, or its name, whose parts --keep takes")
+    parser.add_argument("--keep", action="append", choices=runs.PARTS, help="a part of the base", default=[])
+    console.idle(parser, "--keep", without="--base", why="whose parts it names")
     parser.add_argument("--settings", type=Path, required=True, help="YAML file of the settings")
     parser.add_argument("--name", default="cifar10", help="of the bundle")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
@@ -41,10 +44,10 @@ def fill_bundle(parser: argparse.ArgumentParser) -> None:
 
 def _bundle(args: argparse.Namespace) -> dict[str, Any]:
     folders = {part: getattr(args, part) for part in runs.PARTS if getattr(args, part)}
-    if not folders:
+    if not folders and not args.keep:
         raise BundleError("a bundle needs a part: give the run folder of a score network, or of another")
-    runs.build(folders, args.settings, args.name, args.out)
-    return {"command": "bundle", "out": str(args.out), "parts": list(folders)}
+    runs.build(folders, args.settings, args.name, args.out, base=args.base, kept=args.keep)
+    return {"command": "bundle", "out": str(args.out), "parts": [*folders, *args.keep]}
 
 
 def fill_mar(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,14 @@ from torch import nn
 
 from metastable import __version__, bundle
 from metastable.bundle import files
+from metastable.bundle import manifest as manifest_module
 from metastable.bundle.architectures import check_arguments
+from metastable.bundle.checks import MANIFEST
+from metastable.bundle.folder import write_stored
+from metastable.bundle.parts import stored_network, stored_part
 from metastable.dynamics.base import NETWORKS
 from metastable.errors import BundleError
+from metastable.images import STRETCH, Fit
 from metastable.training import pieces
 from metastable.training.run import KEPT, seen_by
 
@@ -39,28 +45,59 @@ def network_of(part: str, run: Path) -> tuple[nn.Module, dict[str, Any]]:
     return network, arguments
 
 
-def build(runs: dict[str, Path], settings: Path, name: str, out: Path) -> None:
+def build(
+    runs: dict[str, Path],
+    settings: Path,
+    name: str,
+    out: Path,
+    *,
+    base: Path | None = None,
+    kept: Collection[str] = (),
+) -> None:
     """Write bundle `out` from {part: run folder}.  The anomaly flag is calibrated afterwards.
 
     Without a classifier it purifies colour images of any size.
+
+    Args:
+        base: folder of a bundle, from which the parts `kept` are taken as they are stored there.
+
+    Raises BundleError for a part that the base has not, or that is given twice.
     """
-    networks = {part: network_of(part, run) for part, run in runs.items()}
+    if twice := sorted(set(runs) & set(kept)):
+        raise BundleError(f"{', '.join(twice)}: take it from a run or from the base, not from both")
+    parts = {part: stored_network(*network_of(part, run), half=True) for part, run in runs.items()}
     given = " ".join(f"--{part} {run.name}" for part, run in runs.items())
-    row = seen_by(runs["classifier"]) if "classifier" in runs else None
-    bundle.write(
+    inputs = {part: files.digest(_weights(run)) for part, run in runs.items()}
+    classes, shape, fit = _seen(runs, base if "classifier" in kept else None)
+    if base is not None:
+        parts |= {part: stored_part(base, part) for part in kept}
+        inputs |= {part: files.digest(parts[part].data) for part in kept}
+        given += f" --base {base.name} " + " ".join(f"--keep {part}" for part in kept)
+    write_stored(
         out,
+        parts,
         name=name,
         version=__version__,
-        classes=[] if row is None else list(row.classes),
-        shape=(3,) if row is None else row.shape,
-        networks=networks,
+        classes=classes,
+        shape=shape,
         settings=settings.read_text(encoding="utf-8"),
         anomaly=None,
         provenance=bundle.Provenance(
-            command=f"export bundle {given} --settings {settings.name} --name {name}",
-            inputs={part: files.digest(_weights(run)) for part, run in runs.items()},
+            command=f"bundle build {given.strip()} --settings {settings.name} --name {name}", inputs=inputs
         ),
+        fit=fit,
     )
+
+
+def _seen(runs: dict[str, Path], base: Path | None) -> tuple[list[str], tuple[int, ...], Fit]:
+    """Classes, shape of images, and how pictures become such, of the run of a classifier or of the base."""
+    if base is not None:
+        found = manifest_module.parse(files.read(base, MANIFEST, files.MANIFEST_BYTES))
+        return found.classes, found.shape, found.fit
+    if "classifier" not in runs:
+        return [], (3,), STRETCH
+    row = seen_by(runs["classifier"])
+    return list(row.classes), row.shape, STRETCH
 
 
 def _weights(run: Path) -> bytes:

@@ -8,6 +8,7 @@ import torch
 from export import __main__ as command
 from export import mar, runs
 from metastable import bundle
+from metastable.bundle.parts import stored_part
 from metastable.errors import BundleError
 from metastable.networks.autoencoder import Autoencoder
 from metastable.networks.classifier import WhitenedNet
@@ -62,6 +63,24 @@ def test_an_energy_that_denoises_goes_into_a_bundle(run_folders: dict[str, Path]
     assert found.sigma == 0.1
     x = torch.rand(4, 3, 32, 32)
     torch.testing.assert_close(found.score(x), network.score(x), rtol=1e-2, atol=0.5)  # float16 storage
+
+
+def test_parts_of_another_bundle_are_kept_as_they_are(
+    run_folders: dict[str, Path], tiny_folder: Path, tmp_path: Path
+) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(SETTINGS)
+    out, energy = tmp_path / "bundle", {"energy": run_folders["energy"]}
+    runs.build(energy, settings, "both", out, base=tiny_folder, kept=["classifier", "score"])
+    made, base = bundle.load(out), bundle.load(tiny_folder)
+    assert (made.classes, made.shape, made.fit) == (base.classes, base.shape, base.fit)
+    for part in ("classifier", "score"):
+        assert stored_part(out, part) == stored_part(tiny_folder, part)
+    assert stored_part(out, "energy").data != stored_part(tiny_folder, "energy").data
+    with pytest.raises(BundleError, match="energy: take it from a run or from the base"):
+        runs.build(energy, settings, "both", out, base=tiny_folder, kept=["energy"])
+    with pytest.raises(BundleError, match="no part 'purifier'"):
+        runs.build(energy, settings, "both", out, base=tiny_folder, kept=["purifier"])
 
 
 def test_a_bundle_of_digits_from_runs(tmp_path: Path) -> None:
