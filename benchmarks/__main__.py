@@ -22,6 +22,7 @@ from benchmarks import (
     load,
     overload,
     price,
+    published,
     scaling,
     soak,
     steps,
@@ -320,6 +321,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
     ablation.fill(add("ablation", "what each part of `train harden` is worth", ablation.run))
     engines.fill(add("engines", "the engines behind the door, side by side", engines.run))
+    published.fill(add("published", "Langevin answers beside the published loop", published.run))
     scaling.fill(add("scaling", "replicas for a rate and a latency: predicted, simulated", scaling.run))
 
     one = add(
