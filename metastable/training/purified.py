@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metastable import bundle, datasets
@@ -25,6 +25,7 @@ from metastable.attacks.ball import Ball
 from metastable.bundle import shipped
 from metastable.dynamics import ScoreFunction
 from metastable.dynamics.langevin import langevin
+from metastable.errors import DataError
 from metastable.training import classifier
 from metastable.training.loop import descend
 from metastable.training.run import Ema, Learner, Run, device_of
@@ -42,6 +43,8 @@ class PurifiedConfig:
         images: training images, and copies in the bank; 0 for all.
         steps: Langevin steps K of a purification.
         tau: size of these steps.
+        denoise: noise that a step after them takes off (`metastable.dynamics.langevin`); 0 for none.
+        begin: start from the bundle's classifier, which must be of this network, not from random weights.
         eps: radius of the l_inf ball.
         attack_step: length of a copy's move.
         rejuvenation: chance that a copy in a batch starts again from its image.
@@ -60,6 +63,8 @@ class PurifiedConfig:
     images: int = field(default=10_000, metadata={"option": "n"})  # --images names a folder of pictures
     steps: int = 1
     tau: float = 0.015
+    denoise: float = 0.0
+    begin: bool = False
     eps: float = 0.3
     attack_step: float = 0.05
     rejuvenation: float = 0.01
@@ -74,14 +79,25 @@ class PurifiedConfig:
         """Raises ValueError for settings that no run can have."""
         if not 0 <= self.rejuvenation <= 1 or not 0 < self.eps <= 1 or self.attack_step <= 0:
             raise ValueError("rejuvenation and eps must lie in [0, 1], and attack_step be positive")
-        if self.steps < 1 or self.tau <= 0:
-            raise ValueError("steps must be 1 or more, and tau positive")
+        if self.steps < 1 or self.tau <= 0 or self.denoise < 0:
+            raise ValueError("steps must be 1 or more, tau positive, and denoise not negative")
 
 
 def rejuvenate(attacked: Tensor, clean: Tensor, rate: float, rng: torch.Generator) -> Tensor:
     """The copies [B, C, H, W], each replaced by its image with the chance `rate`."""
     again = torch.rand(len(attacked), generator=rng) < rate
     return torch.where(again.view(-1, 1, 1, 1), clean, attacked)
+
+
+def _begin(network: nn.Module, known: nn.Module, config: PurifiedConfig) -> None:
+    """Give the network the weights of another one; DataError where they do not fit."""
+    try:
+        network.load_state_dict(known.state_dict())
+    except RuntimeError:
+        raise DataError(
+            f"the classifier of {config.bundle} is not of the network {config.network}: name its own with "
+            "--network"
+        ) from None
 
 
 def train(config: PurifiedConfig, data: datasets.Source, out: Path, device: str = "auto") -> dict[str, Any]:
@@ -98,19 +114,22 @@ def train(config: PurifiedConfig, data: datasets.Source, out: Path, device: str 
     torch.manual_seed(config.seed)
     row = datasets.of(config.dataset, data)
     network = classifier.build(config.network, len(row.classes), row.shape).to(dev)
+    if config.begin:
+        _begin(network, bundle.load(shipped.path(config.bundle)).classifier, config)
     bank, ball = datasets.to_float(train_set.images), Ball("linf", config.eps)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.lr)
     learner = Learner(network, optimizer, Ema(network, config.ema), extra={"bank": bank})
 
     def purified(x: Tensor, rng: torch.Generator) -> Tensor:
         with torch.no_grad():
-            return langevin(
+            end = langevin(
                 x.to(dev),
                 score,
                 tau=config.tau,
                 steps=config.steps,
                 noise=lambda t: torch.randn(x.shape, generator=rng).to(dev),
             )
+            return end + config.denoise**2 * score(end) if config.denoise else end
 
     def loss_of(step: int) -> Tensor:
         rng = torch.Generator().manual_seed(config.seed * 1_000_003 + step)

@@ -1,11 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from metastable import bundle, datasets
-from metastable.errors import BundleError
+from metastable.errors import BundleError, DataError
 from metastable.networks.cnn import Cnn
 from metastable.networks.energy import EnergyNetwork
 from metastable.training import purified
@@ -59,6 +60,25 @@ def test_it_learns_while_the_bank_moves_inside_the_ball(tmp_path: Path, folder: 
     )
     after = load_file(tmp_path / "run" / "weights.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("bars")
+def test_it_begins_with_the_bundles_classifier(tmp_path: Path, folder: Path) -> None:
+    few: dict[str, Any] = {
+        "bundle": str(folder),
+        "updates": 1,
+        "batch": 8,
+        "lr": 1e-9,
+        "begin": True,
+        "denoise": 0.1,
+    }
+    purified.train(PurifiedConfig(network="cnn-2-2-4", **few), tmp_path, tmp_path / "run", "cpu")
+    found, wanted = load_file(tmp_path / "run" / "weights.safetensors"), bundle.load(folder).classifier
+    for name, one in wanted.state_dict().items():
+        torch.testing.assert_close(found[name], one, rtol=0, atol=1e-3)
+    with pytest.raises(DataError, match="is not of the network cnn-4-4-8"):
+        purified.train(PurifiedConfig(network="cnn-4-4-8", **few), tmp_path, tmp_path / "other", "cpu")
 
 
 @pytest.mark.usefixtures("bars")
