@@ -80,10 +80,12 @@ def served(cluster: Cluster, folder: Path, bundle: Bundle, **more: Any) -> Itera
     plan = ray_serve.Plan(str(folder), bundle.digest, "torch", **more)
     metrics = Metrics(CollectorRegistry(), settings=bundle.settings.names)
     life = Deployed(plan, bundle, metrics, cluster.address)
-    with before(life.backend, metrics=metrics, around=life) as found:
-        until(lambda: life.backend.count >= plan.least, "replicas")
-        yield found
-    took_away(cluster)  # a door leaves the application where the cluster is not its own
+    try:
+        with before(life.backend, metrics=metrics, around=life) as found:
+            until(lambda: life.backend.count >= plan.least, "replicas")
+            yield found
+    finally:
+        took_away(cluster)  # a door leaves the application where the cluster is not its own
 
 
 def until(true: Any, what: str) -> None:
@@ -157,8 +159,8 @@ class Mortal(ray_serve.Engine):
 
 
 def test_work_that_waits_brings_a_second_replica(cluster: Cluster, tmp_path: Path) -> None:
-    text = "default: slow\ncaps: {chains: 64, steps: 400}\nsettings:\n" + (
-        "  slow: {dynamics: langevin, network: energy, chains: 16, steps: 400, tau: 0.01}\n"
+    text = "default: slow\ncaps: {chains: 64, steps: 100}\nsettings:\n" + (
+        "  slow: {dynamics: langevin, network: energy, chains: 16, steps: 100, tau: 0.01}\n"
     )
     folder = write_tiny(tmp_path / "bundle", settings=text)
     slow = bundles.load(folder)
