@@ -132,7 +132,7 @@ class DenoisingEnergyConfig:
     sigma: float = 0.08
     spread: float = 1.5
     warm: int = 3_000
-    updates: int = 12_000
+    updates: int = 9_000
     batch: int = 64
     lr: float = 2e-3
     warmup: int = 300

@@ -98,25 +98,24 @@ class Parts:
         """Pieces of these parts, beside `made` chains; whether some came too late."""
         tasks = [asyncio.create_task(self._patient(question, part)) for part in shares]
         try:
-            found = await asyncio.gather(*tasks, return_exceptions=True)
+            found = await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         pieces = [one for one in found if isinstance(one, Piece)]
-        errors = [one for one in found if isinstance(one, BaseException)]
-        hard = [error for error in errors if not isinstance(error, DeadlineExceeded)]
-        if hard:
-            raise hard[0]
+        errors = [one for one in found if isinstance(one, DeadlineExceeded)]
         if errors and made + sum(len(one.outputs) for one in pieces) < ENOUGH:
             raise errors[0]
         return pieces, bool(errors) or any(one.late for one in pieces)
 
-    async def _patient(self, question: Question, part: Part) -> Piece:
-        """A part that waits where nobody has room for it now."""
+    async def _patient(self, question: Question, part: Part) -> Piece | DeadlineExceeded:
+        """A part, which waits where nobody has room for it; that it is too late is an answer."""
         for turn in range(WAITS + 1):
             try:
                 return await self._told(question, part)
+            except DeadlineExceeded as late:
+                return late
             except (Overloaded, Draining) as refused:
                 wait = refused.retry_after or 1.0
                 in_time = question.deadline is None or time.monotonic() + wait < question.deadline
