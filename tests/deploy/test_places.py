@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -91,7 +92,8 @@ def test_a_checkout_that_nobody_may_write(
     engine: str, archive: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     # The inner namespace has no privileges, and a user that is not root.
-    read_only = f"mount --bind {REPOSITORY} {REPOSITORY}\nmount -o remount,bind,ro {REPOSITORY}\n"
+    here = shlex.quote(str(REPOSITORY))
+    read_only = f"mount --bind {here} {here}\nmount -o remount,bind,ro {here}\n"
     script = f'{read_only}cd {REPOSITORY}\n! touch new 2> /dev/null\nset -- unshare --user "$@"'
     words = {
         "local": ["--engine", "local", "--bundle", str(tiny_folder)],
@@ -108,7 +110,8 @@ def test_a_disk_that_is_full_for_torchserves_logs(archive: Path, tmp_path: Path)
     run = tmp_path / "run"
     run.mkdir(mode=0o700)
     (run / "lock").touch()
-    small = f"mkdir {run}/logs\nmount -t tmpfs -o size=64k,mode=700 none {run}/logs\n"
+    logs = shlex.quote(f"{run}/logs")
+    small = f"mkdir {logs}\nmount -t tmpfs -o size=64k,mode=700 none {logs}\n"
     with server(small, of_torchserve(archive, run), tmp_path) as (url, process):
         logs = Path(f"/proc/{process.pid}/root/{run}/logs")
         with (logs / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
