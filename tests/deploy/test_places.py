@@ -94,7 +94,7 @@ def test_a_checkout_that_nobody_may_write(
     # The inner namespace has no privileges, and a user that is not root.
     here = shlex.quote(str(REPOSITORY))
     read_only = f"mount --bind {here} {here}\nmount -o remount,bind,ro {here}\n"
-    script = f'{read_only}cd {REPOSITORY}\n! touch new 2> /dev/null\nset -- unshare --user "$@"'
+    script = f'{read_only}cd {here}\n! touch new 2> /dev/null\nset -- unshare --user "$@"'
     words = {
         "local": ["--engine", "local", "--bundle", str(tiny_folder)],
         "torchserve": of_torchserve(archive, tmp_path / "a run folder"),
@@ -110,8 +110,8 @@ def test_a_disk_that_is_full_for_torchserves_logs(archive: Path, tmp_path: Path)
     run = tmp_path / "run"
     run.mkdir(mode=0o700)
     (run / "lock").touch()
-    logs = shlex.quote(f"{run}/logs")
-    small = f"mkdir {logs}\nmount -t tmpfs -o size=64k,mode=700 none {logs}\n"
+    inside = shlex.quote(f"{run}/logs")
+    small = f"mkdir {inside}\nmount -t tmpfs -o size=64k,mode=700 none {inside}\n"
     with server(small, of_torchserve(archive, run), tmp_path) as (url, process):
         logs = Path(f"/proc/{process.pid}/root/{run}/logs")
         with (logs / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
